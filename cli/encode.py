@@ -69,5 +69,6 @@ def encode(
     if as_json:
         print_json(report.to_dict())
         return
-    say(f"{counted(report.added, 'image')} encoded into {out_file} by {loaded.short_name}, {loaded.transform.summary}")
+    seen_as = f"{loaded.transform.summary}, {report.precision}"
+    say(f"{counted(report.added, 'image')} encoded into {out_file} by {loaded.short_name}, {seen_as}")
     report_skipped(report.skipped)

@@ -13,6 +13,7 @@ import typer
 
 from ..errors import InputError
 from ..files import write_text
+from ..remarks import remark
 from .command import refuse_unused
 from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, say
 from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Weights
@@ -92,11 +93,15 @@ def localize(
     from ..images import list_images
     from ..images.boxes.formats import read_boxes, read_synsets
     from ..images.boxes.joined import boxed_images
+    from ..images.listing import quiet_listing
     from ..images.masks import MaskFolder
     from ..retrieval import References, localise, read_classifier
 
     synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
-    listing = list_images(images, labels=labels if synsets is None else None)
+    is_cut = Path(images).exists() and boxes.samefile(images)  # the boxes in a table of images are those asked for
+    listing = quiet_listing(images, labels if synsets is None else None, needs_no_cut=is_cut)
+    for sentence in listing.remarks:
+        remark(sentence)
     known_classes = None if synsets is None else read_synsets(synsets)
     boxed = boxed_images(listing, read_boxes(boxes, split=split), labels=known_classes)
     reader = None if masks is None else _mask_reader(masks, boxed)

@@ -111,7 +111,6 @@ def _set_pixel_limit(pixels: int | None) -> None:
 
 
 def _pixel_option() -> Any:
-    """The option as Typer makes it of a function."""
     app = typer.Typer(add_completion=False)
 
     @app.command()

@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,12 +91,13 @@ def serve(
         missing = f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
         raise MissingExtraError(missing) from error
     given = _given_token(token_file, TOKEN_VARIABLE) if writable else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     settings = Settings(
         gallery=gallery,
         encoder=encoder,
         root=root,
         device=device,
-        threads=threads or _cores(),
+        threads=threads or cores,
         max_batch=max_batch,
         window_ms=window_ms,
         concurrency=concurrency,
@@ -157,7 +158,10 @@ def _introduce(service: Service, url: str, host: str) -> None:
             "no images are shown: this gallery does not come from you on this machine, and could name any file here as "
             f"an image; if its images lie where others may look, name that folder (--root {manifest.root})"
         )
-    if not _is_loopback(host):
+    is_local = host == "localhost"
+    with suppress(ValueError):
+        is_local = ipaddress.ip_address(host).is_loopback
+    if not is_local:
         has_token = service.settings.read_token is not None
         whoever = "whoever has the read token and reaches" if has_token else "whoever reaches"
         remedy = "" if has_token else "; --read-token-file FILE asks for a token"
@@ -175,17 +179,3 @@ def _given_token(file: Path | None, variable: str) -> str | None:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: expected a file with the token ({error})") from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -32,11 +32,11 @@ class Listing:
             folders are those of splits; else empty.
     """
 
-    def __init__(self, source: Source, labels: _Labels, *, strict: bool = False, has_vectors: bool = False) -> None:
+    def __init__(self, source: Source, labels: _Labels, *, strict: bool = False, needs_no_cut: bool = False) -> None:
         self._source = source
         self._labels = labels
         self._strict = strict
-        self._has_vectors = has_vectors
+        self._needs_no_cut = needs_no_cut
         self.root = source.root
         self.splits = labels.splits if labels.splits is not None and labels.splits.names else None
         self.column_names = (*source.column_names, *((SPLIT_COLUMN,) if self.splits is not None else ()))
@@ -97,7 +97,7 @@ class Listing:
         labels, strict = self._labels, self._strict
         table = self._source.table if isinstance(self._source, TableSource) else None
         if table is not None:
-            if not self._has_vectors:
+            if not self._needs_no_cut:
                 tally.tell_boxes(strict=strict)
             tally.tell_missing(table.name, self.root, strict=strict)
         if labels.table is not None:
@@ -176,14 +176,14 @@ def quiet_listing(
     labels: str | os.PathLike[str] | None = None,
     *,
     strict: bool = False,
-    has_vectors: bool = False,
+    needs_no_cut: bool = False,
 ) -> Listing:
     """`list_images` without its remarks about splits, which are in `Listing.remarks`.
 
-    `has_vectors`: those of a table's images come along, so nobody expects its boxes to be cut out now.
+    `needs_no_cut`: the boxes in a table's columns are used, or its images' vectors come along: no remark on them.
     """
     resolved = source_of(source, strict=strict)
-    listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, has_vectors=has_vectors)
+    listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
     first = next(iter(listing), None)
     if first is None:
         what = f"no image in {source}: it is empty"

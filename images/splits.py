@@ -250,11 +250,9 @@ class _Look:
         return SplitFolders(self.root, names=frozenset(sub for own in inner.values() for sub in own), class_first=True)
 
     def has_inner(self, place: tuple[str, ...]) -> bool:
-        """True if a folder has a sub-folder with images."""
         return any(self.holds((*place, name)) for name in self.folders(place))
 
     def folders(self, place: tuple[str, ...]) -> list[str]:
-        """The visible sub-folders that count, sorted."""
         return sorted(
             entry.name
             for entry in _entries(self.root.joinpath(*place))
@@ -262,7 +260,6 @@ class _Look:
         )
 
     def holds(self, place: tuple[str, ...], depth: int = _LOOK) -> bool:
-        """True if an image lies somewhere in a folder."""
         inner = []
         for entry in _entries(self.root.joinpath(*place)):
             if _is_folder(entry):

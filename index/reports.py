@@ -32,12 +32,14 @@ class AddReport:
         replaced: images whose file, label, or columns had changed.
         unchanged: images that were there already.
         skipped: images that could not be used.
+        precision: of the arithmetic that encoded them, "fp32" or "bf16"; None where that is not known.
     """
 
     added: int
     replaced: int
     unchanged: int
     skipped: tuple[Skipped, ...] = ()
+    precision: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report for JSON."""

@@ -43,7 +43,6 @@ class BoxOverlaps:
             )
 
     def __len__(self) -> int:
-        """Number of maps."""
         return len(self.largest)
 
     @classmethod
@@ -124,7 +123,6 @@ class PixelCounts:
     shown: Float[Tensor, "n t"]
 
     def __len__(self) -> int:
-        """Number of maps."""
         return len(self.shown)
 
     @classmethod

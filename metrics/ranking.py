@@ -220,7 +220,6 @@ class _Scores:
         self.slack = (spec.dim + 16) * float(np.finfo(np.float64).eps) * reach
 
     def block(self, start: int, stop: int) -> Distances:
-        """Scores of some queries against the whole gallery."""
         if self.spec.metric == "l1":
             return np.stack([self.distances(query, slice(None)) for query in range(start, stop)])
         queries = self.queries[start:stop].astype(np.float64)
@@ -244,7 +243,6 @@ class _Scores:
         return np.concatenate(parts) if parts else np.empty(0)
 
     def of(self, distances: Distances) -> Distances:
-        """The score that belongs to a distance."""
         return distances**2 / 2 if self.spec.metric == "l2" else distances
 
 

@@ -258,7 +258,6 @@ def _require_numbers(what: str, values: Mask, n_classes: int) -> None:
 
 
 def _shares(part: Any, whole: Any) -> Float[np.ndarray, ...]:
-    """Part by whole; nan where the whole is 0."""
     with np.errstate(invalid="ignore"):
         return np.asarray(part / whole)
 

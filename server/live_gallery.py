@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..encoders import Encoder, Encoding
-from ..errors import DistcamError, FingerprintMismatchError, GalleryError
+from ..errors import CorruptGalleryError, DistcamError, FingerprintMismatchError, GalleryError
 from ..index import Gallery, Record
 from ..index.backends import is_root_of_this_user, open_snapshot, opened_for_writing
 from ..index.building.build import finish, to_vectors
@@ -109,6 +109,7 @@ class LiveGallery:
         self._moving = threading.Lock()
         self._retriever: Retriever | None = None
         self._trouble: DistcamError | None = None
+        self._is_damaged = False
         self._seen: tuple[int, ...] | None = None
         self._tried = 0.0
         self._looked = 0.0
@@ -123,7 +124,11 @@ class LiveGallery:
         with self._lock.reading():
             if self._retriever is None:
                 raise ApiError(503, str(self._trouble), reason="gallery", retry_after=10)
-            yield self._retriever
+            try:
+                yield self._retriever
+            except CorruptGalleryError:  # the next look opens the gallery anew, and finds whether it can be used
+                self._is_damaged = True
+                raise
 
     def follow(self) -> None:
         """Move on if the gallery on the disk has; costs one look at a file if not."""
@@ -134,6 +139,9 @@ class LiveGallery:
                 return
             with self._lock.writing():
                 self._seen, self._tried = self._stamp(), time.monotonic()  # before reading: what comes later is news
+                if self._is_damaged:
+                    self._is_damaged = False
+                    self.close()
                 try:
                     self._retriever, self._trouble = self._moved(), None
                 except Exception as error:  # whatever it is, what is half moved must not answer
@@ -151,7 +159,7 @@ class LiveGallery:
     @property
     def is_fresh(self) -> bool:
         """True if somebody has just looked whether the gallery changed."""
-        return time.monotonic() - self._looked < _FRESH_S
+        return not self._is_damaged and time.monotonic() - self._looked < _FRESH_S
 
     @property
     def known(self) -> tuple[int, int]:
@@ -209,7 +217,7 @@ class LiveGallery:
         return True
 
     def _is_current(self) -> bool:
-        if self._trouble is not None and time.monotonic() - self._tried > _RETRY_S:
+        if self._is_damaged or (self._trouble is not None and time.monotonic() - self._tried > _RETRY_S):
             return False
         is_current = self._seen is not None and self._stamp() == self._seen
         if is_current:

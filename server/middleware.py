@@ -194,7 +194,6 @@ class _Exchange:
             scope["method"] = "GET"
 
     async def receive(self) -> Message:
-        """The next part of the body, up to the limit."""
         message = await self._receive()
         self._received += len(message.get("body", b""))
         self._is_endless &= message.get("more_body", False)
@@ -203,7 +202,6 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """The next part of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)

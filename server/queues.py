@@ -70,7 +70,6 @@ class Batcher(Generic[T, R]):
         self._runner = asyncio.get_running_loop().create_task(self._run())
 
     def __len__(self) -> int:
-        """Items that wait."""
         return len(self._waiting)
 
     @contextmanager

@@ -90,8 +90,6 @@ class Decoders:
 
 
 class _Lane:
-    """Processes of one priority."""
-
     def __init__(self, count: int, nice: int, ledger: Ledger) -> None:
         self.threads = ThreadPoolExecutor(count, thread_name_prefix="distcam-decode")
         self.processes = tuple(_Process(nice) for _ in range(count))
@@ -100,7 +98,6 @@ class _Lane:
 
     @asynccontextmanager
     async def process(self) -> AsyncIterator[_Process]:
-        """One of the processes, when it is this client's turn."""
         async with self._slots.taken():
             process = self._idle.pop()
             try:

@@ -136,8 +136,16 @@ def blueprints(n_classes: int, *, seed: int = 0, relatives: float = 0.35) -> tup
                 old = _pick([part for part in relative.parts if part.place != "body"], generator)
                 new = replace(_new_part(old.place, relative.body, relative.parts, generator), size=old.size)
                 parts = tuple(new if part is old else part for part in relative.parts)
-            else:
-                parts = _new_parts(generator)
+            else:  # a body with one or two marks and one to three limbs, two to four together
+                marks = _pick((("eyes",), ("badge",), ("belly",), ("eyes", "belly")), generator)
+                limbs = [_pick(places, generator) for places in (("crown", "ears"), ("arms",), ("feet", "tail"))]
+                n_limbs = int(generator.integers(max(1, 2 - len(marks)), 4 - len(marks), endpoint=True))
+                chosen = sorted(generator.permutation(len(limbs))[:n_limbs])
+                body = Part("body", _pick(_BODIES, generator), _pick(tuple(INKS), generator))
+                made = [body]
+                for place in (*(limbs[number] for number in chosen), *marks):
+                    made.append(_new_part(place, body, made, generator))
+                parts = tuple(sorted(made, key=lambda part: 0 if part.is_limb else 1 if part is body else 2))
             candidate = Blueprint("".join(_pick(_SYLLABLES, generator) for _ in range(n_syllables)), parts)
             if candidate.looks not in looks and candidate.name not in names:
                 break
@@ -145,19 +153,6 @@ def blueprints(n_classes: int, *, seed: int = 0, relatives: float = 0.35) -> tup
         names.add(candidate.name)
         looks.add(candidate.looks)
     return tuple(classes)
-
-
-def _new_parts(generator: np.random.Generator) -> tuple[Part, ...]:
-    """A body with one or two marks and one to three limbs, two to four together, in colours that differ."""
-    marks = _pick((("eyes",), ("badge",), ("belly",), ("eyes", "belly")), generator)
-    limbs = [_pick(places, generator) for places in (("crown", "ears"), ("arms",), ("feet", "tail"))]
-    n_limbs = int(generator.integers(max(1, 2 - len(marks)), 4 - len(marks), endpoint=True))
-    chosen = sorted(generator.permutation(len(limbs))[:n_limbs])
-    body = Part("body", _pick(_BODIES, generator), _pick(tuple(INKS), generator))
-    parts = [body]
-    for place in (*(limbs[number] for number in chosen), *marks):
-        parts.append(_new_part(place, body, parts, generator))
-    return tuple(sorted(parts, key=lambda part: 0 if part.is_limb else 1 if part.place == "body" else 2))
 
 
 def _new_part(place: str, body: Part, others: Sequence[Part], generator: np.random.Generator) -> Part:

@@ -23,26 +23,15 @@ _CLUTTER_SHAPES = tuple(name for name in OUTLINES if name != "crescent")
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:
-    """One object of a scene: its class, the tight box of its visible pixels, and these."""
+    """One object of a scene: its class, and the number of the part on each of its visible pixels."""
 
     blueprint: Blueprint
-    box: Box
     part_map: UInt8[np.ndarray, "h w"]  # 0 where the object is not seen, i + 1 on `blueprint.parts[i]`
-
-    @property
-    def label(self) -> str:
-        """The name of its class."""
-        return self.blueprint.name
 
     @property
     def mask(self) -> Bool[np.ndarray, "h w"]:
         """True on its visible pixels."""
         return self.part_map > 0
-
-    @property
-    def parts(self) -> dict[str, Bool[np.ndarray, "h w"]]:
-        """The visible pixels of each part by its name; together they are the mask, and a hidden part has none."""
-        return {part.name: self.part_map == number for number, part in enumerate(self.blueprint.parts, start=1)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,19 +45,19 @@ class Scene:
     @property
     def label(self) -> str:
         """The class of the first object."""
-        return self.objects[0].label
+        return self.objects[0].blueprint.name
 
     @property
     def boxes(self) -> tuple[tuple[str, Box], ...]:
-        """Label and box of every object, in drawing order."""
-        return tuple((each.label, each.box) for each in self.objects)
+        """Label of every object, in drawing order, and the tight box of its visible pixels."""
+        return tuple((each.blueprint.name, Box.around(each.mask)) for each in self.objects)
 
     def class_map(self, labels: Sequence[str]) -> UInt8[np.ndarray, "h w"]:
         """The scene as a segmentation mask: 0 background, i + 1 on objects of class `labels[i]`; others stay 0."""
         classes = np.zeros((self.image.height, self.image.width), dtype=np.uint8)
         for each in self.objects:
-            if each.label in labels:
-                classes[each.mask] = labels.index(each.label) + 1
+            if (label := each.blueprint.name) in labels:
+                classes[each.mask] = labels.index(label) + 1
         return classes
 
 
@@ -108,9 +97,7 @@ def draw_scene(
     shown = []
     for blueprint, start in zip(objects, first, strict=True):
         is_own = (index >= start) & (index < start + len(blueprint.parts))
-        shown.append(
-            SceneObject(blueprint, Box.around(is_own), np.where(is_own, index - (start - 1), 0).astype(np.uint8))
-        )
+        shown.append(SceneObject(blueprint, np.where(is_own, index - (start - 1), 0).astype(np.uint8)))
     return Scene(image, tuple(shown), background)
 
 
@@ -155,7 +142,6 @@ def _arranged(
 
 
 def _corners(polygons: Sequence[tuple[Float[np.ndarray, "n 2"], ...]]) -> Float[np.ndarray, "2 2"]:
-    """Top left and bottom right corner of the box around all polygons."""
     points = np.concatenate([polygon for pair in polygons for polygon in pair])
     return np.stack([points.min(axis=0), points.max(axis=0)])
 

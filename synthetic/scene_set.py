@@ -184,7 +184,15 @@ def write_scenes(
         InputError: an argument is out of range, the folder is taken, or a split's name is no folder name.
     """
     root, labels = Path(folder), [blueprint.name for blueprint in classes]
-    _check_files(labels, splits, quality, masks=masks)
+    if not splits:
+        raise InputError("expected one split or more, such as splits={'train': 40}, got none")
+    for name in (*splits, *labels):
+        if not re.fullmatch(r"\w[\w-]*", name) or name == "masks":
+            raise InputError(f"expected names of letters, digits, - and _ for splits and classes, got {name!r}")
+    if not 1 <= quality <= 95:
+        raise InputError(f"expected a JPEG quality from 1 to 95, got {quality}")
+    if masks and len(labels) > 255:
+        raise InputError(f"masks number at most 255 classes, got {len(labels)}; write fewer classes or masks=False")
     options: dict[str, Any] = {"size": size, "two_object_share": two_object_share, "backgrounds": backgrounds}
     drawn = {
         split: draw_scenes(classes, per_class=per_class, split=split, seed=seed, **options)
@@ -212,18 +220,6 @@ def write_scenes(
         listed = ((record.path, record.label, record.split, record.background) for record in records)
         write_rows(partial / "scenes.csv", ("path", "label", "split", "background"), listed)
     return SceneSet(root, tuple(records))
-
-
-def _check_files(labels: Sequence[str], splits: Mapping[str, int], quality: int, *, masks: bool) -> None:
-    if not splits:
-        raise InputError("expected one split or more, such as splits={'train': 40}, got none")
-    for name in (*splits, *labels):
-        if not re.fullmatch(r"\w[\w-]*", name) or name == "masks":
-            raise InputError(f"expected names of letters, digits, - and _ for splits and classes, got {name!r}")
-    if not 1 <= quality <= 95:
-        raise InputError(f"expected a JPEG quality from 1 to 95, got {quality}")
-    if masks and len(labels) > 255:
-        raise InputError(f"masks number at most 255 classes, got {len(labels)}; write fewer classes or masks=False")
 
 
 @contextmanager

@@ -91,8 +91,6 @@ class _Person(NamedTuple):
 
 
 class _Shot(NamedTuple):
-    """One image to draw."""
-
     folder: str
     identity: int
     camera: int

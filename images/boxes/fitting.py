@@ -46,7 +46,6 @@ class BoxTable:
     problems: tuple[str, ...] = ()  # boxes and annotations that cannot be used and are left out: place and reason
 
     def __len__(self) -> int:
-        """Number of images with boxes."""
         return len(self.by_file) + len(self.by_stem)
 
     def of(self, file: Path, *, relative: str = "") -> Annotation | None:
@@ -104,40 +103,6 @@ def as_float(text: str) -> float:
 def absolute(path: Path) -> str:
     """The path from the root of the disk, as galleries and tables compare them."""
     return os.path.abspath(path)  # noqa: PTH100  (no resolve(): names of links stay as they are)
-
-
-def size_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """The columns with the size of the image that boxes were drawn on; empty if there are none."""
-    known = {name.lower(): name for name in reversed(names)}
-    pairs = ([f"{of}{side}" for side in ("width", "height")] for of in ("", "image_", "img_", "image", "img"))
-    return next((tuple(known[side] for side in pair) for pair in pairs if all(side in known for side in pair)), ())
-
-
-def whole_size(cells: Sequence[str]) -> Size | None:
-    """Two cells as (width, height); None if they are no size."""
-    try:
-        width, height = (int(as_float(cell)) for cell in cells)
-    except (ValueError, OverflowError):
-        return None
-    return (width, height) if width > 0 and height > 0 else None
-
-
-def are_of_boxes(boxes: Mapping[str, Sequence[LabelledBox]], sizes: Mapping[str, Size | None]) -> bool:
-    """True if the columns `width` and `height` beside corners are those of the boxes, not of their images."""
-    return all(
-        size is None or any(abs(box.width - size[0]) <= 1 and abs(box.height - size[1]) <= 1 for box, _ in boxes[file])
-        for file, size in sizes.items()
-    )
-
-
-def side_hint(cells: Sequence[str]) -> str:
-    """A hint for corners that could be a corner with width and height."""
-    try:
-        x, y, width, height = map(as_float, cells)
-    except ValueError:
-        return ""
-    is_size = min(x, y) >= 0 and min(width, height) > 0 and all(map(math.isfinite, (x, y, width, height)))
-    return "; if the last two are width and height, call the columns x, y, w, h" if is_size else ""
 
 
 _SLACK = 1.0  # pixels by which a box may exceed its image: tables differ in whether the last pixel counts
@@ -257,7 +222,6 @@ def _exceeds(box: Box, size: Size) -> bool:
 
 
 def _fit(frame: _Frame, said: _Said, is_stored: bool | None) -> Annotation:
-    """The annotation as `fitted` describes it."""
     boxes, given = frame.boxes, frame.given or frame.size
     if frame.orientation != 1 and boxes:
         if is_stored and given != SHARES:

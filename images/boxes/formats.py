@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,20 +15,7 @@ from ...errors import InputError
 from ...remarks import remark
 from ..labelling import BOX_COLUMNS, box_columns
 from ..tables import LABEL_NAMES, header_of, look_alike, rows_of, text_of
-from .fitting import (
-    SHARES,
-    Annotation,
-    BoxTable,
-    LabelledBox,
-    Size,
-    absolute,
-    are_of_boxes,
-    as_float,
-    box_of,
-    side_hint,
-    size_columns,
-    whole_size,
-)
+from .fitting import SHARES, Annotation, BoxTable, LabelledBox, Size, absolute, as_float, box_of
 
 Split = Literal["train", "test", "all"]
 
@@ -123,25 +111,27 @@ def _read_csv(path: Path) -> BoxTable:
     problems: dict[int, str] = {}
     boxes: dict[str, list[LabelledBox]] = {}
     sizes: dict[str, Size | None] = {}
-    given = () if has_size else size_columns(names)
+    given = () if has_size else _size_columns(names)
     for line, row in rows_of(path, left_out=problems):
         cells = [row[name] for name in columns]
         try:
             box = box_of(_edges(cells, has_size=has_size), f"{path}, line {line}")
         except InputError as error:
-            problems[line] = f"{error}{'' if has_size else side_hint(cells)}"
+            problems[line] = f"{error}{'' if has_size else _side_hint(cells)}"
         else:
             file = absolute(path.parent / row["path"])
             boxes.setdefault(file, []).append(LabelledBox(box, row.get("label") or None))
-            sizes[file] = whole_size([row[name] for name in given])
-    if are_of_boxes(boxes, sizes):
-        sizes = {}
+            sizes[file] = _whole_size([row[name] for name in given])
+    if all(
+        size is None or any(abs(box.width - size[0]) <= 1 and abs(box.height - size[1]) <= 1 for box, _ in boxes[file])
+        for file, size in sizes.items()
+    ):
+        sizes = {}  # they are those of the boxes
     found = {file: Annotation(tuple(own), sizes.get(file)) for file, own in boxes.items()}
     return BoxTable(path, found, problems=tuple(problems.values()))
 
 
 def _columns(path: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """The four columns of a box."""
     columns = box_columns(names)
     if "path" in names and len(columns) == 4:
         return columns
@@ -154,6 +144,32 @@ def _columns(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     near = look_alike(names, usual.get(missing, (missing, {"x1": "xmin", "y1": "ymin"}.get(missing, missing))))
     hint = f"; did you mean {near!r}?" if near else ""
     raise InputError(f"{path}: expected the columns path, x1, y1, x2, y2, got {', '.join(names)}{hint}")
+
+
+def _size_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns with the size of the image that boxes were drawn on; empty if there are none."""
+    known = {name.lower(): name for name in reversed(names)}
+    pairs = ([f"{of}{side}" for side in ("width", "height")] for of in ("", "image_", "img_", "image", "img"))
+    return next((tuple(known[side] for side in pair) for pair in pairs if all(side in known for side in pair)), ())
+
+
+def _whole_size(cells: Sequence[str]) -> Size | None:
+    """Two cells as (width, height); None if they are no size."""
+    try:
+        width, height = (int(as_float(cell)) for cell in cells)
+    except (ValueError, OverflowError):
+        return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _side_hint(cells: Sequence[str]) -> str:
+    """A hint for corners that could be a corner with width and height."""
+    try:
+        x, y, width, height = map(as_float, cells)
+    except ValueError:
+        return ""
+    is_size = min(x, y) >= 0 and min(width, height) > 0 and all(map(math.isfinite, (x, y, width, height)))
+    return "; if the last two are width and height, call the columns x, y, w, h" if is_size else ""
 
 
 def _edges(cells: Sequence[str], *, has_size: bool) -> list[str]:
@@ -272,7 +288,6 @@ def _limit(path: Path, limit: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, without the empty ones."""
     _limit(path, MAX_TABLE)
     lines = (line.strip() for line in text_of(path).splitlines())
     return ((number, line) for number, line in enumerate(lines, start=1) if line)

@@ -146,7 +146,6 @@ class _Intake:
         self._total = total
 
     def carry_through(self, stream: Stream, offers: Iterable[Offer], images: Listing | None = None) -> AddReport:
-        """Encode and commit, whatever happens on the way."""
         try:
             with closing(stream(offers)) as batches:  # its threads end before the last commit
                 for batch in batches:
@@ -164,7 +163,8 @@ class _Intake:
         except BaseException:  # which may have come in the middle of that commit
             self.writer.commit()
             raise
-        return AddReport(self.added, self.replaced, self.unchanged, tuple(self.skipped))
+        precision = self.writer.manifest.encoder.precision
+        return AddReport(self.added, self.replaced, self.unchanged, tuple(self.skipped), precision)
 
     def _report_progress(self) -> None:
         if self._progress is not None:
@@ -226,7 +226,6 @@ class _Intake:
             self.skipped.append(Skipped(offer.path, error.reason))
 
     def _accept(self, offers: Sequence[Offer], vectors: Vectors) -> None:
-        """Hand over to the writer what can be searched."""
         refused = unusable(vectors, self.writer.manifest.spec.metric)
         for row, reason in refused.items():
             self._refuse(offers[row], ImageError(offers[row].file, reason))

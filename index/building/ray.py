@@ -79,7 +79,10 @@ class RayEngine:
             raise InputError("masks are read by the local engine only; leave out --engine ray, or the masks")
         if settings.fine_layer is not None or writer.manifest.spec.fine_shape is not None:
             raise InputError("fine maps are kept by the local engine only; leave out --engine ray, or --store-lines")
-        checkpoint = _checkpoint(encoder)
+        with tempfile.TemporaryDirectory() as folder:  # InputError for a network of the user's own
+            file = Path(folder) / "encoder.safetensors"
+            encoder.save(file)
+            checkpoint = file.read_bytes()
         maps = store_maps if writer.is_new else writer.manifest.spec.map_shape is not None
 
         def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
@@ -101,18 +104,8 @@ class RayEngine:
         return stream
 
 
-def _checkpoint(encoder: Encoder) -> bytes:
-    """The encoder as the bytes of its checkpoint; InputError for a network of the user's own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "encoder.safetensors"
-        encoder.save(file)
-        return file.read_bytes()
-
-
 @dataclass(frozen=True)
 class _Work:
-    """The orders of every worker."""
-
     settings: InferenceSettings
     spec: Spec
     maps: bool
@@ -129,7 +122,21 @@ def _running(engine: RayEngine) -> Iterator[Any]:
         ) from error
     is_ours = not ray.is_initialized()
     if is_ours:
-        _start(ray, engine)
+        options: dict[str, Any] = {"address": engine.address}
+        if engine.address is None:
+            cores = max(os.cpu_count() or 1, (engine.workers or 1) + 1)
+            options = {"address": "local", "include_dashboard": False, "num_cpus": cores}
+        name = "RAY_USAGE_STATS_ENABLED"
+        before = os.environ.get(name)
+        os.environ[name] = before or "0"  # Ray reports its use to its makers unless this says no while it starts
+        try:
+            ray.init(log_to_driver=False, logging_level="error", **options)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            where = engine.address or "this machine"
+            raise GalleryError(f"Ray cannot be reached or started at {where}: {_last_line(error)}") from error
+        finally:
+            if before is None:
+                del os.environ[name]
     try:
         yield ray
     except ray.exceptions.RayError as error:
@@ -137,24 +144,6 @@ def _running(engine: RayEngine) -> Iterator[Any]:
     finally:
         if is_ours:
             ray.shutdown()
-
-
-def _start(ray: Any, engine: RayEngine) -> None:
-    options: dict[str, Any] = {"address": engine.address}
-    if engine.address is None:
-        cores = os.cpu_count() or 1
-        options = {"address": "local", "include_dashboard": False, "num_cpus": max(cores, (engine.workers or 1) + 1)}
-    name = "RAY_USAGE_STATS_ENABLED"
-    before = os.environ.get(name)
-    os.environ[name] = before or "0"  # Ray reports its use to its makers unless this says no while it starts
-    try:
-        ray.init(log_to_driver=False, logging_level="error", **options)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        where = engine.address or "this machine"
-        raise GalleryError(f"Ray cannot be reached or started at {where}: {_last_line(error)}") from error
-    finally:
-        if before is None:
-            del os.environ[name]
 
 
 def _last_line(error: BaseException) -> str:
@@ -216,8 +205,6 @@ def _settled(settings: InferenceSettings) -> InferenceSettings:
 
 
 class _Worker:
-    """One encoder at work in a process of its own."""
-
     def __init__(self, checkpoint: bytes, work: _Work) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "encoder.safetensors"

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from ...deadlines import check_deadline
 from ...errors import InputError
 from ...forking import ForkSafeLock
 from .tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number, tree_of
+
+if TYPE_CHECKING:
+    from ..storage.snapshot import Snapshot
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -61,19 +64,6 @@ class Categorical:
         return [known[code] for code in self.codes]
 
 
-class ColumnTable(Protocol):
-    """Columns of strings with one value, or none, per image; `"path"` and `"label"` are among them."""
-
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        """Names of the columns."""
-
-    def column(self, name: str) -> Categorical:
-        """One of them."""
-
-    def __len__(self) -> int: ...
-
-
 class Verdicts:
     """Cache of the rows that each comparison selects in one table that does not change, in bounded memory."""
 
@@ -103,7 +93,7 @@ class Verdicts:
                 self.nbytes -= self._masks.popitem(last=False)[1].nbytes
 
 
-def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None) -> Mask:
+def matching(where: Filter, table: Snapshot, verdicts: Verdicts | None = None) -> Mask:
     """Mask of the table's rows that a filter selects; equal comparisons are evaluated once, cache or not."""
     check_deadline()
     known = Verdicts() if verdicts is None else verdicts
@@ -114,7 +104,8 @@ def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None
             return reduce(np.logical_or, (matching(part, table, known) for part in parts), np.zeros(len(table), bool))
         case Not(part):
             return ~matching(part, table, known)
-    column = _column(where.column, table)
+    require_columns(where, table.column_names)
+    column = table.column(where.column)
     mask = known.get(where, len(table))
     if mask is None:
         holds = _predicate(where)
@@ -129,11 +120,13 @@ def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None
     return mask
 
 
-def hints(where: Filter | str, table: ColumnTable) -> list[str]:
+def hints(where: Filter | str, table: Snapshot) -> list[str]:
     """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has."""
     said: dict[str, None] = {}
-    for comparison in _comparisons(tree_of(where)):
-        there = _column(comparison.column, table).values
+    tree = tree_of(where)
+    require_columns(tree, table.column_names)
+    for comparison in _comparisons(tree):
+        there = table.column(comparison.column).values
         match comparison:
             case Eq(column, value):
                 said.update(_unknown(column, [value], there))
@@ -142,6 +135,15 @@ def hints(where: Filter | str, table: ColumnTable) -> list[str]:
             case Range(column) if all(number(value) is None for value in there):
                 said[f"no image has a number as its {column}, which a range is of{_examples(there)}"] = None
     return list(said)
+
+
+def require_columns(where: Filter, names: Sequence[str]) -> None:
+    """InputError for a column that a filter names and the gallery does not have."""
+    for comparison in _comparisons(where):
+        if (name := comparison.column) not in names:
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+            raise InputError(f"no column {name!r} in this gallery{hint}; there are {', '.join(names)}")
 
 
 def _comparisons(where: Filter) -> Iterator[Comparison]:
@@ -169,14 +171,6 @@ def _examples(values: Sequence[str], *, most: int = 5) -> str:
         return "; no image has any"
     rest = f" and {len(values) - most} others" if len(values) > most else ""
     return f"; there are {', '.join(values[:most])}{rest}"
-
-
-def _column(name: str, table: ColumnTable) -> Categorical:
-    if name not in table.column_names:
-        nearest = difflib.get_close_matches(name, table.column_names, n=1)
-        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-        raise InputError(f"no column {name!r} in this gallery{hint}; there are {', '.join(table.column_names)}")
-    return table.column(name)
 
 
 def _predicate(where: Eq | Ne | In | Glob | Range) -> Callable[[str], bool]:

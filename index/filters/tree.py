@@ -87,8 +87,6 @@ class Range:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Filters that are combined."""
-
     parts: tuple[Filter, ...]
     depth: int = field(init=False, repr=False, compare=False)
 
@@ -198,10 +196,18 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.tokens = self._tokenise()
-        self.position = 0
-        self.depth = 0
-        self.comparisons = 0
+        self.tokens: list[_Token] = []  # those to come
+        self.depth = self.comparisons = 0
+        position, end = 0, len(text.rstrip())
+        while position < end:
+            found = _TOKEN.match(text, position)
+            if found is None:
+                raise self._error(f"cannot read {text[position:end].strip()!r}")
+            kind = str(found.lastgroup)
+            token = found[kind]
+            self.tokens.append(_Token(kind, re.sub(r"\\(.)", r"\1", token[1:-1]) if kind == "quoted" else token))
+            position = found.end()
+        self.tokens.append(_Token("end", "the end"))
 
     def parse(self) -> Filter:
         where = self._or()
@@ -210,27 +216,12 @@ class _Parser:
                 f"holds {self.comparisons} comparisons, up to {MAX_COMPARISONS} are allowed; "
                 "`label in a,b,c` is one comparison, whatever the number of values"
             )
-        if self._peek().kind != "end":
-            raise self._error(f"unexpected {self._peek().text!r}; values with spaces need quotes")
+        if self.tokens[0].kind != "end":
+            raise self._error(f"unexpected {self.tokens[0].text!r}; values with spaces need quotes")
         return where
 
-    def _tokenise(self) -> list[_Token]:
-        tokens, position, end = [], 0, len(self.text.rstrip())
-        while position < end:
-            found = _TOKEN.match(self.text, position)
-            if found is None:
-                raise self._error(f"cannot read {self.text[position:end].strip()!r}")
-            kind = str(found.lastgroup)
-            token = found[kind]
-            tokens.append(_Token(kind, re.sub(r"\\(.)", r"\1", token[1:-1]) if kind == "quoted" else token))
-            position = found.end()
-        return [*tokens, _Token("end", "the end")]
-
     def _or(self) -> Filter:
-        return self._chain("or", self._and, Or)
-
-    def _and(self) -> Filter:
-        return self._chain("and", self._not, And)
+        return self._chain("or", lambda: self._chain("and", self._not, And), Or)
 
     def _chain(self, word: str, rule: Callable[[], Filter], node: type[And] | type[Or]) -> Filter:
         parts = [rule()]
@@ -286,19 +277,14 @@ class _Parser:
             raise self._error(f"expected {expected}, got {token.text!r}")
         return token.text
 
-    def _peek(self) -> _Token:
-        return self.tokens[self.position]
-
     def _next(self) -> _Token:
-        token = self.tokens[self.position]
-        self.position = min(self.position + 1, len(self.tokens) - 1)
-        return token
+        return self.tokens.pop(0) if len(self.tokens) > 1 else self.tokens[0]
 
     def _accept(self, kind: str, text: str) -> bool:
-        if self._peek() != _Token(kind, text):
-            return False
-        self.position += 1
-        return True
+        is_next = self.tokens[0] == _Token(kind, text)
+        if is_next:
+            self._next()
+        return is_next
 
     def _error(self, problem: str) -> InputError:
         return InputError(f'filter {self.text!r}: {problem}; write for example "label=cat" or "label in cat,dog"')

@@ -120,8 +120,6 @@ def _aside(target: Path) -> Iterator[Path]:
 
 
 class _Writing:
-    """The parts of an export."""
-
     def __init__(self, gallery: Gallery, folder: Path, *, half: bool) -> None:
         self._gallery = gallery
         self._folder = folder

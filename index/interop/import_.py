@@ -108,9 +108,8 @@ def import_gallery(
     with locked_for_new(folder, overwrite=overwrite, storage=storage) as old:
         if old is not None:
             if not overwrite and (old.complete or old.encoder.fingerprint != manifest.encoder.fingerprint):
-                raise GalleryExistsError(
-                    f"{folder}: holds a gallery; choose another --out, or replace it with --overwrite"
-                )
+                remedy = "choose another --out, or replace it with --overwrite"
+                raise GalleryExistsError(f"{folder}: holds a gallery; {remedy}")
             manifest = dataclasses.replace(manifest, generation=old.generation + 1)
         writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
         writer.delete_orphans()

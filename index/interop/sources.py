@@ -61,7 +61,7 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
     """A table as `list_images` reads it, and a matrix or tensor with a row for each of its lines."""
     table = _only(place, "*.csv") if place.is_dir() else place
     file = embeddings or _only(table.parent, "*.npy", "*.pt", "*.pth")
-    listing = quiet_listing(table, "column", has_vectors=True)
+    listing = quiet_listing(table, "column", needs_no_cut=True)
     matrix = read_matrix(file) if file.suffix == ".npy" else _tensor(file)
     if len(listing) != len(matrix):
         raise InputError(

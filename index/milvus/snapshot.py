@@ -8,7 +8,6 @@ images that left, and what an interrupted writer left behind, are deleted by the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..filters.matching import Categorical, Verdicts, matching
+from ..filters.matching import Categorical, Verdicts, require_columns
 from ..filters.tree import Filter
 from ..search import check_ids
 from ..storage.hdf5 import Array
@@ -181,7 +180,7 @@ class MilvusSnapshot(Snapshot):
 
     def _expression(self, where: Filter) -> str | None:
         """The filter for Milvus; None when only we can decide it. A column that is not there is refused."""
-        matching(where, _NoRows(self.column_names))
+        require_columns(where, self.column_names)
         return compiled(where)
 
     def pooled(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
@@ -199,19 +198,6 @@ class MilvusSnapshot(Snapshot):
         raise InputError(f"{self.folder} lies in Milvus, which keeps no feature maps")
 
     fine_maps = maps
-
-
-@dataclass(frozen=True)
-class _NoRows:
-    """A table without rows, on which a filter's columns can be checked."""
-
-    column_names: tuple[str, ...]
-
-    def column(self, _name: str) -> Categorical:
-        return Categorical((), np.empty(0, np.int32))
-
-    def __len__(self) -> int:
-        return 0
 
 
 def _value(stored: dict[str, Any], name: str) -> str | None:

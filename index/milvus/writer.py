@@ -89,11 +89,8 @@ class MilvusWriter(GalleryWriter):
                 f"{self.folder}: is a copy of generation {self.manifest.generation}, but {self.table.address} has been "
                 f"changed up to {newest} through another copy; write with that one"
             )
-        leftovers = self.table.ids_where(f"id >= {self.manifest.next_id}")
-        if self.manifest.spec.pooled_dim:
-            more = self.table.ids_where(f"id >= {self.manifest.next_id}", pooled=True)
-            leftovers = np.union1d(leftovers, more)
-        self.table.delete(leftovers)
+        for is_pooled in {False, self.table.spec.pooled_dim is not None}:  # of both collections, where there are two
+            self.table.delete(self.table.ids_where(f"id >= {self.manifest.next_id}", pooled=is_pooled))
         self.delete_removed_rows()
 
     def delete_removed_rows(self) -> None:

@@ -37,7 +37,7 @@ class Check:
         self.manifest = manifest
         self.problems: list[Problem] = []
         self.bad: set[str] = set()
-        self.duplicates: Ids = np.empty(0, np.uint64)
+        self.duplicates: Ids | None = None  # images with a path that a newer one has; None until all rows were seen
         self.images = 0
         self._ids: Ids = np.empty(0, np.uint64)
         for entry in manifest.files():
@@ -122,11 +122,9 @@ class Check:
         """Look at all rows together."""
         snapshot = self._opened(self.manifest)
         self.images = len(snapshot)
-        newest = snapshot.places_by_path()
-        kept = np.zeros(len(snapshot), bool)
-        kept[list(newest.values())] = True
-        self.duplicates = snapshot.ids[~kept]
-        for path in list(snapshot.paths(np.flatnonzero(~kept)))[:10]:
+        self._find_duplicates(snapshot)
+        assert self.duplicates is not None
+        for path in list(snapshot.paths(snapshot.places(self.duplicates)))[:10]:
             self.problems.append(Problem(path, "is in the gallery twice", "repair keeps the newer one"))
         entry = self.manifest.prototype_cache
         if entry is not None and self._is_checkable(entry):
@@ -135,6 +133,12 @@ class Check:
                 self._note(entry.file, "does not hold the prototypes of this gallery")
         self._check_index(snapshot)
 
+    def _find_duplicates(self, snapshot: Snapshot) -> Set[str]:
+        """Note the older images of paths that several have; returns the paths."""
+        newest = snapshot.places_by_path()
+        self.duplicates = np.delete(snapshot.ids, list(newest.values()))
+        return newest.keys()
+
     def _count_what_is_left(self) -> None:
         """Count the images in sound segments, and those that are nowhere else than in a bad one."""
         old = self.manifest
@@ -142,7 +146,7 @@ class Check:
         left = self._opened(sound)
         self.images = len(left)
         removed = removed_ids(self.folder, sound.tombstones)
-        kept = left.places_by_path().keys()
+        kept = self._find_duplicates(left)
         lost = {entry.name: self._lost(entry, removed, kept) for entry in old.segments if entry.name in self.bad}
         for number, problem in enumerate(self.problems):
             if (count := lost.get(problem.file)) is not None:
@@ -184,10 +188,9 @@ class Check:
         """Let the manifest name only what is sound; then remove what is there twice."""
         if self.bad:
             self._drop_bad_files(writer)
-        if not len(self.duplicates):
-            newest = (after := self._opened(writer.manifest)).places_by_path()
-            self.duplicates = np.setdiff1d(after.ids, after.ids[list(newest.values())])
-        if len(self.duplicates):
+        if self.duplicates is None:
+            self._find_duplicates(self._opened(writer.manifest))
+        if self.duplicates is not None and len(self.duplicates):
             writer.remove(self.duplicates.tolist())
             writer.commit()
         self.images = len(self._opened(writer.manifest))

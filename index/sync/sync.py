@@ -255,7 +255,6 @@ class _Waiting:
             self._every = 10.0
 
     def begin(self) -> None:
-        """Start listening, if that is possible and has not begun."""
         if self._every is None and self._events is None and self._folder.is_dir():
             import watchfiles
 

@@ -24,7 +24,7 @@ from ..refusals import ApiError, has_bearer
 from ..uploads import upload_suffix
 from .search import IMAGE_FORM, Serving, json_answer, require_image, unless_gone
 
-router = APIRouter(prefix="/api/v1")
+router = APIRouter(prefix="/api/v1", responses=schemas.refusals())
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=schemas.MAX_ID)]
 Prefix = Annotated[str, Query(max_length=300)]
@@ -37,34 +37,27 @@ _COLUMNS = TypeAdapter(dict[Annotated[str, _Printable], Annotated[str, _Printabl
 _MOST_COLUMNS = 32
 
 
-@router.get(
-    "/gallery", response_model=schemas.GalleryAnswer, responses=schemas.refusals(), summary="What is in the gallery"
-)
+@router.get("/gallery", response_model=schemas.GalleryAnswer, summary="What is in the gallery")
 async def gallery(service: Serving) -> Response:
     """Show numbers, settings, and what can be asked for."""
     return json_answer(await service.read(lambda retriever: gallery_answer(retriever, service.settings)))
 
 
-@router.get("/labels", response_model=schemas.LabelsAnswer, responses=schemas.refusals(), summary="The classes")
+@router.get("/labels", response_model=schemas.LabelsAnswer, summary="The classes")
 async def labels(service: Serving, prefix: Prefix = "", limit: Limit = 100) -> Response:
     """List classes in alphabetical order, those that start with `prefix`, whatever its case."""
     counts = await service.read(lambda retriever: _counts(retriever, prefix))
     return json_answer(schemas.LabelsAnswer(labels=counts[:limit], total=len(counts)))
 
 
-@router.get(
-    "/prototypes",
-    response_model=schemas.PrototypesAnswer,
-    responses=schemas.refusals(),
-    summary="The class prototypes",
-)
+@router.get("/prototypes", response_model=schemas.PrototypesAnswer, summary="The class prototypes")
 async def prototypes(service: Serving, prefix: Prefix = "", limit: Limit = 1000) -> Response:
     """List the names for `against: "label:…"`."""
     counts = await service.read(lambda retriever: _counts(retriever, prefix))
     return json_answer(schemas.PrototypesAnswer(prototypes=counts[:limit], total=len(counts)))
 
 
-@router.get("/images", response_model=schemas.ImagesAnswer, responses=schemas.refusals(), summary="The images")
+@router.get("/images", response_model=schemas.ImagesAnswer, summary="The images")
 async def images(
     service: Serving, offset: Offset = 0, limit: Limit = 100, where: Annotated[schemas.Text | None, Query()] = None
 ) -> Response:
@@ -174,7 +167,13 @@ async def add(
     label: Annotated[Label | None, Query()] = None,
 ) -> Response:
     """The image is kept as it was sent, under a name made of its contents; 409 if the gallery has it already."""
-    said = _columns(columns)
+    wanted = 'columns: expected a JSON object of short printable strings, such as {"camera": "3"}'
+    try:
+        said = _COLUMNS.validate_python(json.loads(columns))
+    except (ValueError, RecursionError, ValidationError) as error:
+        raise ApiError(422, wanted, reason="input") from error
+    if len(said) > _MOST_COLUMNS or said.keys() & {"path", "label"}:
+        raise ApiError(422, f"columns: at most {_MOST_COLUMNS}, and none of them called path or label", reason="input")
     data = await image.read()
     suffix = upload_suffix(data)
     done = (await unless_gone(request, service.encode(data))).done
@@ -216,15 +215,3 @@ async def remove(service: Serving, id: Annotated[int, Path(ge=0, le=schemas.MAX_
             raise ApiError(404, f"there is no image {id}; it may have been removed", reason="id")
         service.has_changed = True
     return Response(status_code=204)
-
-
-def _columns(text: str) -> dict[str, str]:
-    """The user's columns of a new image."""
-    try:
-        columns = _COLUMNS.validate_python(json.loads(text))
-    except (ValueError, RecursionError, ValidationError) as error:
-        wanted = 'columns: expected a JSON object of short printable strings, such as {"camera": "3"}'
-        raise ApiError(422, wanted, reason="input") from error
-    if len(columns) > _MOST_COLUMNS or columns.keys() & {"path", "label"}:
-        raise ApiError(422, f"columns: at most {_MOST_COLUMNS}, and none of them called path or label", reason="input")
-    return columns

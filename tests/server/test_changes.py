@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import threading
+import time
 
 import pytest
 from serving import BEARER, TOKEN, image_bytes, served, upload
@@ -193,6 +195,20 @@ def test_a_damaged_gallery_is_refused_not_answered_wrongly(gallery):
         assert response.headers["retry-after"]
         manifest.write_bytes(good)
         assert client.get("/api/v1/gallery").status_code == 200
+
+
+def test_a_file_that_is_cut_off_below_the_server_is_noticed_by_the_next_request_and_by_ready(gallery):
+    with served(gallery.folder) as client:
+        assert client.get("/ready").status_code == 200
+        segment = next(gallery.folder.glob("segment-*.h5"))
+        whole = segment.read_bytes()
+        os.truncate(segment, len(whole) // 2)
+        assert client.post("/api/v1/search/stored", json={"id": 1}).status_code == 503
+        assert client.get("/ready").status_code == 503
+        segment.write_bytes(whole)
+        time.sleep(1.1)
+        assert client.get("/ready").status_code == 200
+        assert client.post("/api/v1/search/stored", json={"id": 1}).status_code == 200
 
 
 def test_while_somebody_else_writes_adding_is_refused_and_searching_is_not(client, gallery):
