@@ -14,7 +14,7 @@ import typer
 from .._version import __version__
 from ..errors import DistcamError
 from ..index.faiss.runtime import fault_behind
-from . import demo, encode, env, evaluate, fewshot, index, localize, query, reid, serve, train
+from . import demo, encode, encoders, env, evaluate, fewshot, index, localize, query, reid, serve, train
 from .command import Commands
 from .console import complain, remarks
 from .explain import explain
@@ -40,6 +40,7 @@ app.command(name="evaluate", cls=ReadsImages, epilog=evaluate.EXAMPLE)(evaluate.
 app.command(name="localize", cls=ReadsImages, epilog=localize.EXAMPLE)(localize.localize)
 app.command(name="train", cls=ReadsImages, epilog=train.EXAMPLE)(train.train)
 app.command(name="serve", cls=ReadsImages, epilog=serve.EXAMPLE)(serve.serve)
+app.command(name="encoders", epilog=encoders.EXAMPLE)(encoders.encoders)
 app.command(name="demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command(name="env", epilog=env.EXAMPLE)(env.env)
 

@@ -177,7 +177,7 @@ def resumable(
         raise typer.Exit(130) from None
 
 
-_NAMES = ("imagenet", "random", "default")  # of weights that are in no file
+_NAMES = ("imagenet", "random", "pretrained", "default")  # of weights that are in no file
 
 
 def require_encoder(name: str, weights: str | None, layer: str | None = None) -> None:

@@ -28,6 +28,9 @@ PACKAGES = (
     "pymilvus",
     "ray",
     "scikit-image",
+    "timm",
+    "transformers",
+    "open_clip_torch",
 )
 
 

@@ -23,11 +23,17 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", show_d
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 EncoderName = Annotated[
     str,
-    typer.Option(help="A torchvision architecture, `conv4`, `resnet12`, `wrn28_10`, or a CHECKPOINT file of distcam."),
+    typer.Option(
+        help="A torchvision architecture, `timm:NAME`, `hf:NAME` (or folder), `open_clip:NAME`, `conv4`, `resnet12`, "
+        "`wrn28_10`, or a CHECKPOINT file of distcam; `distcam encoders` lists names."
+    ),
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(help="A FILE of weights, `imagenet` (downloads), or `random`. Not needed with a checkpoint."),
+    typer.Option(
+        help="A FILE of weights, `imagenet` (torchvision's), `pretrained` (of timm, hf, open_clip: from their cache or "
+        "downloaded), or `random`. Not needed with a checkpoint."
+    ),
 ]
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Images per forward pass; by default chosen for the device.")

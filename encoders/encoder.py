@@ -17,7 +17,7 @@ from ..remarks import remark
 from .backbones.registry import build_backbone
 from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
-from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, pooling_from, width_behind
+from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .names import CHECKPOINT_SUFFIX
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
@@ -132,28 +132,33 @@ class Encoder(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         options: Mapping[str, Any] | None = None,
+        readout: str = "auto",
         seed: int = 0,
     ) -> Encoder:
         """An encoder in evaluation mode, from an architecture's name, a checkpoint, or a module of your own.
 
-        Nothing is downloaded unless `weights="imagenet"`, and no code in any file is run.
+        Nothing is downloaded unless `weights` is "imagenet" or "pretrained", and no code in any file is run.
 
         Args:
-            source: a torchvision classifier ("resnet50"), "conv4", "resnet12", "wrn28_10"; a file that `save` wrote; or
-                a module.
+            source: a torchvision classifier ("resnet50"), "conv4", "resnet12", "wrn28_10"; a network of another library
+                ("timm:NAME", "hf:NAME" or "hf:FOLDER", "open_clip:NAME"); a file that `save` wrote; or a module.
             weights: of an architecture, which has none by itself: a file with a state_dict, "imagenet" (torchvision's),
-                or "random" (drawn from `seed`; "conv4" and kin, of which there are none, with a remark if left out). A
-                module of your own keeps what it has, or takes a file's. What names in a file begin with is found by
-                what fits; tensors that nothing takes are a remark.
+                "pretrained" (another library's, from its cache or downloaded), or "random" (drawn from `seed`; "conv4"
+                and kin, of which there are none, with a remark if left out). A module of your own keeps what it has, or
+                takes a file's. What names in a file begin with is found by what fits; tensors that nothing takes are a
+                remark.
             layer: where to read the feature map; the last convolution after its activation if left out. A module of
                 your own must return its feature map (b, k, h, w) unless a layer is named.
             pooling: "gap", "gem", or a `Pooling`.
             head: from the pooled vector to the embedding. Left out, it is a batch-norm neck if the weights bring one.
-            transform: the published weights' colours and size if left out, those of a timm model, or ImageNet's; that
+            transform: the published weights' colours and size if left out, the configuration of another library's
+                network, or ImageNet's; that
                 a module of your own wants ImageNet's is a remark. Files for an architecture are taken for ImageNet's.
             mean: what the network's input is normalised with, in place of the transform's.
             std: likewise.
             options: for the architecture's constructor, such as `{"last_stride": 1}` for ResNets.
+            readout: of another library's network: one of `READOUTS`, the vector that is searched. By default what the
+                model's authors rank by.
             seed: of random weights; the global generator is left as it was.
 
         Raises:
@@ -175,15 +180,19 @@ class Encoder(nn.Module):
                 raise InputError(f"{source} brings its own weights, layer, pooling, head, and options; leave them out")
             return cls._restored(source, transform, colours)
         state, own_transform = published(name := os.fspath(source), weights)
-        transform = (transform or own_transform).adapted(**colours)
+        if readout != "auto":
+            options = {**(options or {}), "readout": readout}
+        size = ((transform or own_transform).height, (transform or own_transform).width)
         with drawn_from(seed) if state is None else uninitialised():
-            size = (transform.height, transform.width)
-            built = build_backbone(name, layer=layer, image_size=size, options=options or {})
-        parts: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
-        encoder = cls(built.network, architecture=name, layer=built.layer, options=options or {}, **parts)
+            how: dict[str, Any] = {"layer": layer, "options": options or {}, "is_pretrained": weights == "pretrained"}
+            built = build_backbone(name, image_size=size, **how)
+        if built.assumed and transform is None and None in colours.values():
+            remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong")
+        transform = (transform or built.transform or own_transform).adapted(**colours)
+        parts: dict[str, Any] = {"layer": built.layer, "transform": transform, "pooling": pooling, "head": head}
+        encoder = cls(built.network, architecture=built.name, options=built.options, **parts)
         if state is not None:
-            target = built.network.source if isinstance(built.network, Tap) else built.network
-            encoder._fill(target, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
+            encoder._fill(built.source, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
         return encoder.eval()
 
     def _fill(
@@ -245,7 +254,7 @@ class Encoder(nn.Module):
                 built = build_backbone(name, layer=config["layer"], image_size=size, options=options)
                 pooling, head = pooling_from(config["pooling"]), head_from_dict(config["head"])
             parts: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
-            encoder = cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
+            encoder = cls(built.network, architecture=name, layer=config["layer"], options=options, **parts)
             encoder.metadata = dict(config["metadata"])
             encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
         load_state(encoder, tensors, origin=str(path), exact=True)
@@ -263,7 +272,7 @@ class Encoder(nn.Module):
                 f"{self.architecture} is a network of your own, which no checkpoint can rebuild; save its state_dict() "
                 "and make the encoder again with Encoder.load(module, layer=…)"
             )
-        config = self.describe()
+        config = {**self.describe(), "head": kept(self.head)}
         for part in ("pooling", "head"):
             if config[part]["type"] == "custom":
                 name = type(getattr(self, part)).__name__

@@ -7,6 +7,7 @@ space that is searched.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -285,8 +286,33 @@ def width_behind(head: nn.Module, width: int | None) -> int | None:
     return gives
 
 
-def head_from_dict(spec: Mapping[str, Any]) -> Head:
-    """The head that `Head.to_dict` described, with fresh weights."""
+_PLAIN: Mapping[type[nn.Module], tuple[str, ...]] = {  # torch's own layers, and what their constructors take
+    nn.BatchNorm1d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    nn.Dropout: ("p",),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.Identity: (),
+    nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine", "bias"),
+    nn.Linear: ("in_features", "out_features", "bias"),
+    nn.ReLU: (),
+}
+
+
+def kept(head: nn.Module) -> dict[str, Any]:
+    """The head as `head_from_dict` reads it; of type "custom" where a part is a module of the user's own."""
+    if type(head) in (nn.Sequential, Sequential):
+        parts = {name: kept(part) for name, part in head.named_children()}
+        kind = "sequential" if type(head) is Sequential else "torch.Sequential"
+        return described(head) if any(p["type"] == "custom" for p in parts.values()) else {"type": kind, "parts": parts}
+    if type(head) not in _PLAIN:
+        return described(head)
+    options = {name: getattr(head, name) for name in _PLAIN[type(head)]}
+    if "bias" in options:
+        options["bias"] = options["bias"] is not None
+    return {"type": f"torch.{type(head).__name__}", **options}
+
+
+def head_from_dict(spec: Mapping[str, Any]) -> nn.Module:
+    """The head that `kept` or `Head.to_dict` described, with fresh weights."""
     options = dict(spec)
     kind = options.pop("type", None)
     match kind:
@@ -296,6 +322,11 @@ def head_from_dict(spec: Mapping[str, Any]) -> Head:
             return Linear(**options)
         case "bnneck":
             return BNNeck(**options)
-        case "sequential":
-            return Sequential(*(head_from_dict(part) for part in options["heads"]))
+        case "sequential" | "torch.Sequential":
+            parts = options.get("parts") or {str(i): part for i, part in enumerate(options["heads"])}
+            built = OrderedDict((name, head_from_dict(part)) for name, part in parts.items())
+            return Sequential(built) if kind == "sequential" else nn.Sequential(built)
+    for layer in _PLAIN:
+        if kind == f"torch.{layer.__name__}":
+            return layer(**options)
     raise InputError(f"unknown head {kind!r}: expected 'identity', 'linear', 'bnneck', or 'sequential'")

@@ -25,7 +25,8 @@ from ..files import is_file
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones.registry import available_architectures, require_architecture
-from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, needs_weights, refuse_weight_file
+from .libraries.timms import transform_of
+from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, library_of, needs_weights, refuse_weight_file
 from .state_dicts import StateDict
 
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
@@ -174,20 +175,6 @@ def _transform_of(name: str, preset: Any) -> Transform:
     )
 
 
-def transform_of_timm(config: Any) -> Transform | None:
-    """The transform that a timm model's `pretrained_cfg` asks for; None where it says no mean and deviation."""
-    values = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
-    mean, std, size = (values.get(name) for name in ("mean", "std", "input_size"))
-    if mean is None or std is None or not len(mean) == len(std) == 3:
-        return None
-    return Transform(
-        size=224 if size is None else (int(size[-2]), int(size[-1])),
-        mean=tuple(mean),
-        std=tuple(std),
-        interpolation="bicubic" if values.get("interpolation") == "bicubic" else "bilinear",
-    )
-
-
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
     """Modules built inside draw their weights from `seed`; torch's global generator is afterwards as before."""
@@ -221,7 +208,7 @@ def is_checkpoint(source: str | os.PathLike[str]) -> bool:
         raise InputError(
             f"expected an architecture's name, a checkpoint's path or a module, got {_shown(source)}{hint}"
         )
-    if isinstance(source, str) and source in available_architectures():
+    if isinstance(source, str) and (library_of(source) is not None or source in available_architectures()):
         return False
     name = os.fspath(source)
     refuse_weight_file(name)
@@ -246,7 +233,12 @@ def _shown(value: object) -> str:
 
 def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateDict | None, Transform]:
     """Weights from outside, None for random ones, and the transform that goes with them."""
-    require_architecture(name)
+    is_elsewhere = library_of(name) is not None
+    if not is_elsewhere:
+        require_architecture(name)
+    if weights == ("imagenet" if is_elsewhere else "pretrained"):
+        other = "'pretrained'" if is_elsewhere else "'imagenet', or name a library's, such as timm:NAME"
+        raise InputError(f"there are no weights {weights!r} of {name}: say {other}")
     if weights is None:
         if name not in OWN_ARCHITECTURES:
             raise InputError(needs_weights(name))
@@ -259,13 +251,13 @@ def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateD
     if weights == "imagenet":
         state, transform = fetch_imagenet(name)
         return StateDict(state), transform
-    return None if weights == "random" else read_state_dict(weights), usual_transform(name)
+    return None if weights in ("random", "pretrained") else read_state_dict(weights), usual_transform(name)
 
 
 def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
     """The transform that a module of the user's own asks for; without one, ImageNet's with a remark."""
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's models have it
-    transform = None if config is None else transform_of_timm(config)
+    transform = None if config is None else transform_of(config)
     if transform is None and not is_told:
         remark(
             f"what mean and std {type(module).__name__} wants is not known, so ImageNet's are taken; say them with "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,12 @@ from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer
 
 from ...errors import InputError, ShapeError
+from ...images.transform import Transform
 from ..checkpoint import canonical_json
-from ..layers import closest, cut
+from ..layers import Tap, closest, cut
+from ..libraries.models import build_model
+from ..names import library_of
+from ..readouts import ReadOut, read_out
 from .few_shot import Conv4, ResNet12, WideResNet
 from .resnet38 import RESNET38_SPARE, ResNet38
 
@@ -35,11 +39,35 @@ _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "d
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network from image to feature map; a weights file may bring the parameters `spare`, which nothing needs."""
+    """A network from image to feature map, and what its library says of it.
+
+    Attributes:
+        network: from images (b, 3, H, W) to the map (b, k, h, w).
+        layer: that the map comes from; "" for the library's own end.
+        spare: names in a weights file that nothing needs.
+        name: of the architecture, in messages and checkpoints.
+        options: what builds it again.
+        transform: of the network's own configuration, where it has one.
+        assumed: the part of that transform that no configuration says.
+        whole: the model that the network is a part of, where that has a text tower.
+    """
 
     network: nn.Module
     layer: str
     spare: frozenset[str] = frozenset()
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    transform: Transform | None = None
+    assumed: str = ""
+    whole: nn.Module | None = None
+
+    @property
+    def source(self) -> nn.Module:
+        """The network without what reads it out: names of parameters are those of its library."""
+        network = self.network
+        while isinstance(network, Tap | ReadOut):
+            network = network.source
+        return network
 
 
 def available_architectures() -> list[str]:
@@ -55,22 +83,49 @@ def require_architecture(name: str) -> None:
 
 
 def build_backbone(
-    name: str, *, image_size: tuple[int, int], options: Mapping[str, Any], layer: str | None = None
+    name: str,
+    *,
+    image_size: tuple[int, int],
+    options: Mapping[str, Any],
+    layer: str | None = None,
+    is_pretrained: bool = False,
 ) -> Backbone:
     """A network with freshly drawn weights (from torch's global generator: fork it outside).
 
     ResNets also take the option `last_stride=1`: their fourth stage keeps the third's resolution, as the strong
-    re-identification baseline does. ResNets and MobileNets take `output_stride`, see `dilate`.
+    re-identification baseline does. ResNets and MobileNets take `output_stride`, see `dilate`. Networks of other
+    libraries take `readout` and what their constructor takes; with `is_pretrained` they bring the library's weights.
     """
+    if library_of(name) is not None:
+        return _of_library(name, options, layer or None, is_pretrained)
     require_architecture(name)
+    if "readout" in options:
+        raise InputError(f"a readout is for networks of other libraries, such as timm:{name}; {name} has its own")
     if name in _OWN:
         network, spare = _construct(_OWN[name], name, options), _OWN_SPARE.get(name, frozenset())
         whole = Backbone(network, _OWN_LAYERS[name], spare)
     else:
         whole = _torchvisions(name, image_size, options)
+    whole = replace(whole, name=name, options=options)
     if layer is None or layer == whole.layer:
         return whole
     return replace(whole, network=cut(whole.network, layer), layer=layer)
+
+
+def _of_library(name: str, options: Mapping[str, Any], layer: str | None, is_pretrained: bool) -> Backbone:
+    """A network of another library, read out."""
+    built = build_model(name, options, is_pretrained=is_pretrained)
+    readout = options.get("readout", "auto")
+    return Backbone(
+        read_out(built.model, readout, layer=layer),
+        layer or "",
+        built.spare,
+        built.name,
+        {**built.options, "readout": readout},
+        built.transform,
+        built.assumed,
+        built.whole,
+    )
 
 
 def _torchvisions(name: str, image_size: tuple[int, int], options: Mapping[str, Any]) -> Backbone:

@@ -1,0 +1,140 @@
+"""A network of another library by its name: `timm:NAME`, `hf:NAME` or folder, `open_clip:NAME`.
+
+Nothing of it is distcam's: architecture, weights and configuration come through the library's own functions, without
+code from a repository and without pickles. What a name alone does not determine is kept as the library's own
+configuration in the encoder's options, so that a gallery opens without the network.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any
+from urllib.parse import urlsplit
+
+from torch import nn
+
+from ...errors import InputError, MissingExtraError, WeightsError
+from ...images.transform import Transform
+from ..checkpoint import canonical_json
+from ..layers import closest
+from ..names import LIBRARIES, library_of
+
+_BUILDERS = {"timm": "timms", "hf": "hugging_face", "open_clip": "open_clips"}
+
+
+@dataclass(frozen=True)
+class LibraryModel:
+    """A network as its library builds it.
+
+    Attributes:
+        model: from images to whatever it gives.
+        name: with the library's prefix; of a folder the architecture alone, wherever the folder lies.
+        options: what builds it again without the network, as JSON can hold it.
+        transform: of its own configuration.
+        spare: names in a weights file that an encoder does not need, such as a classifier's.
+        assumed: the part of the transform that no configuration says; "" where all is said.
+        whole: the model that `model` is a part of, where it has a text tower too.
+    """
+
+    model: nn.Module
+    name: str
+    options: Mapping[str, Any]
+    transform: Transform
+    spare: frozenset[str] = frozenset()
+    assumed: str = ""
+    whole: nn.Module | None = field(default=None, repr=False)
+
+
+def library(prefix: str) -> Any:
+    """The library that names with this prefix belong to.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    name = LIBRARIES[prefix]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own dependencies
+            return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{prefix}:NAME is a network of {name}, which is not here: pip install 'distcam[{name}]'"
+        ) from error
+
+
+def build_model(name: str, options: Mapping[str, Any], *, is_pretrained: bool = False) -> LibraryModel:
+    """The network that a name stands for, with the library's own weights or freshly drawn ones.
+
+    Raises:
+        InputError: unknown name (the nearest are listed) or options.
+        MissingExtraError: the library is not installed.
+        WeightsError: something is neither in the library's cache nor to be had.
+    """
+    prefix = library_of(name)
+    if prefix is None or name == f"{prefix}:":
+        raise InputError(f"expected a name behind the colon, such as timm:resnet50, got {name!r}")
+    module = import_module(f".{_BUILDERS[prefix]}", __package__)  # not at the top: each needs this module
+    library(prefix)
+    with _fetching(name):
+        built: LibraryModel = module.build(name.removeprefix(f"{prefix}:"), dict(options), is_pretrained)
+    options = json.loads(canonical_json(built.options))  # what they become in a checkpoint, and so in the fingerprint
+    return replace(built, options=options)
+
+
+def require_known(prefix: str, name: str, names: list[str]) -> None:
+    """Refuse a name that the library does not know, with the three nearest."""
+    if name not in names:
+        raise InputError(
+            f"{LIBRARIES[prefix]} knows no {name!r}, nearest: {closest(name, names)}; "
+            "`distcam encoders WORD` lists more"
+        )
+
+
+@contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    """While a library may download: without a network it looks into its cache at once, and what fails is one line."""
+    from huggingface_hub import constants
+
+    was, was_disabled = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    constants.HF_HUB_OFFLINE = was or not _is_in_reach(constants.ENDPOINT)
+    logging.disable(logging.ERROR)  # the error that follows says it
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (InputError, WeightsError):
+        raise
+    except Exception as error:  # each library has its own for what cannot be fetched
+        why = " ".join(str(error).split()).partition(". ")[0]
+        if not isinstance(error, OSError | RuntimeError) and not constants.HF_HUB_OFFLINE:
+            raise InputError(f"{name} cannot be built: {why or type(error).__name__}") from error
+        prefix = name.partition(":")[0] + ":"
+        offline = " without a network" if constants.HF_HUB_OFFLINE else ""
+        raise WeightsError(
+            f"{name}: not to be had{offline} ({why}); name a folder or file that you have ({prefix}FOLDER, --weights "
+            "FILE), try things out with --weights random, or fill the cache of huggingface_hub (HF_HOME) where there "
+            "is a network: it is used without one, too"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = was
+        logging.disable(was_disabled)
+
+
+def _is_in_reach(endpoint: str) -> bool:
+    """False where the name of the hub's host does not even resolve; its retries would take a minute."""
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(endpoint).hostname, 443)
+    except OSError:
+        return False
+    return True
