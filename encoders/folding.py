@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..encoders.heads import GAP, Affine, GeM, Pooling, affine_of
-from ..encoders.regions import pool_region
 from ..errors import InputError
+from .heads import GAP, Affine, GeM, Pooling, affine_of
+from .regions import pool_region
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,14 @@ def fold(
     affine = affine_of(head)
     folded = _tangent_map(response, head, weights) if affine is None else _at_every_position(response, affine)
     return Response(folded if weights is None else weights * folded, is_exact=affine is not None)
+
+
+def border_mean(response_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
+    """Mean over the outermost positions of each map, which see background in most photographs; of a tiny map, all."""
+    is_border = torch.ones(response_map.shape[-2:], dtype=torch.bool, device=response_map.device)
+    if min(is_border.shape) > 2:
+        is_border[1:-1, 1:-1] = False
+    return response_map[..., is_border].mean(-1)
 
 
 def _unpool(feature_map: Tensor, pooling: Pooling, weights: Tensor | None) -> Tensor:
