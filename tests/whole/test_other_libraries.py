@@ -1,4 +1,4 @@
-"""A gallery of each library's network, opened by a second process without a network: queried, added to, synced, served."""
+"""Galleries of the libraries' networks in a second process without a network: queried, added to, synced, served."""
 
 from __future__ import annotations
 

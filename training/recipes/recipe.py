@@ -52,7 +52,8 @@ class EncoderSettings(Table):
     Attributes:
         architecture: a torchvision name, "timm:NAME", "hf:NAME", "open_clip:NAME", "conv4", "resnet12", or a checkpoint
             of an earlier run.
-        weights: "random", "imagenet", "pretrained" (of timm, hf, open_clip), or a file; relative to the recipe's folder, `$DISTCAM_DATA/…` is filled in.
+        weights: "random", "imagenet", "pretrained" (of timm, hf, open_clip), or a file; relative to the recipe's
+            folder, `$DISTCAM_DATA/…` is filled in.
         layer: where the feature map is read; the last convolution if left out.
         pooling: "gap" or "gem".
         head: such as `{ type = "linear", out_dim = 128 }` or `{ type = "bnneck" }`; none if left out.
