@@ -20,6 +20,7 @@ from .encoding import Encoding
 from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .names import CHECKPOINT_SUFFIX
+from .readouts import telling_constants
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
 from .trained_on import TrainedOn
 from .weight_files import (
@@ -98,7 +99,8 @@ class Encoder(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ShapeError(f"expected images of shape (b, 3, h, w), got {tuple(images.shape)}")
         # A backbone of the user's own may work on its input in place (`images.sub_(mean)`), which is the caller's.
-        feature_map: Tensor = self.backbone(images if self.options is not None else images.clone())
+        with telling_constants() as told:
+            feature_map: Tensor = self.backbone(images if self.options is not None else images.clone())
         if feature_map.ndim != 4:
             raise ShapeError(f"expected a feature map (b, k, h, w) from the backbone, got {tuple(feature_map.shape)}")
         with torch.autocast(images.device.type, enabled=False):
@@ -107,7 +109,7 @@ class Encoder(nn.Module):
             # A pooling or head of the user's own may work in place; what is handed out stays what it was.
             own = feature_map if isinstance(self.pooling, GAP | GeM) else feature_map.clone()
             pooled = self.pooling(own)
-            return Encoding(feature_map, pooled, self.embed(pooled))
+            return Encoding(feature_map, pooled, self.embed(pooled), told[0] if told else None)
 
     def embed(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """The head's answer to pooled vectors, which stay as they are.
