@@ -23,12 +23,15 @@ class Encoding:
         feature_map: the last convolution after its activation; what activation maps are drawn from.
         pooled: the feature map pooled over rows and columns (its mean, for GAP); what a reference must store.
         embedding: the head's output, or `pooled` itself without a head; what is searched.
+        constant: of a class token or an attention pooling the part of `pooled` that comes from no place and is in the
+            feature map everywhere: where the token starts, MLPs, other tokens, biases. None where there is none.
         fine: the map of an earlier layer with stride 8, where the inference reads one; what lines are drawn from.
     """
 
     feature_map: Float[Tensor, "b k h w"]
     pooled: Float[Tensor, "b k"]
     embedding: Float[Tensor, "b d"]
+    constant: Float[Tensor, "b k"] | None = None
     fine: Float[Tensor, "b c u v"] | None = None
 
     def __post_init__(self) -> None:

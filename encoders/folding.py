@@ -19,6 +19,7 @@ class Response:
 
     map: Float[Tensor, "b d h w"]
     is_exact: bool  # else of first order around the pooled vector, as the head is not affine
+    constant: Float[Tensor, "b d"] | None = None  # what comes from no place, see `Encoding`; in the map everywhere
 
 
 def fold(
@@ -27,6 +28,7 @@ def fold(
     pooling: Pooling,
     head: nn.Module,
     weights: Float[Tensor, "*n h w"] | None = None,
+    constant: Float[Tensor, "b k"] | None = None,
 ) -> Response:
     """The response map of an encoder: pooled by a plain mean it gives the encoder's embedding.
 
@@ -41,6 +43,7 @@ def fold(
         head: any module from (b, k) to (b, d); one that is not affine has to be in evaluation mode.
         weights: of a region's positions (`region_weights`, mean 1), (h, w) for all images or (b, h, w). The mean of the
             map is then the embedding of the region, and the map is 0 outside.
+        constant: of the encoding; behind a head that is not affine none is told.
 
     Raises:
         InputError: a pooling that cannot be written as a mean, or a non-affine head in training mode.
@@ -57,7 +60,10 @@ def fold(
     response = _unpool(feature_map, pooling, weights)
     affine = affine_of(head)
     folded = _tangent_map(response, head, weights) if affine is None else _at_every_position(response, affine)
-    return Response(folded if weights is None else weights * folded, is_exact=affine is not None)
+    if affine is None or constant is None:
+        return Response(folded if weights is None else weights * folded, is_exact=affine is not None)
+    shared = _at_every_position(constant.to(response)[..., None, None], affine)[..., 0, 0]
+    return Response(folded if weights is None else weights * folded, is_exact=True, constant=shared)
 
 
 def border_mean(response_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:

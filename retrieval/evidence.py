@@ -64,7 +64,7 @@ class Evidence:
         query = self.ranking.query
         encoding = query.encoding
         if not isinstance(encoding, TextEncoding):
-            return self._folded(encoding.feature_map, query.weights)
+            return self._folded(encoding.feature_map, query.weights, encoding.constant)
         vector = self.query_vector[..., None, None]
         if encoding.image is None:  # a map of one place
             return Response(vector, is_exact=True)
@@ -82,9 +82,9 @@ class Evidence:
             self._matched[ranks] = self._folded(maps, None if weights is None else torch.stack(weights)).map
         return self._matched[ranks]
 
-    def _folded(self, feature_maps: Tensor, weights: Tensor | None) -> Response:
+    def _folded(self, feature_maps: Tensor, weights: Tensor | None, constant: Tensor | None = None) -> Response:
         """The map "n d h w", on the CPU, whose spatial mean is what is compared."""
-        return folded(self.ranking.retriever.inference, feature_maps, weights, space=self.space)
+        return folded(self.ranking.retriever.inference, feature_maps, weights, space=self.space, constant=constant)
 
     @cached_property
     def query_vector(self) -> Tensor:
@@ -170,12 +170,20 @@ class Evidence:
         return torch.from_numpy(gallery.embeddings(rows) if self.space == "metric" else gallery.pooled(rows))
 
 
-def folded(inference: Encodes, feature_maps: Tensor, weights: Tensor | None, *, space: Space = "metric") -> Response:
+def folded(
+    inference: Encodes,
+    feature_maps: Tensor,
+    weights: Tensor | None,
+    *,
+    space: Space = "metric",
+    constant: Tensor | None = None,
+) -> Response:
     """The map "n d h w", on the CPU, whose spatial mean is what is compared in a space."""
     head = inference.encoder.head if space == "metric" else Identity()
     feature_maps = feature_maps.to(inference.device, torch.float32)
-    response = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights)
-    return Response(response.map.cpu(), response.is_exact)
+    response = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights, constant=constant)
+    is_exact = response.is_exact and getattr(inference.encoder.backbone, "is_exact", True)
+    return Response(response.map.cpu(), is_exact, None if response.constant is None else response.constant.cpu())
 
 
 def region_of_file(file: str | PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:

@@ -119,6 +119,19 @@ class Explanation:
         return self._evidence.query_response.is_exact
 
     @cached_property
+    def unexplained(self) -> tuple[float, ...] | None:
+        """Of each reference's cosine that share which no place of the query explains; None for maps that are all of it.
+
+        Of a class token or an attention pooling (see `Encoding.constant`) it is what start, MLPs and other tokens give,
+        which counts at every place alike. Negative where that speaks against the reference.
+        """
+        constant = self._evidence.query_response.constant
+        if constant is None or self.matches.retriever.gallery.metric != "cosine":
+            return None
+        shares = (self._vectors @ constant[0]) / (self._vectors @ self._evidence.query_vector[0])
+        return tuple(torch.nan_to_num(shares).tolist())
+
+    @cached_property
     def reference_maps(self) -> Tensor | None:
         """Float "n h w": the maps on the gallery images, with query and match in exchanged roles; None for prototypes.
 
@@ -147,6 +160,12 @@ class Explanation:
         if self.sensitivity is not None:
             means = next(text for least, text in _DEPENDS.items() if self.sensitivity >= least)
             said.append(f"{means} (rank correlation {self.sensitivity:.2f}).")
+        if self.unexplained is not None:
+            share = 1 - self.unexplained[0]
+            said.append(
+                f"{share:.0%} of the similarity to {self.references[0].short_name} is read directly from places; the "
+                "rest, of the class token, MLPs and other tokens, counts at every place alike."
+            )
         if not self.is_exact:
             said.append("The encoder's head is not linear: the maps hold to first order.")
         return tuple(said)
@@ -293,6 +312,7 @@ class Explanation:
             "query_view": np.array(self.query_view),
             "weighting": np.array(self.weighting),
             "words": np.array(self.words),
+            **({} if self.unexplained is None else {"unexplained": np.array(self.unexplained)}),
             "sensitivity": np.array(np.nan if self.sensitivity is None else self.sensitivity),
         }
         if self.dist_maps is not None:

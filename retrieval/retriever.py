@@ -222,17 +222,18 @@ class Retriever:
         record = gallery.records([image])[0]
         file = gallery.file(record)
 
-        def feature_map() -> torch.Tensor:
+        def encode() -> tuple[torch.Tensor, torch.Tensor | None]:
             if gallery.spec.map_shape is not None:
-                return torch.from_numpy(gallery.maps([image]))
-            return self.inference.encode_images([file]).feature_map
+                return torch.from_numpy(gallery.maps([image])), None
+            encoding = self.inference.encode_images([file])
+            return encoding.feature_map, encoding.constant
 
         pooled = torch.from_numpy(gallery.pooled([image]))
         (weights,) = gallery_weights(gallery, self.inference.encoder, [record]) or (None,)
         same = gallery.spec.embedding_is_pooled
         embedding = pooled if same else torch.from_numpy(gallery.embeddings([image]))
         fine = None if gallery.spec.fine_shape is None else torch.from_numpy(gallery.fine_maps([image]))
-        encoding = StoredEncoding(pooled, embedding, feature_map, fine)
+        encoding = StoredEncoding(pooled, embedding, encode, fine)
         return Query(record.path, file, encoding, weights=weights, known_size=known_size)
 
     def rank(self, queries: Sequence[Query], *, without: int | None = None, **options: Unpack[Ranked]) -> list[Matches]:
@@ -295,7 +296,8 @@ class Retriever:
         weights = weights_of(region, size=size, encoder=encoder, shape=(rows, columns)).to(feature_map.device)
         with torch.no_grad():
             pooled = pool_region(feature_map, weights, pooling=encoder.pooling)
-            encoding = Encoding(feature_map, pooled, encoder.embed(pooled), fine=query.encoding.fine)
+            parts = {"constant": query.encoding.constant, "fine": query.encoding.fine}
+            encoding = Encoding(feature_map, pooled, encoder.embed(pooled), **parts)
         return replace(query, encoding=encoding, region=region, weights=weights)
 
     def _matches(self, hits: Hits) -> tuple[Match, ...]:

@@ -125,6 +125,7 @@ def _reference(
         distance=reference.distance,
         rank=None if match is None else match.rank,
         id=None if match is None else match.id,
+        unexplained=None if explanation.unexplained is None else explanation.unexplained[index],
         query_map=_map(explanation.query_maps[index]),
         dist_map=None if beside is None else _map(beside[index]),
         match_map=None if others is None else _map(others[index]),

@@ -297,6 +297,7 @@ class ReferenceAnswer(Answer):
     distance: float
     rank: int | None
     id: int | None
+    unexplained: Annotated[float | None, Field(description="Share of the cosine that no place explains.")]
     query_map: MapAnswer
     dist_map: Annotated[MapAnswer | None, Field(description="Dist-CAM on the query, beside another weighting.")]
     match_map: MapAnswer | None

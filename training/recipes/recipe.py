@@ -35,8 +35,10 @@ from .tables import Table, check_name, checked_table, merged, parse, plain
 class EncoderSettings(Table):
     """The encoder that is trained, and its first weights."""
 
-    architecture: str = "conv4"  # a torchvision name, "conv4", "resnet12", or a checkpoint of an earlier run
-    # "random", "imagenet", or a file; relative to the recipe's folder, `$DISTCAM_DATA/…` is filled in
+    # a name of torchvision, "timm:NAME", "hf:NAME", "open_clip:NAME", "conv4", "resnet12", or an earlier run's checkpoint
+    architecture: str = "conv4"
+    # "random", "imagenet", "pretrained" (of timm, hf, open_clip), or a file; relative to the recipe's folder,
+    # `$DISTCAM_DATA/…` is filled in
     weights: str = "random"
     layer: str | None = None  # where the feature map is read; the last convolution if left out
     pooling: Literal["gap", "gem"] = "gap"
@@ -51,7 +53,7 @@ class EncoderSettings(Table):
         if self.architecture.endswith(".safetensors"):
             encoder = Encoder.load(located(self.architecture, folder))
         else:
-            is_file = self.weights not in ("random", "imagenet")
+            is_file = self.weights not in ("random", "imagenet", "pretrained")
             encoder = Encoder.load(
                 self.architecture,
                 weights=located(self.weights, folder) if is_file else self.weights,
