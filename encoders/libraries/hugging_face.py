@@ -16,7 +16,7 @@ from ...images.transform import Transform
 from .models import LibraryModel, library
 
 _NOT_OF_THE_NETWORK = (
-    *("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "model_type"),
+    *("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures"),
     *("id2label", "label2id", "problem_type"),
 )
 
@@ -40,15 +40,24 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
         raise InputError(f"hf:{name} is a {config.model_type} model, which takes {model.main_input_name} and no images")
     transform, assumed = (Transform(), "") if kept is not None else _transform_of(transformers, name, model.config)
-    plain = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_OF_THE_NETWORK}
     return LibraryModel(
         model,
         f"hf:{config.model_type if Path(name).is_dir() else name}",
-        {"config": {"model_type": config.model_type, **plain}},
+        {"config": _plain(config.to_diff_dict())},
         transform,
-        assumed=assumed,
-        whole=None if model is whole else whole,
+        frozenset() if model is whole else frozenset(whole.state_dict()),
+        assumed,
+        None if model is whole else whole,
     )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what is no part of the network, in its towers' too."""
+    return {
+        key: _plain(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if key not in _NOT_OF_THE_NETWORK
+    }
 
 
 def _seeing(transformers: Any, whole: Any) -> Any:

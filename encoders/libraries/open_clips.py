@@ -86,13 +86,12 @@ def _seeing(
     """The image's tower of a whole model."""
     values = {**open_clip.get_model_preprocess_cfg(whole), **(looks or {})}
     assumed = "" if is_said else "no published weights of it say a transform, so CLIP's mean and std are assumed"
-    beside = frozenset(key for key in whole.state_dict() if not key.startswith("visual."))
     return LibraryModel(
         whole.visual,
         f"open_clip:{Path(name).name if Path(name).is_dir() else name}",
         {**own, "config": dict(config)},
         _transform_of(values),
-        beside,
+        frozenset(whole.state_dict()),
         assumed,
         whole,
     )
