@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,17 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from .contributions import N_ROWS, Call, Contribution, Following, row_of
+from .contributions import N_ROWS, Call, Contribution, Following
+
+Weights = Callable[[int], Float[Tensor, "b n heads"]]
 
 
 def attended(
-    mode: Following, weights: Tensor, values: Tensor, output: Tensor, *, n_queries: int
+    mode: Following, weights: Weights, values: Tensor, output: Tensor, *, n_queries: int
 ) -> Contribution | None:
     """The contribution of places in an attention's output, heads one behind the other.
 
     Args:
         mode: the pass.
-        weights: (b, heads, rows, n) of the first rows, or a function that computes them.
+        weights: from a row's number to what it reads of each token, (b, n, heads).
         values: (b, heads, n, d).
         output: (b, heads, queries, d).
         n_queries: how many tokens read.
@@ -35,15 +37,16 @@ def attended(
     has_mean = mode.first_is_mean and first == 1
 
     def of_row(row: int) -> Tensor:
-        shares = row_of(weights.flatten(0, 1), row).unflatten(0, weights.shape[:2])[:, :, 0].float()
-        own = shares[..., first:]
+        mode.rows_read.add(row)
+        shares = weights(row)
+        own = shares[:, first:]
         if has_mean:  # the value of the mean is the mean of the values, but for positions
-            own = own + shares[..., :1] / places
-        group = own.shape[1] // values.shape[1]
-        each = values[:, :, first:].float().repeat_interleave(group, 1) if group > 1 else values[:, :, first:].float()
-        return (each * own[..., None]).transpose(1, 2).flatten(2)
+            own = own + shares[:, :1] / places
+        each = values[:, :, first:].transpose(1, 2).float()
+        each = each.repeat_interleave(own.shape[2] // each.shape[2], 2) if own.shape[2] > each.shape[2] else each
+        return (each * own[..., None]).flatten(2)
 
-    rows = output[:, :, :N_ROWS].transpose(1, 2).flatten(2).float().clone()
+    rows = None if mode.row is not None else output[:, :, :N_ROWS].transpose(1, 2).flatten(2).float().clone()
     return Contribution(of_row, grid, n_followed=int(is_self), first_rows=rows)
 
 
@@ -53,20 +56,25 @@ def scaled_dot_product(mode: Following, func: Call, args: Any, kwargs: Any) -> T
     given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False), **kwargs)
     query, key, mask = given["query"], given["key"], given.get("attn_mask")
     if output.ndim == 4 and len(output) == mode.n_images and not given.get("is_causal"):
-        weights = _first_weights(query, key, mask, given.get("scale"))
+        weights = _weights(query, key, mask, given.get("scale"))
         mode.mark(output, attended(mode, weights, given["value"], output, n_queries=query.shape[-2]))
     return output
 
 
-def _first_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Float[Tensor, "b h r n"]:
-    """How much the first rows of an attention read of each token, never the square matrix."""
-    first, key = query[:, :, :N_ROWS].float(), key.float()
-    key = key.repeat_interleave(first.shape[1] // key.shape[1], 1) if key.shape[1] != first.shape[1] else key
-    scores = (first * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
-    if mask is not None:
-        mask = mask if mask.shape[-2] == 1 else mask[..., :N_ROWS, :]
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
-    return scores.softmax(-1)
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Weights:
+    """How much a row of an attention reads of each token, never the square matrix."""
+
+    def of_row(row: int) -> Tensor:
+        one = query[:, :, row, None].transpose(1, 2).float() * (query.shape[-1] ** -0.5 if scale is None else scale)
+        each = key.transpose(1, 2).float()
+        each = each.repeat_interleave(one.shape[2] // each.shape[2], 2) if one.shape[2] > each.shape[2] else each
+        scores = (each * one).sum(-1)
+        if mask is not None:
+            own = mask[..., 0 if mask.shape[-2] == 1 else row, :].expand(*query.shape[:2], -1).mT
+            scores = scores.masked_fill(~own, -torch.inf) if mask.dtype == torch.bool else scores + own.float()
+        return scores.softmax(1)
+
+    return of_row
 
 
 _PACKED = inspect.signature(functional.multi_head_attention_forward)
@@ -85,7 +93,7 @@ def multi_head(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     output = functional.scaled_dot_product_attention(query, key, value)
     merged = output.permute(2, 0, 1, 3).flatten(2)
     weight = given["out_proj_weight"]
-    found = attended(mode, _first_weights(query, key, None, None), value, output, n_queries=query.shape[-2])
+    found = attended(mode, _weights(query, key, None, None), value, output, n_queries=query.shape[-2])
     found = None if found is None else found.then(lambda parts, _: parts @ weight.float().mT)
     if given["need_weights"]:
         result, shares = func(*args, **kwargs)

@@ -100,8 +100,12 @@ def _multiplied(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     left, right = args[:2]
     shares, output = shares_of(mode, left), None
     if shares is not None:
-        output = func(*args, **kwargs)
-        return mode.mark(output, attended(mode, shares[:, :, :N_ROWS], right, output, n_queries=left.shape[-2]))
+        output, first = func(*args, **kwargs), shares[:, :, :N_ROWS].float().clone()
+
+        def of_row(row: int) -> Tensor:
+            return row_of(first.flatten(0, 1), row)[:, 0].unflatten(0, shares.shape[:2]).mT
+
+        return mode.mark(output, attended(mode, of_row, right, output, n_queries=left.shape[-2]))
     found = _projected(mode, left, right.mT) if right.ndim == 2 and mode.of(right) is None else None
     return mode.mark(func(*args, **kwargs), found)
 
@@ -121,11 +125,11 @@ def _added(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     if other is not None and sign < 0:
         other = other.then(lambda parts, _: -parts)
     if one is not None and other is not None:
-        return mode.mark(output, one.plus(other))
+        return mode.mark(output, mode.computed(one.plus(other)))
     beside = right if other is None else left
     is_bias = not isinstance(beside, Tensor) or beside.ndim <= 1
     found = (one or other).then(lambda parts, _: parts)  # type: ignore[union-attr]
-    return mode.mark(output, replace(found, is_whole=found.is_whole and is_bias))
+    return mode.mark(output, mode.computed(replace(found, is_whole=found.is_whole and is_bias)))
 
 
 def _scaled(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:

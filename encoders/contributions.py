@@ -69,6 +69,7 @@ class Following(TorchFunctionMode):
         rules: from a function's name to what runs in its place, and marks the outcome.
         tangent: follow activations too, by their slope at the value they have: of first order, no longer exact.
         first_is_mean: the first key of an attention is the mean of all places (CLIP's ResNets).
+        row: the token that will be read, where an earlier pass has told; its parts are then summed on the way.
     """
 
     def __init__(
@@ -78,12 +79,15 @@ class Following(TorchFunctionMode):
         *,
         tangent: bool = False,
         first_is_mean: bool = False,
+        row: int | None = None,
     ) -> None:
         super().__init__()
         self.n_images, self.size = len(images), (images.shape[2], images.shape[3])
         self.rules, self.tangent, self.first_is_mean = rules, tangent, first_is_mean
+        self.row, self.rows_read = row, set[int]()
         self.grids: list[tuple[int, int]] = []
         self.n_attentions = 0
+        self.vector = images.new_zeros(0)
 
     def of(self, tensor: Tensor) -> Contribution | None:
         """The contribution in a tensor of this pass; None if no thread from a place reaches it."""
@@ -105,6 +109,19 @@ class Following(TorchFunctionMode):
         if args and (output is args[0] or output is None) and isinstance(args[0], Tensor):
             self.mark(args[0], None)  # changed in place by something not known
         return output
+
+    def computed(self, found: Contribution) -> Contribution:
+        """The contribution, summed up by now if it comes from attentions and its row is known: keys can then go."""
+        if self.row is None or not found.n_followed:
+            return found
+        expected, parts = self.row, found.of_row(self.row)
+
+        def of_row(row: int) -> Tensor:
+            if row != expected:
+                raise LookupError(f"token {row} is read, expected token {expected}")
+            return parts
+
+        return replace(found, of_row=of_row)
 
     def rows(self, tensor: Tensor) -> Float[Tensor, "b n d"]:
         """A copy of the first rows, float32: tokens stand on the second axis, or on the first before the batch."""

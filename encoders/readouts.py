@@ -91,6 +91,7 @@ class ReadOut(nn.Module):
         self.is_exact = self.has_places = True
         self._first_is_mean = first_key_is_mean(source)
         self._starts_in_tail = False  # threads begin behind `features_of`
+        self._row: int | None = None  # the token that is read, where its parts come from all blocks
         self._is_known = False
         self._grids: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
@@ -101,10 +102,8 @@ class ReadOut(nn.Module):
         if not self._is_known:
             self._learn(images)
             return self(images)
-        vector, found = self._followed(images, tangent=not self.is_exact, tail_only=self._starts_in_tail)
-        if found is None:
-            return vector[:, :, None, None]
-        return self._map(vector, found)
+        found, seen = self._followed(images, tangent=not self.is_exact, tail_only=self._starts_in_tail)
+        return seen.vector[:, :, None, None] if found is None else self._map(seen.vector, found)
 
     def vector(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p"]:
         """The vector alone, as the library computes it."""
@@ -123,9 +122,9 @@ class ReadOut(nn.Module):
             told.append(constant)
         return feature_map
 
-    def _followed(self, images: Tensor, *, tangent: bool, tail_only: bool) -> tuple[Tensor, Contribution | None]:
-        """The vector, and the contribution of places in it."""
-        following = Following(images, RULES, tangent=tangent, first_is_mean=self._first_is_mean)
+    def _followed(self, images: Tensor, *, tangent: bool, tail_only: bool) -> tuple[Contribution | None, Following]:
+        """The contribution of places in the vector, and the pass with all that it has seen."""
+        following = Following(images, RULES, tangent=tangent, first_is_mean=self._first_is_mean, row=self._row)
         following.grids = list(self._grids.get(following.size, []))
         if tail_only:
             features = features_of(self.source, images, readout=self.readout)
@@ -136,30 +135,34 @@ class ReadOut(nn.Module):
                 features = features_of(self.source, images, readout=self.readout)
                 vector = vector_of(self.source, features, images, readout=self.readout)
             self._grids[following.size] = following.grids
-        self._n_attentions = following.n_attentions
-        return vector, following.of(vector)
+        following.vector = vector
+        return following.of(vector), following
 
     @torch.no_grad()
     def _learn(self, images: Tensor) -> None:
-        """Find out on one image where threads begin, and whether they reach the vector."""
-        image, name = images[:1].detach(), type(self.source).__name__
-        whole = self._followed(image, tangent=False, tail_only=False)[1]
-        seen = self._n_attentions
-        if whole is not None and whole.n_followed < seen and whole.n_followed:
-            remark(
-                f"{name}: of {seen} attentions {whole.n_followed} can be followed to its vector; what the others read "
-                "counts as explained by no place"
-            )
-        if whole is None:
-            whole = self._followed(image, tangent=True, tail_only=False)[1]
-            self.is_exact, self.has_places = False, whole is not None
+        """Find out on one image where threads begin, whether they reach the vector, and what remains to be said."""
+        image, name, words = images[:1].detach(), type(self.source).__name__, ""
+        found, seen = self._followed(image, tangent=False, tail_only=False)
+        if found is None:
+            self.is_exact = False
+            found, seen = self._followed(image, tangent=True, tail_only=False)
             words = "maps are of first order: an activation lies between its places and its vector"
-            if whole is None:
-                words = "no map: its vector cannot be followed back to places; it is searched by, and not explained"
-            remark(f"{name}: {words}")
         elif self.readout != "class+mean":
-            tail = self._followed(image, tangent=False, tail_only=True)[1]
-            self._starts_in_tail = tail is not None
+            self._starts_in_tail = self._followed(image, tangent=False, tail_only=True)[0] is not None
+        try:
+            if found is not None:
+                found.of_row(0)
+        except LookupError:
+            found = None
+        if found is None:
+            self.has_places = False
+            words = "no map: its vector cannot be followed back to places; it is searched by, and not explained"
+        elif 0 < found.n_followed < seen.n_attentions:
+            words += f"{'; ' if words else ''}of {seen.n_attentions} attentions {found.n_followed} can be followed"
+        if words:
+            remark(f"{name}: {words}")
+        if found is not None and found.n_followed and len(seen.rows_read) == 1:
+            (self._row,) = seen.rows_read
         self._is_known = True
 
     def extra_repr(self) -> str:

@@ -105,7 +105,7 @@ def _transformers(model: nn.Module, images: Tensor) -> Any:
     takes = inspect.signature(call if call is not model else model.forward).parameters
     options: dict[str, Any] = {"pixel_values": images}
     if "spatial_shapes" in takes:  # Siglip2 takes patches, channels last, of images of any proportion
-        patch = model.get_submodule("vision_model").config.patch_size  # type: ignore[union-attr]
+        patch = getattr(model.config, "vision_config", model.config).patch_size
         rows, columns = images.shape[2] // patch, images.shape[3] // patch
         cut = images[:, :, : rows * patch, : columns * patch].unflatten(3, (columns, patch)).unflatten(2, (rows, patch))
         options["pixel_values"] = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
