@@ -59,6 +59,8 @@ def _at(mode: Following, tensor: Tensor, steps: list[Any]) -> Contribution | Non
             if not is_token and length > 1:
                 return None
             row = row or step % length
+        elif step == slice(None):  # not by its indices, which would fix the length of an export's batch
+            continue
         elif step.indices(length) != (0, length, 1) and not (is_token and step.indices(length)[::2] == (0, 1)):
             return None
     if not row:
