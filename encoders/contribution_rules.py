@@ -243,7 +243,7 @@ def _joined(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     widths, places = [part.shape[-1] for part in parts], known[0].shape[0] * known[0].shape[1]
 
     def of_row(row: int) -> Tensor:
-        zero = torch.zeros((), device=output.device).expand(mode.n_images, places, -1)
+        zero = torch.zeros(mode.n_images, places, 1, device=output.device)
         each = [
             zero.expand(-1, -1, width) if one is None else one.of_row(row)
             for one, width in zip(found, widths, strict=True)

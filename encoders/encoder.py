@@ -19,9 +19,10 @@ from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, wr
 from .encoding import Encoding
 from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
-from .names import CHECKPOINT_SUFFIX, WITH_TEXT
+from .names import CHECKPOINT_SUFFIX
+from .readouts import telling_constants
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
-from .text_tower import TextTower, require_texts, restored_tower, text_tower
+from .text_tower import keep_tower, restored_tower, text_tower, vectors_of
 from .trained_on import TrainedOn
 from .weight_files import (
     drawn_from,
@@ -65,8 +66,7 @@ class Encoder(nn.Module):
     Attributes:
         metadata: free JSON-able notes (a training recipe, say); kept in checkpoints, no part of the fingerprint.
         trained_on: classes and images of its training, likewise; None where nothing is known.
-        text: the text tower, from a list of texts to vectors in the space of `pooled`; None without one. No part of
-            the fingerprint: what images become does not depend on it.
+        text: the tower from texts to vectors in the space of `pooled`, or None; no part of the fingerprint.
     """
 
     def __init__(
@@ -102,7 +102,8 @@ class Encoder(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ShapeError(f"expected images of shape (b, 3, h, w), got {tuple(images.shape)}")
         # A backbone of the user's own may work on its input in place (`images.sub_(mean)`), which is the caller's.
-        feature_map: Tensor = self.backbone(images if self.options is not None else images.clone())
+        with telling_constants() as told:
+            feature_map: Tensor = self.backbone(images if self.options is not None else images.clone())
         if feature_map.ndim != 4:
             raise ShapeError(f"expected a feature map (b, k, h, w) from the backbone, got {tuple(feature_map.shape)}")
         with torch.autocast(images.device.type, enabled=False):
@@ -111,7 +112,7 @@ class Encoder(nn.Module):
             # A pooling or head of the user's own may work in place; what is handed out stays what it was.
             own = feature_map if isinstance(self.pooling, GAP | GeM) else feature_map.clone()
             pooled = self.pooling(own)
-            return Encoding(feature_map, pooled, self.embed(pooled))
+            return Encoding(feature_map, pooled, self.embed(pooled), told[0] if told else None)
 
     def embed(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """The head's answer to pooled vectors, which stay as they are.
@@ -124,14 +125,8 @@ class Encoder(nn.Module):
         return embedding
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Vectors of texts in the space of image embeddings, with the length that the library gives them.
-
-        Raises:
-            InputError: an encoder without a text tower, no text, or an empty one.
-        """
-        if self.text is None:
-            raise InputError(f"{self.architecture} has no text tower, so it takes no text; {WITH_TEXT}")
-        return self.embed(self.text(require_texts(texts)))
+        """Vectors of texts beside image embeddings, as long as the library's; InputError without a text tower."""
+        return self.embed(vectors_of(self.text, texts, architecture=self.architecture))
 
     @classmethod
     def load(
@@ -296,11 +291,7 @@ class Encoder(nn.Module):
         if not os.fspath(path).endswith(CHECKPOINT_SUFFIX):
             raise InputError(f"expected a file name that ends in {CHECKPOINT_SUFFIX}, got {os.fspath(path)!r}")
         config, tensors = {**config, "metadata": self.metadata}, self.state_dict()
-        if isinstance(self.text, TextTower):
-            self.text.put(tensors)
-        elif self.text is not None:
-            remark(f"{path}: the text tower is a module of your own, so the checkpoint takes no texts", stacklevel=3)
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("text.")}
+        keep_tower(self.text, tensors, path=path)
         if self.trained_on is not None:
             self.trained_on.put(config, tensors)
         write_checkpoint(path, config, tensors)

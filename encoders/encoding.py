@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex
 
@@ -23,11 +23,14 @@ class Encoding:
         feature_map: the last convolution after its activation; what activation maps are drawn from.
         pooled: the feature map pooled over rows and columns (its mean, for GAP); what a reference must store.
         embedding: the head's output, or `pooled` itself without a head; what is searched.
+        constant: of a class token or an attention pooling the part of `pooled` that comes from no place and is in the
+            feature map everywhere: where the token starts, MLPs, other tokens, biases. None where there is none.
     """
 
     feature_map: Float[Tensor, "b k h w"]
     pooled: Float[Tensor, "b k"]
     embedding: Float[Tensor, "b d"]
+    constant: Float[Tensor, "b k"] | None = None
 
     def __post_init__(self) -> None:
         ranks = (self.feature_map.ndim, self.pooled.ndim, self.embedding.ndim)
@@ -47,7 +50,7 @@ class Encoding:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"image {index} of an encoding of {len(self)} images")
             which = slice(index, index + 1 or None)
-        return Encoding(self.feature_map[which], self.pooled[which], self.embedding[which])
+        return self.changed(lambda part: part[which])
 
     def __iter__(self) -> Iterator[Encoding]:
         """The images one by one, each a batch of one."""
@@ -59,11 +62,16 @@ class Encoding:
 
     def to(self, device: torch.device | str) -> Encoding:
         """The same values on another device."""
-        return Encoding(self.feature_map.to(device), self.pooled.to(device), self.embedding.to(device))
+        return self.changed(lambda part: part.to(device))
 
     def detach(self) -> Encoding:
         """The same values outside the gradient graph."""
-        return Encoding(self.feature_map.detach(), self.pooled.detach(), self.embedding.detach())
+        return self.changed(Tensor.detach)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Encoding:
+        """The encoding with each of its tensors changed."""
+        constant = None if self.constant is None else change(self.constant)
+        return Encoding(change(self.feature_map), change(self.pooled), change(self.embedding), constant)
 
     @staticmethod
     def cat(encodings: Sequence[Encoding]) -> Encoding:
@@ -74,8 +82,10 @@ class Encoding:
         """
         if not encodings:
             raise InputError("expected at least one encoding to join, got none")
+        constants = [e.constant for e in encodings if e.constant is not None]
         return Encoding(
             torch.cat([e.feature_map for e in encodings]),
             torch.cat([e.pooled for e in encodings]),
             torch.cat([e.embedding for e in encodings]),
+            torch.cat(constants) if len(constants) == len(encodings) else None,
         )

@@ -194,9 +194,7 @@ class Inference:
         images = self.transform.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             encoding = self.encoder(images)
-        return Encoding(
-            encoding.feature_map.contiguous(), encoding.pooled.contiguous(), encoding.embedding.contiguous()
-        )
+        return encoding.changed(Tensor.contiguous)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

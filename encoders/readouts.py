@@ -55,7 +55,7 @@ _CONSTANT: ContextVar[list[Tensor] | None] = ContextVar("constant", default=None
 
 @contextmanager
 def without_maps(is_wanted: bool = True) -> Iterator[None]:
-    """Inside, readouts return their vector as a map of one place, at the cost of the model alone."""
+    """Inside, readouts whose map is no by-product return their vector, a map of one place: the model's cost alone."""
     token = _MAPS.set(not is_wanted and _MAPS.get())
     try:
         yield
@@ -91,17 +91,17 @@ class ReadOut(nn.Module):
         self.is_exact = self.has_places = True
         self._first_is_mean = first_key_is_mean(source)
         self._starts_in_tail = False  # threads begin behind `features_of`
+        self._is_costly = True  # the map is not the mean's own
         self._row: int | None = None  # the token that is read, where its parts come from all blocks
         self._is_known = False
         self._grids: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p rows columns"]:
         """The map; with a remark, once, if it is of first order or there is none."""
-        if not _MAPS.get() or not self.has_places:
-            return self.vector(images)[:, :, None, None]
         if not self._is_known:
             self._learn(images)
-            return self(images)
+        if not self.has_places or (self._is_costly and not _MAPS.get()):
+            return self.vector(images)[:, :, None, None]
         found, seen = self._followed(images, tangent=not self.is_exact, tail_only=self._starts_in_tail)
         return seen.vector[:, :, None, None] if found is None else self._map(seen.vector, found)
 
@@ -147,8 +147,10 @@ class ReadOut(nn.Module):
             self.is_exact = False
             found, seen = self._followed(image, tangent=True, tail_only=False)
             words = "maps are of first order: an activation lies between its places and its vector"
-        elif self.readout != "class+mean":
-            self._starts_in_tail = self._followed(image, tangent=False, tail_only=True)[0] is not None
+        if self.readout != "class+mean":
+            in_tail = self._followed(image, tangent=not self.is_exact, tail_only=True)[0]
+            self._starts_in_tail = in_tail is not None
+        self._is_costly = not (found is not None and found.is_whole and self.is_exact)
         try:
             if found is not None:
                 found.of_row(0)

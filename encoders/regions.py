@@ -119,7 +119,7 @@ def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor 
         region = pool_region(encoding.feature_map[own], given, pooling=encoder.pooling)
         pooled, embedding = encoding.pooled.clone(), encoding.embedding.clone()
         pooled[own], embedding[own] = region, encoder.embed(region)
-    return Encoding(encoding.feature_map, pooled, embedding)
+    return Encoding(encoding.feature_map, pooled, embedding, encoding.constant)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..encoders.encoder import Encoder
+from ..encoders.folding import fold
 from ..encoders.layers import closest
 from ..errors import InputError, ShapeError
 from ..metrics.maps import is_constant
-from .folding import fold
 from .inputs import Norm, Weighting, refuse_non_finite
 from .layer_runs import LayerView, capture
 from .methods.cam import (

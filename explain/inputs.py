@@ -10,27 +10,12 @@ from torch import Tensor
 
 from ..errors import InputError, ShapeError
 from ..metrics import METRICS, Metric
+from .weightings import NEEDS_MEAN, WEIGHTINGS, Weighting
 
 __all__ = ["METRICS", "NORMS", "WEIGHTINGS", "Metric", "Norm", "Weighting"]
 
 Norm = Literal["sum", "l2", "minmax", "softmax", "none"]
-Weighting = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"]
-
 NORMS: tuple[Norm, ...] = get_args(Norm)
-WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
-
-WORDS: dict[Weighting, str] = {
-    "dist": "Dist-CAM: where the query shows channels whose strength is close to the reference's.",
-    "dist*s": "Dist-CAM of the channels that the reference has.",
-    "dist*excess": "Dist-CAM of the channels that the reference has more of than the gallery's mean.",
-    "log_ratio": "How many times more of a channel the reference has than the gallery's mean.",
-    "dot": "What each place adds to the dot product with the reference.",
-    "dot_centered": "What each place adds to what sets the reference apart from the gallery's mean.",
-    "gradcam_cos": "The gradient of the cosine; it vanishes as the match gets better.",
-    "caam": "The class-agnostic map: the same for every reference, to compare with.",
-}
-
-NEEDS_MEAN = frozenset({"dist*excess", "log_ratio", "dot_centered"})
 
 
 def check_options(metric: str, weighting: str, norm: str, tau: float) -> None:
@@ -78,7 +63,7 @@ def refuse_non_finite(name: str, values: Tensor) -> None:
 
 
 def checked_mean(mean: Tensor | None, weighting: Weighting, metric: Metric, *, like: Tensor) -> Tensor | None:
-    """The gallery's mean vector where the weighting needs it, else None."""
+    """The gallery's mean vector where the weighting needs it, else None; a border's mean may be longer than 1."""
     if weighting not in NEEDS_MEAN:
         return None
     if mean is None:
@@ -89,8 +74,21 @@ def checked_mean(mean: Tensor | None, weighting: Weighting, metric: Metric, *, l
         )
     mean = at_least_float32("`mean`", mean).to(like)
     refuse_non_finite("`mean`", mean)
-    if metric == "cosine" and float(torch.linalg.vector_norm(mean)) > 1.001:
+    if metric == "cosine" and weighting != "root_ratio" and float(torch.linalg.vector_norm(mean)) > 1.001:
         raise InputError(
             "with metric='cosine', `mean` is the mean of unit vectors and never longer than 1; this one is longer"
         )
     return mean
+
+
+def checked_magnitude(magnitude: Tensor | None, *, like: Tensor) -> Tensor:
+    """The mean size of each channel, by default that of the mean vector `like`; never negative."""
+    if magnitude is None:
+        return like.abs()
+    if magnitude.shape != like.shape:
+        raise ShapeError(f"`magnitude` should have shape {tuple(like.shape)}, as `mean`; got {tuple(magnitude.shape)}")
+    magnitude = at_least_float32("`magnitude`", magnitude).to(like)
+    refuse_non_finite("`magnitude`", magnitude)
+    if bool((magnitude < 0).any()):
+        raise InputError("`magnitude` is a mean of sizes and never negative; this one is below 0")
+    return magnitude

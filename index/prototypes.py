@@ -48,6 +48,7 @@ class PrototypeStore:
         self._count = np.zeros(1, np.int64)
         self._pooled = np.zeros((1, pooled_dim))
         self._embedding = np.zeros((1, embedding_dim))
+        self._magnitude: Sums | None = np.zeros(embedding_dim)  # None: sums of an earlier version
 
     # --- Changing ----------------------------------------------------------------------------------------------------
 
@@ -73,6 +74,8 @@ class PrototypeStore:
         self._row = {label: row for row, label in enumerate(left)}
         if not self._count[0]:  # rounding of many additions and subtractions must not outlive the images
             self._pooled[0] = self._embedding[0] = 0
+        if self._magnitude is not None and not self.total:
+            self._magnitude[:] = 0
 
     def merge(self, other: PrototypeStore) -> None:
         """Add all images of another store.
@@ -89,6 +92,8 @@ class PrototypeStore:
         self._count[rows] += other._count
         self._pooled[rows] += other._pooled
         self._embedding[rows] += other._embedding
+        both = (self._magnitude, other._magnitude)
+        self._magnitude = None if both[0] is None or both[1] is None else both[0] + both[1]
 
     def _change(self, labels: Sequence[str | None], pooled: AnyFloats, embedding: AnyFloats, *, sign: int) -> None:
         expected = ((len(labels), self.pooled_dim), (len(labels), self.embedding_dim))
@@ -99,6 +104,8 @@ class PrototypeStore:
         np.add.at(self._pooled, rows, sign * np.asarray(pooled, np.float64))
         ranking = unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
         np.add.at(self._embedding, rows, sign * ranking)
+        if self._magnitude is not None:
+            self._magnitude = (self._magnitude + sign * np.abs(ranking).sum(0)).clip(min=0)
 
     def _rows_of(self, labels: Sequence[str | None]) -> NDArray[np.intp]:
         """The row of each label; classes that are new get one."""
@@ -166,9 +173,17 @@ class PrototypeStore:
     def mean_embedding(self) -> Floats:
         """Mean of all images in the space that ranks, (d,): never made a unit vector again; zero when there are none.
 
-        This is the vector that `dot_centered` and `dist*excess` subtract, and that `log_ratio` divides by.
+        This is the vector that `dot_centered` and `dist*excess` subtract, and that the ratios divide by.
         """
         return np.asarray(self._embedding.sum(0) / max(1, self.total), np.float32)
+
+    def mean_magnitude(self) -> Floats:
+        """Mean size of each number of the vectors in the space that ranks, (d,); the mean itself where none is signed.
+
+        Sums that an earlier version wrote know the sizes of the classes' sums only, which are smaller or equal.
+        """
+        total = np.abs(self._embedding).sum(0) if self._magnitude is None else self._magnitude
+        return np.asarray(total / max(1, self.total), np.float32)
 
     def _mean(self, total: Sums, count: NDArray[np.int64]) -> Floats:
         mean = total / count
@@ -196,6 +211,7 @@ class PrototypeStore:
                 "counts": self._count[order],
                 "pooled_sum": self._pooled[order],
                 "embedding_sum": self._embedding[order],
+                **({} if self._magnitude is None else {"magnitude_sum": self._magnitude}),
             },
         )
 
@@ -209,8 +225,11 @@ class PrototypeStore:
         store._count = file.array("counts", "<i8", (n,)).read().astype(np.int64)
         store._pooled = file.array("pooled_sum", "<f8", (n, pooled_dim)).read().astype(np.float64)
         store._embedding = file.array("embedding_sum", "<f8", (n, embedding_dim)).read().astype(np.float64)
+        has_sizes = "magnitude_sum" in file.names
+        store._magnitude = file.array("magnitude_sum", "<f8", (embedding_dim,)).read() if has_sizes else None
         store._row = {label: row for row, label in enumerate([None, *labels])}
         finite = np.isfinite(store._pooled).all() and np.isfinite(store._embedding).all()
+        finite &= store._magnitude is None or np.isfinite(store._magnitude).all()
         if len(store._row) != n or (store._count[1:] < 1).any() or store._count[0] < 0 or not finite:
             raise file.corrupt("holds prototypes that cannot be")
         return store

@@ -188,6 +188,15 @@ class GalleryReader:
         return self._cache.prototypes
 
     @property
+    def background(self) -> NDArray[np.float32] | None:
+        """Mean border of the images' response maps in the space that ranks, (d,); None in a gallery made without.
+
+        Images that left took the mean with them, so it is exact as long as none did.
+        """
+        entry = self.manifest.background
+        return None if entry is None else entry.vector
+
+    @property
     def masks(self) -> MaskFolder | None:
         """The folder of masks that vectors are pooled under; None when whole images are pooled."""
         from ..images.masks import MaskFolder

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders import Encoder
+from ..encoders.folding import Response, fold
 from ..encoders.heads import Identity
 from ..encoders.regions import MaskPooling, weights_of
 from ..errors import ImageError, InputError
-from ..explain.folding import Response, fold
-from ..explain.inputs import NEEDS_MEAN
+from ..explain import Surroundings
+from ..explain.weightings import NEEDS_MEAN
 from ..images.masks import MaskFolder, read_mask
 from ..index.storage.segments import MASK_COLUMN, NO_MASK
 from .ranking import Match, Ranking, TextEncoding
@@ -63,7 +64,7 @@ class Evidence:
         query = self.ranking.query
         encoding = query.encoding
         if not isinstance(encoding, TextEncoding):
-            return self._folded(encoding.feature_map, query.weights)
+            return self._folded(encoding.feature_map, query.weights, encoding.constant)
         vector = self.query_vector[..., None, None]
         if encoding.image is None:  # a map of one place
             return Response(vector, is_exact=True)
@@ -81,13 +82,14 @@ class Evidence:
             self._matched[ranks] = self._folded(maps, None if weights is None else torch.stack(weights)).map
         return self._matched[ranks]
 
-    def _folded(self, feature_maps: Tensor, weights: Tensor | None) -> Response:
+    def _folded(self, feature_maps: Tensor, weights: Tensor | None, constant: Tensor | None = None) -> Response:
         """The map "n d h w", on the CPU, whose spatial mean is what is compared."""
         inference = self.ranking.retriever.inference
         head = inference.encoder.head if self.space == "metric" else Identity()
         feature_maps = feature_maps.to(inference.device, torch.float32)
-        folded = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights)
-        return Response(folded.map.cpu(), folded.is_exact)
+        folded = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights, constant=constant)
+        is_exact = folded.is_exact and getattr(inference.encoder.backbone, "is_exact", True)
+        return Response(folded.map.cpu(), is_exact, None if folded.constant is None else folded.constant.cpu())
 
     @cached_property
     def query_vector(self) -> Tensor:
@@ -113,6 +115,21 @@ class Evidence:
                 f"{weighting!r} needs the gallery's mean in the space that ranks; it is not kept for space='backbone'"
             )
         return torch.from_numpy(self.ranking.retriever.gallery.prototypes.mean_embedding())
+
+    @cached_property
+    def surroundings(self) -> Surroundings | None:
+        """What `root_ratio` may take off; None where the gallery keeps no statistics of the space."""
+        if not self.has_mean:
+            return None
+        gallery = self.ranking.retriever.gallery
+        store, background = gallery.prototypes, gallery.background
+        return Surroundings(
+            mean=torch.from_numpy(store.mean_embedding()),
+            magnitude=torch.from_numpy(store.mean_magnitude()),
+            border=None if background is None else torch.from_numpy(background),
+            images=store.total,
+            classes=len(store),
+        )
 
     @property
     def has_mean(self) -> bool:

@@ -32,16 +32,25 @@ class StoredEncoding:
 
     pooled: Float[Tensor, "1 k"]
     embedding: Float[Tensor, "1 d"]
-    _fetch: Callable[[], Tensor] = field(repr=False)
+    _fetch: Callable[[], tuple[Tensor, Tensor | None]] = field(repr=False)
 
     @cached_property
+    def _fetched(self) -> tuple[Tensor, Tensor | None]:
+        return self._fetch()
+
+    @property
     def feature_map(self) -> Float[Tensor, "1 k h w"]:
         """From the gallery if it keeps maps, else of the file, which is encoded once more."""
-        return self._fetch()
+        return self._fetched[0]
+
+    @property
+    def constant(self) -> Float[Tensor, "1 k"] | None:
+        """See `Encoding`; not known of a map that the gallery keeps."""
+        return self._fetched[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as a plain `Encoding`: where the feature map would be fetched from is not known elsewhere."""
-        return Encoding, (self.feature_map, self.pooled, self.embedding)
+        return Encoding, (self.feature_map, self.pooled, self.embedding, self.constant)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +64,7 @@ class BareVector:
         """Not known."""
         raise InputError("a bare vector has neither pooled features nor a feature map; query with an image to explain")
 
-    feature_map = pooled
+    feature_map = constant = pooled
 
 
 @dataclass(frozen=True, eq=False)

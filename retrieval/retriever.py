@@ -209,16 +209,17 @@ class Retriever:
         record = gallery.records([image])[0]
         file = gallery.file(record)
 
-        def feature_map() -> torch.Tensor:
+        def encode() -> tuple[torch.Tensor, torch.Tensor | None]:
             if gallery.spec.map_shape is not None:
-                return torch.from_numpy(gallery.maps([image]))
-            return self.inference.encode_images([file]).feature_map
+                return torch.from_numpy(gallery.maps([image])), None
+            encoding = self.inference.encode_images([file])
+            return encoding.feature_map, encoding.constant
 
         pooled = torch.from_numpy(gallery.pooled([image]))
         (weights,) = gallery_weights(gallery, self.inference.encoder, [record]) or (None,)
         same = gallery.spec.embedding_is_pooled
         embedding = pooled if same else torch.from_numpy(gallery.embeddings([image]))
-        encoding = StoredEncoding(pooled, embedding, feature_map)
+        encoding = StoredEncoding(pooled, embedding, encode)
         return Query(record.path, file, encoding, weights=weights, known_size=known_size)
 
     def rank(self, queries: Sequence[Query], *, without: int | None = None, **options: Unpack[Ranked]) -> list[Matches]:
@@ -277,7 +278,7 @@ class Retriever:
         weights = weights_of(region, size=size, encoder=encoder, shape=(rows, columns)).to(feature_map.device)
         with torch.no_grad():
             pooled = pool_region(feature_map, weights, pooling=encoder.pooling)
-            encoding = Encoding(feature_map, pooled, encoder.embed(pooled))
+            encoding = Encoding(feature_map, pooled, encoder.embed(pooled), query.encoding.constant)
         return replace(query, encoding=encoding, region=region, weights=weights)
 
     def _matches(self, hits: Hits) -> tuple[Match, ...]:

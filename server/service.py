@@ -101,8 +101,7 @@ class QueryCache:
 
     def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
         """Remember a query; its token. It is copied, so that the rest of its batch is let go."""
-        parts = (encoding.feature_map, encoding.pooled, encoding.embedding)
-        query = CachedQuery(Encoding(*(part.clone() for part in parts)), size, self._clock())
+        query = CachedQuery(encoding.changed(Tensor.clone), size, self._clock())
         token = secrets.token_urlsafe(18)
         with self._lock:
             self._queries[token] = query

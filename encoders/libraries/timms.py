@@ -11,6 +11,7 @@ from ...errors import InputError
 from ...images.transform import Transform
 from .models import LibraryModel, library, require_known
 
+_BUILT_BY = ("input_size", "fixed_input_size", "pool_size", "first_conv", "classifier", "num_classes")
 _SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
@@ -27,7 +28,11 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     model = _created(source, own, pretrained)
     config: Mapping[str, Any] = model.pretrained_cfg
     if is_elsewhere:
-        own = {"architecture": config["architecture"], **getattr(model, "_model_args", {}), **own}
+        built_by = {
+            "architecture": config["architecture"],
+            "pretrained_cfg": {key: config.get(key) for key in _BUILT_BY},
+        }
+        own = {**built_by, **getattr(model, "_model_args", {}), **own}
     heads = config.get("classifier") or ()
     spare = {f"{head}.{kind}" for head in ([heads] if isinstance(heads, str) else heads) for kind in ("weight", "bias")}
     return LibraryModel(

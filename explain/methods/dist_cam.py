@@ -29,15 +29,16 @@ from ..inputs import (
     Weighting,
     at_least_float32,
     check_options,
+    checked_magnitude,
     checked_mean,
     comparable,
     refuse_non_finite,
 )
 
-LINEAR = frozenset({"dot", "dot_centered", "gradcam_cos"})  # their scale has a meaning, so `norm` leaves them alone
+LINEAR = frozenset({"root_ratio", "dot", "dot_centered", "gradcam_cos"})  # their scale has a meaning: no `norm`
 LITERAL_EPS = 1e-12
 ROUNDING = 1e-3  # of the mean magnitude: below this a D is the rounding of half precision, not a difference
-RARE = 0.1  # of the mean over channels: `log_ratio` treats channels the gallery has less of as equally rare
+RARE = 0.1  # of the mean over channels: both ratios treat channels the gallery has less of as equally rare
 DEAD = 1e-5  # of the largest magnitude: what counts as a channel that is zero
 NO_DIRECTION = 1e-12  # a vector no longer than this counts as zero when directions are compared
 
@@ -50,6 +51,7 @@ class WeightOptions(TypedDict, total=False):
     tau: float
     norm: Norm
     mean: Tensor | None
+    magnitude: Tensor | None
 
 
 def dist_cam(
@@ -65,12 +67,13 @@ def dist_cam(
 
     The scale of the map: with `norm="sum"` and non-negative features it is a weighted mean of the channels, comparable
     across references. `dot` sums over its positions to the dot product (to the cosine, for that metric),
-    `dot_centered` to the dot product with `references - mean`, and `gradcam_cos` to 0.
+    `dot_centered` to the dot product with `references - mean`, `root_ratio` to that with its weights, and `gradcam_cos`
+    to 0.
 
     Args:
         response_map: channels of the query; leading dimensions are a batch, and references are given for each entry.
         references: pooled vectors of gallery images or prototypes, in the space of `response_map`.
-        options: `metric`, `weighting`, `tau`, `norm` and `mean`, see `channel_weights`.
+        options: `metric`, `weighting`, `tau`, `norm`, `mean` and `magnitude`, see `channel_weights`.
 
     Raises:
         InputError: a value is not finite, an option is unknown, or `mean` is missing where it is needed.
@@ -121,12 +124,16 @@ def channel_weights(
     tau: float = 1.0,
     norm: Norm = "sum",
     mean: Float[Tensor, " d"] | None = None,
+    magnitude: Float[Tensor, " d"] | None = None,
     live: Bool[Tensor, "*b d"] | None = None,
 ) -> Float[Tensor, "*b n d"]:
     """The weight of each channel of the query for each reference: W of Eq. 5, finite, at least float32.
 
     With q and s the two pooled vectors (of length 1 if the metric is cosine), D = |s - q| and mu = `mean`:
 
+    - `root_ratio`: (f(s) - f(mu)) / √(a + e) with f(x) = sign(x) · (√(|x| + e) - √e), a = `magnitude`, and e a tenth of
+      the mean of a. For non-negative features and a = mu this is √((s + e) / (mu + e)) - 1: how many times more of a
+      channel the reference has than the gallery, in roots, and negative for less. The query does not enter.
     - `dist`: 1 / (D + eps), the paper's.
     - `dist*s`: |s| / (D + eps), so a channel counts that the reference has, not one that both lack.
     - `dist*excess`: (s - mu)₊ / (D + eps), so a channel counts that the reference has more of than the gallery's mean.
@@ -137,7 +144,8 @@ def channel_weights(
     - `gradcam_cos`: the gradient of the cosine, in closed form. It vanishes as the match gets better.
     - `caam`: one weight for all channels active in the query: the class-agnostic map, blind to the reference.
 
-    The first four take the sign of s (see the module's text) and, like `caam`, are normalised over the live channels.
+    `dist` to `log_ratio` take the sign of s (see the module's text) and, like `caam`, are normalised over the live
+    channels.
 
     `norm="softmax"` degenerates: of values that grow like 1 / D the largest takes all, one channel is left, and the map
     is empty wherever that channel is. It is offered for completeness. `sum`, `l2` and `none` give the same image at
@@ -151,9 +159,12 @@ def channel_weights(
         metric: "cosine" scales both to length 1 first; the others compare the vectors as they are.
         weighting: one of `WEIGHTINGS`.
         tau: how soft 1/D is, in medians of D: larger goes towards `caam`, smaller towards few channels, 0 is literal.
-        norm: one of `NORMS`; it does not concern `dot`, `dot_centered` and `gradcam_cos`, whose scale has a meaning.
+        norm: one of `NORMS`; it does not concern `root_ratio`, `dot`, `dot_centered` and `gradcam_cos`, whose scale has
+            a meaning.
         mean: the gallery's mean vector, for "dist*excess", "log_ratio", and "dot_centered". With the cosine metric it
-            is the mean of the unit vectors, not scaled to length 1 itself.
+            is the mean of the unit vectors, not scaled to length 1 itself. "root_ratio" takes the mean of the
+            gallery's background, or both together, as well.
+        magnitude: the mean size of each channel in the gallery's vectors, for "root_ratio"; None: that of `mean`.
         live: which channels of the query's map are not zero everywhere; by default those whose pooled value is not.
 
     Raises:
@@ -174,6 +185,9 @@ def channel_weights(
     query = query.unsqueeze(-2)
     alive = active | _is_alive(references.abs())
 
+    if weighting == "root_ratio" and mean is not None:
+        size = checked_magnitude(magnitude, like=mean)
+        return _root_ratio(references, mean, size).masked_fill(~alive, 0)
     if weighting in LINEAR:
         weights = references if mean is None else references - mean
         if weighting == "gradcam_cos":  # d cos / d q = (s/|s| - cos · q/|q|) / |q|
@@ -193,6 +207,17 @@ def channel_weights(
     elif weighting == "dist*excess" and mean is not None:
         closeness = closeness * (sign * (references - mean)).clamp(min=0)
     return sign * _normalised(closeness, alive, norm)  # Eq. 5
+
+
+def _root_ratio(references: Tensor, mean: Tensor, size: Tensor) -> Tensor:
+    """Difference of signed roots, in roots of the channels' size; below the floor e all channels are equally rare."""
+    floor = RARE * size.mean(-1, keepdim=True)
+    floor = torch.where(floor > 0, floor, _positive(RARE * references.abs().mean(-1, keepdim=True)))
+
+    def root(values: Tensor) -> Tensor:
+        return values.sign() * ((values.abs() + floor).sqrt() - floor.sqrt())
+
+    return (root(references) - root(mean)) / (size + floor).sqrt()
 
 
 def _log_ratio(references: Tensor, mean: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...encoders.encoder import Encoder
 from ...encoders.encoding import Encoding
+from ...encoders.folding import border_mean, fold
 from ...encoders.heads import Identity
 from ...encoders.inference import Inference, whole_encoder
 from ...encoders.regions import MaskPooling, pooled_under
@@ -180,7 +181,7 @@ def encoding_stream(
                     )
                 own = [weights.pop(id(offer), None) for offer in batch.items]
                 encoding = pooled_under(inference.encoder, batch.encoding, own)
-                vectors = to_vectors(encoding, writer.manifest.spec)
+                vectors = to_vectors(encoding, writer.manifest.spec, inference.encoder)
             yield Encoded(batch.items, vectors, [(failure.item, failure.error) for failure in batch.failures])
         if under is not None:
             under.tell()
@@ -240,14 +241,19 @@ def spec_of(encoder: Encoder, metric: Metric) -> Spec:
     return Spec(metric, encoder.embedding_dim, encoder.pooled_dim, embedding_is_pooled=is_pooled)
 
 
-def to_vectors(encoding: Encoding, spec: Spec) -> Vectors:
-    """The vectors that a gallery of this kind stores of an encoding."""
+def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder) -> Vectors:
+    """The vectors that a gallery of this kind stores of an encoding, and what it adds to the mean background."""
     pooled = _numpy(encoding.pooled)
     embedding = pooled if spec.embedding_is_pooled else _numpy(encoding.embedding)
+    response = fold(encoding.feature_map.float(), pooling=encoder.pooling, head=encoder.head)
+    border = _numpy(border_mean(response.map))
+    if spec.metric == "cosine":  # of a zero vector, which is refused, it stays as it is
+        length = np.linalg.norm(embedding, axis=1, keepdims=True)
+        border = border / np.where(length > 0, length, 1)
     if spec.map_shape is None:
-        return Vectors(pooled, embedding)
+        return Vectors(pooled, embedding, border=border)
     with np.errstate(invalid="ignore", over="ignore"):  # an image with NaN is refused by its scale
-        return Vectors(pooled, embedding, *pack_maps(_numpy(encoding.feature_map)))
+        return Vectors(pooled, embedding, *pack_maps(_numpy(encoding.feature_map)), border)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -213,7 +213,8 @@ class _Intake:
     def _accept(self, offers: Sequence[Offer], vectors: Vectors) -> None:
         """Hand over to the writer what can be searched; a zero vector has no direction, NaN no distance."""
         scales = np.zeros(len(offers)) if vectors.map_scale is None else vectors.map_scale
-        rows_of = (vectors.pooled, vectors.embedding, scales[:, None])
+        borders = vectors.embedding if vectors.border is None else vectors.border
+        rows_of = (vectors.pooled, vectors.embedding, scales[:, None], borders)
         finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in rows_of])
         usable = finite
         if self.writer.manifest.spec.metric == "cosine":

@@ -241,7 +241,9 @@ class _Worker:
         for batch in self._inference.stream(
             offers, load=lambda offer: transform(read_image(read_offer(offer))), workers=self._workers
         ):
-            vectors = None if batch.encoding is None else to_vectors(batch.encoding, self._spec)
+            vectors = (
+                None if batch.encoding is None else to_vectors(batch.encoding, self._spec, self._inference.encoder)
+            )
             failures = [(failure.item, failure.error.reason) for failure in batch.failures]
             answer.append((list(batch.items), vectors, failures))
         return answer

@@ -19,6 +19,7 @@ from ...errors import CorruptGalleryError, GalleryError, NotAGalleryError
 from ...files import REMEDY, Storage, is_file, read_file
 from ...metrics.distances import METRICS, Metric
 from ..rejection import Rejection
+from .background import Background
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "distcam-gallery"
@@ -174,6 +175,7 @@ class Manifest:
     backend: BackendEntry | None = None  # None when the rows are in segments
     masks: MaskEntry | None = None  # None when whole images were pooled
     tuning: Tuning | None = None  # the measurements by which `index` was chosen
+    background: Background | None = None  # None unless every image was measured when it came
     gallery_id: str = ""  # random: tells who has the gallery open that another lies in its place; in the file `birth`
 
     def __post_init__(self) -> None:
@@ -182,6 +184,8 @@ class Manifest:
             raise ValueError("two entries name the same file")
         if self.backend is not None and (self.segments or not 0 <= self.backend.settled <= len(self.tombstones)):
             raise ValueError("rows are in Milvus, but it speaks of segments or of tombstones that are not there")
+        if self.background is not None and len(self.background.vector) != self.spec.embedding_dim:
+            raise ValueError(f"the background has not the {self.spec.embedding_dim} numbers of an embedding")
         if self.generation < 0 or not 0 <= self.next_id < 1 << 63:
             raise ValueError("a counter is out of range")
 

@@ -119,13 +119,14 @@ class Vectors:
     embedding: NDArray[np.float32]  # (n, d)
     maps: NDArray[np.float16] | None = None  # (n, K, h, w), each image divided by its map_scale
     map_scale: NDArray[np.float32] | None = None  # (n,)
+    border: NDArray[np.float32] | None = None  # (n, d) for the gallery's background; on their way in only, not stored
 
     def __len__(self) -> int:
         return len(self.pooled)
 
     @property
     def nbytes(self) -> int:
-        """Memory the vectors take, in bytes."""
+        """Memory that what is stored takes, in bytes."""
         own = self.pooled.nbytes + (0 if self.embedding is self.pooled else self.embedding.nbytes)
         return own + (0 if self.maps is None else self.maps.nbytes)
 
@@ -137,6 +138,7 @@ class Vectors:
             embedding=pooled if self.embedding is self.pooled else self.embedding[rows],
             maps=None if self.maps is None else self.maps[rows],
             map_scale=None if self.map_scale is None else self.map_scale[rows],
+            border=None if self.border is None else self.border[rows],
         )
 
 

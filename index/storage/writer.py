@@ -23,6 +23,7 @@ import numpy as np
 
 from ...errors import GalleryError
 from ...files import LOCK_NAME, Storage, after_commit, file_sha256
+from .background import Background
 from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
 from .segments import Entries, Segment, Vectors, write_segment
 from .snapshot import Ids, removed_ids
@@ -132,9 +133,18 @@ class GalleryWriter:
         if len(gone):
             changes |= {"tombstones": (*manifest.tombstones, self._write_ids(gone))}
         if pending or len(gone):
-            changes |= {"generation": manifest.generation + 1}
+            changes |= {"generation": manifest.generation + 1, "background": self._background(len(gone))}
         if changes:
             self._save(**changes)
+
+    def _background(self, left: int) -> Background | None:
+        """The background once what is pending has come and so many images have left; never begun halfway."""
+        came, manifest = [vectors for _, vectors in self._state.pending], self.manifest
+        if manifest.background is None and manifest.next_id:
+            return None
+        borders = [vectors.border for vectors in came if vectors.border is not None]
+        moved = sum(len(vectors) for vectors in came if vectors.border is None)
+        return Background.after(manifest.background, borders, moved=moved, left=left)
 
     def _store(self, entries: Entries, blocks: Sequence[Vectors]) -> dict[str, Any]:
         """Write new rows; returns what changes in the manifest with them."""

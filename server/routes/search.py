@@ -123,7 +123,7 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
     summary="Where in the images a similarity lies",
 )
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
-    """Dist-CAM maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
+    """Maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
     if (asked.token is None) == (asked.id is None) and (asked.token is not None or asked.text is None):
         raise ApiError(422, "name the query either by `token` or by `id`, or by its `text`", reason="input")
     cached = None if asked.token is None else service.queries.get(asked.token)
@@ -132,7 +132,7 @@ async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
         query = None if asked.id is None else _stored(retriever, asked.id)
         if cached is not None:
             query = ImageQuery("the image", None, cached.encoding, known_size=cached.size)
-        options = asked.model_dump(include={"against", "versus", "weighting", "space", "tau"})
+        options = asked.model_dump(include={"against", "versus", "weighting", "mean", "space", "tau"})
         explanation = _Ranking(retriever, query, asked).matches.explain(**options)
         return json_answer(explanation_answer(explanation, both_sides=asked.both_sides))
 

@@ -6,6 +6,7 @@ commands and options are looked up all the same.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -28,7 +29,9 @@ BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+) -->\n\n?)?^```(?P<kind>console|python)\n(?P<code>.*?)^```", re.M | re.S
 )
 NEVER_RUN = ("distcam serve", "distcam demo")  # the first does not end, the second takes a minute; both have tests
+SMALL = "timm:test_vit" if importlib.util.find_spec("timm") else "conv4"
 OFFLINE = [
+    (r"--encoder timm:\S+ --weights \S+", f"--encoder {SMALL} --weights random"),
     (r"--encoder \w+ --weights \S+", "--encoder conv4 --weights random"),
     (r'"(resnet50|mobilenet_v2)", weights="imagenet"', '"conv4", weights="random"'),
 ]

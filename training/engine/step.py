@@ -153,7 +153,7 @@ class Step:
         """A forward pass of the encoder, or of a teacher, under the run's mixed precision; float32 results."""
         with self._autocast():
             encoding = (encoder or self.encoder)(images)
-        return Encoding(encoding.feature_map.float(), encoding.pooled.float(), encoding.embedding.float())
+        return encoding.changed(Tensor.float)
 
     def need_classifier(self, who: str) -> HasClassWeights:
         """The term that owns the class weights.

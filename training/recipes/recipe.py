@@ -50,8 +50,10 @@ class EncoderSettings(Table):
     """The encoder that is trained, and its first weights.
 
     Attributes:
-        architecture: a torchvision name, "conv4", "resnet12", or a checkpoint of an earlier run.
-        weights: "random", "imagenet", or a file; relative to the recipe's folder, `$DISTCAM_DATA/…` is filled in.
+        architecture: a torchvision name, "timm:NAME", "hf:NAME", "open_clip:NAME", "conv4", "resnet12", or a checkpoint
+            of an earlier run.
+        weights: "random", "imagenet", "pretrained" (of timm, hf, open_clip), or a file; relative to the recipe's
+            folder, `$DISTCAM_DATA/…` is filled in.
         layer: where the feature map is read; the last convolution if left out.
         pooling: "gap" or "gem".
         head: such as `{ type = "linear", out_dim = 128 }` or `{ type = "bnneck" }`; none if left out.
@@ -73,7 +75,7 @@ class EncoderSettings(Table):
         if self.architecture.endswith(".safetensors"):
             encoder = Encoder.load(located(self.architecture, folder))
         else:
-            is_file = self.weights not in ("random", "imagenet")
+            is_file = self.weights not in ("random", "imagenet", "pretrained")
             encoder = Encoder.load(
                 self.architecture,
                 weights=located(self.weights, folder) if is_file else self.weights,

@@ -151,6 +151,37 @@ def test_log_ratio_without_a_mean_to_compare_with_is_finite() -> None:
     assert nothing.tolist() == [[0.0, 0.0]]
 
 
+def test_root_ratio_says_in_roots_how_many_times_more_or_less_than_the_mean_a_channel_has() -> None:
+    mean = torch.tensor([1.0, 2.0, 0.0])  # e: a tenth of the mean 1, that is 0.1
+    reference = torch.tensor([[4.3, 2.0, 0.3]])
+    weights = channel_weights(torch.ones(3), reference, metric="l2", weighting="root_ratio", mean=mean)
+    # √(4.4 / 1.1) - 1 = 1; as much as the mean: 0; √(0.4 / 0.1) - 1 = 1
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 0.0, 1.0]]))
+    less = channel_weights(torch.ones(3), torch.zeros(1, 3), metric="l2", weighting="root_ratio", mean=mean)
+    torch.testing.assert_close(less[0, :2], torch.tensor([(0.1 / 1.1) ** 0.5 - 1, (0.1 / 2.1) ** 0.5 - 1]))
+
+
+def test_root_ratio_of_signed_features_by_hand() -> None:
+    mean, magnitude = torch.tensor([-0.8, 0.0]), torch.tensor([0.8, 1.2])  # e = 0.1 · mean(0.8, 1.2) = 0.1
+    weights = channel_weights(
+        torch.ones(2),
+        torch.tensor([[1.5, -0.8]]),
+        metric="l2",
+        weighting="root_ratio",
+        mean=mean,
+        magnitude=magnitude,
+    )
+    up, down = 1.6**0.5 - 0.1**0.5, 0.9**0.5 - 0.1**0.5
+    torch.testing.assert_close(weights, torch.tensor([[(up + down) / 0.9**0.5, -down / 1.3**0.5]]))
+
+
+def test_root_ratio_with_nothing_in_the_gallery_takes_its_floor_from_the_reference() -> None:
+    options = {"metric": "l2", "weighting": "root_ratio", "mean": torch.zeros(2)}
+    weights = channel_weights(torch.ones(2), torch.tensor([[0.0, 6.0]]), **options)  # e = .1 · 3
+    torch.testing.assert_close(weights, torch.tensor([[0.0, (6.3 / 0.3) ** 0.5 - 1]]))
+    assert channel_weights(torch.ones(2), torch.zeros(1, 2), **options).tolist() == [[0.0, 0.0]]
+
+
 def test_the_doctests_are_right() -> None:
     assert doctest.testmod(MODULE).failed == 0
 
@@ -262,6 +293,42 @@ def test_turning_channels_round_changes_nothing(weighting: str) -> None:
     turn = torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0, 1.0, 1.0, -1.0, 1.0])
     turned = dist_cam(turn[:, None, None] * response, turn * references, weighting=weighting, mean=mean)
     torch.testing.assert_close(turned, dist_cam(response, references, weighting=weighting, mean=mean))
+
+
+positive = st.lists(st.floats(0, 1e3, width=32), min_size=6, max_size=6).map(torch.tensor)
+
+
+@settings(max_examples=100, deadline=None)
+@given(reference=positive, mean=positive.filter(lambda values: float(values.mean()) > 1e-3))
+def test_root_ratio_of_non_negative_features_is_the_root_of_the_ratio_less_one(reference: Tensor, mean: Tensor) -> None:
+    floor = 0.1 * mean.double().mean()
+    expected = ((reference.double() + floor) / (mean.double() + floor)).sqrt() - 1
+    expected[(reference == 0) | (reference <= 1e-5 * reference.max())] = 0  # dead in the query too
+    weights = channel_weights(torch.zeros(6), reference[None], metric="l2", weighting="root_ratio", mean=mean)[0]
+    torch.testing.assert_close(weights.double(), expected, rtol=5e-7, atol=5e-7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(factor=st.sampled_from([1e-4, 1.0, 7.0, 1e4]), seed=st.integers(0, 99), signed=st.booleans())
+def test_root_ratio_has_no_scale_and_is_zero_for_the_mean_itself(factor: float, seed: int, signed: bool) -> None:
+    query, references = features(24, seed=seed), features(3, 24, seed=seed + 1, signed=signed)
+    mean, size = references.mean(0), references.abs().mean(0)
+
+    def weights(vectors: Tensor, scale: float) -> Tensor:
+        surroundings = {"mean": scale * mean, "magnitude": scale * size}
+        return channel_weights(query, scale * vectors, metric="l2", weighting="root_ratio", **surroundings)
+
+    torch.testing.assert_close(weights(references, factor), weights(references, 1.0), rtol=1e-4, atol=1e-5)
+    assert weights(mean[None], factor).abs().max() == 0
+
+
+def test_root_ratio_bears_vectors_in_half_precision() -> None:
+    references = features(200, 512, seed=3)
+    references /= references.norm(dim=-1, keepdim=True)
+    options = {"weighting": "root_ratio", "mean": references.mean(0)}
+    exact = channel_weights(features(512), references, **options)
+    stored = channel_weights(features(512), references.half(), **options)
+    assert float((stored - exact).abs().max()) <= 0.0014
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -399,12 +466,20 @@ def test_the_arguments_are_left_as_they_were() -> None:
     ("options", "message"),
     [
         ({"metric": "cos"}, "metric='cos' is not known; choose one of cosine, l2, l1, dot"),
-        ({"weighting": "dist_s"}, r"choose one of dist, dist\*s"),
+        ({"weighting": "dist_s"}, r"choose one of root_ratio, dist, dist\*s"),
         ({"norm": "l1"}, "norm='l1' is not known"),
         ({"tau": -1.0}, "tau=-1.0 cannot be used; it is a finite number, 0 or more"),
         ({"tau": float("inf")}, "tau=inf"),
         ({"weighting": "dot_centered"}, "weighting='dot_centered' needs `mean`, the mean vector of the gallery"),
         ({"weighting": "dist*excess", "mean": torch.ones(3)}, r"`mean` should have shape \(4,\).*got \(3,\)"),
+        (
+            {"weighting": "root_ratio", "mean": torch.ones(4), "magnitude": torch.ones(3)},
+            r"`magnitude` should have shape \(4,\), as `mean`; got \(3,\)",
+        ),
+        (
+            {"weighting": "root_ratio", "mean": torch.ones(4), "magnitude": -torch.ones(4)},
+            "`magnitude` is a mean of sizes and never negative",
+        ),
         ({"weighting": "dot_centered", "mean": torch.ones(4)}, "mean of unit vectors and never longer than 1"),
     ],
 )

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..encoders.heads import GAP, Affine, GeM, Pooling, affine_of
-from ..encoders.regions import pool_region
 from ..errors import InputError
+from .heads import GAP, Affine, GeM, Pooling, affine_of
+from .regions import pool_region
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +19,7 @@ class Response:
 
     map: Float[Tensor, "b d h w"]
     is_exact: bool  # else of first order around the pooled vector, as the head is not affine
+    constant: Float[Tensor, "b d"] | None = None  # what comes from no place, see `Encoding`; in the map everywhere
 
 
 def fold(
@@ -27,6 +28,7 @@ def fold(
     pooling: Pooling,
     head: nn.Module,
     weights: Float[Tensor, "*n h w"] | None = None,
+    constant: Float[Tensor, "b k"] | None = None,
 ) -> Response:
     """The response map of an encoder: pooled by a plain mean it gives the encoder's embedding.
 
@@ -41,6 +43,7 @@ def fold(
         head: any module from (b, k) to (b, d); one that is not affine has to be in evaluation mode.
         weights: of a region's positions (`region_weights`, mean 1), (h, w) for all images or (b, h, w). The mean of the
             map is then the embedding of the region, and the map is 0 outside.
+        constant: of the encoding; behind a head that is not affine none is told.
 
     Raises:
         InputError: a pooling that cannot be written as a mean, or a non-affine head in training mode.
@@ -57,7 +60,18 @@ def fold(
     response = _unpool(feature_map, pooling, weights)
     affine = affine_of(head)
     folded = _tangent_map(response, head, weights) if affine is None else _at_every_position(response, affine)
-    return Response(folded if weights is None else weights * folded, is_exact=affine is not None)
+    if affine is None or constant is None:
+        return Response(folded if weights is None else weights * folded, is_exact=affine is not None)
+    shared = _at_every_position(constant.to(response)[..., None, None], affine)[..., 0, 0]
+    return Response(folded if weights is None else weights * folded, is_exact=True, constant=shared)
+
+
+def border_mean(response_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
+    """Mean over the outermost positions of each map, which see background in most photographs; of a tiny map, all."""
+    is_border = torch.ones(response_map.shape[-2:], dtype=torch.bool, device=response_map.device)
+    if min(is_border.shape) > 2:
+        is_border[1:-1, 1:-1] = False
+    return response_map[..., is_border].mean(-1)
 
 
 def _unpool(feature_map: Tensor, pooling: Pooling, weights: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import distcam.explain.folding as folding
+import distcam.encoders.folding as folding
 from distcam.encoders.heads import GAP, BNNeck, GeM, Identity, Linear, Pooling, Sequential
 from distcam.errors import InputError
 from distcam.explain import dist_cam, fold
