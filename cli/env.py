@@ -31,6 +31,8 @@ PACKAGES = (
     "timm",
     "transformers",
     "open_clip_torch",
+    "onnx",
+    "onnxruntime",
 )
 
 

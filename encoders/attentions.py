@@ -29,7 +29,7 @@ def attended(
         n_queries: how many tokens read.
     """
     grid = mode.grid_of(values.shape[-2])
-    if values.ndim != 4 or len(values) != mode.n_images or grid is None:
+    if values.ndim != 4 or values.shape[0] != mode.n_images or grid is None:
         return None
     first, places = values.shape[-2] - grid[0] * grid[1], grid[0] * grid[1]
     is_self = n_queries == values.shape[-2]
@@ -55,7 +55,7 @@ def scaled_dot_product(mode: Following, func: Call, args: Any, kwargs: Any) -> T
     output: Tensor = func(*args, **kwargs)
     given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False), **kwargs)
     query, key, mask = given["query"], given["key"], given.get("attn_mask")
-    if output.ndim == 4 and len(output) == mode.n_images and not given.get("is_causal"):
+    if output.ndim == 4 and output.shape[0] == mode.n_images and not given.get("is_causal"):
         weights = _weights(query, key, mask, given.get("scale"))
         mode.mark(output, attended(mode, weights, given["value"], output, n_queries=query.shape[-2]))
     return output
@@ -118,7 +118,7 @@ def _projected(given: Mapping[str, Any]) -> list[Float[Tensor, "b heads n d"]]:
 def softmax(mode: Following, func: Call, args: Any, kwargs: Any) -> Tensor:
     """Shares (b, heads, queries, n), which an attention written out multiplies with its values."""
     output: Tensor = func(*args, **kwargs)
-    if output.ndim == 4 and len(output) == mode.n_images:
+    if output.ndim == 4 and output.shape[0] == mode.n_images:
         output._shares = (mode, output)  # type: ignore[attr-defined]
     return output
 

@@ -59,6 +59,8 @@ def _at(mode: Following, tensor: Tensor, steps: list[Any]) -> Contribution | Non
             if not is_token and length > 1:
                 return None
             row = row or step % length
+        elif step == slice(None):  # not by its indices, which would fix the length of an export's batch
+            continue
         elif step.indices(length) != (0, length, 1) and not (is_token and step.indices(length)[::2] == (0, 1)):
             return None
     if not row:
@@ -81,7 +83,8 @@ def _projected(mode: Following, tensor: Tensor, weight: Tensor) -> Contribution 
     if found.first_rows is not None:
         rows = mode.rows(tensor)[:, : found.first_rows.shape[1]]
         expected = found.first_rows[:, : rows.shape[1]]
-        if rows.shape != expected.shape or not torch.allclose(rows, expected, rtol=1e-2, atol=1e-6):
+        is_traced = torch.compiler.is_exporting()  # tensors without values: an export is checked as a whole
+        if rows.shape != expected.shape or not (is_traced or torch.allclose(rows, expected, rtol=1e-2, atol=1e-6)):
             return None
     return found.then(lambda parts, _: parts @ weight.float().mT)
 
@@ -89,7 +92,7 @@ def _projected(mode: Following, tensor: Tensor, weight: Tensor) -> Contribution 
 def _convolved(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     """A convolution: its map may be the grid of the tokens; of pooled values it is a matrix."""
     output, weight = func(*args, **kwargs), args[1] if len(args) > 1 else kwargs["weight"]
-    if output.ndim == 4 and len(output) == mode.n_images:
+    if output.ndim == 4 and output.shape[0] == mode.n_images:
         mode.grids.append((output.shape[2], output.shape[3]))
     is_matrix = weight[0, 0].numel() == 1 and weight.shape[1] == args[0].shape[1] and output[0, 0].numel() == 1
     return mode.mark(output, _projected(mode, args[0], weight.flatten(1)) if is_matrix else None)
@@ -159,7 +162,7 @@ def _factor(mode: Following, tensor: Tensor, factor: Any) -> Any:
         return None
     if factor.numel() == 1:
         return factor.detach().float().reshape(())
-    if factor.ndim == tensor.ndim and len(factor) == mode.n_images and factor[0].numel() == 1:
+    if factor.ndim == tensor.ndim and factor.shape[0] == mode.n_images and factor[0].numel() == 1:
         return factor.float().reshape(-1, 1, 1).clone()
     return factor.float().reshape(-1) if factor.numel() == width else None
 
@@ -255,7 +258,7 @@ def _mean(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     """The mean over places, where threads begin anew: at the map or the tokens that it is taken of."""
     output, tensor = func(*args, **kwargs), args[0]
     axes = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
-    if axes is None or tensor.ndim not in (3, 4) or len(tensor) != mode.n_images:
+    if axes is None or tensor.ndim not in (3, 4) or tensor.shape[0] != mode.n_images:
         return output
     over = {axis % tensor.ndim for axis in ((axes,) if isinstance(axes, int) else axes)}
     if over == {2, 3} and tensor.ndim == 4:
@@ -274,7 +277,7 @@ def _mean(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
 def _pooled(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     """Adaptive average pooling to a single place."""
     output, tensor = func(*args, **kwargs), args[0]
-    if len(tensor) != mode.n_images or output.shape[2:].numel() != 1:
+    if tensor.shape[0] != mode.n_images or output.shape[2:].numel() != 1:
         return output
     tokens = tensor.flatten(2).mT
     grid = (tensor.shape[2], tensor.shape[3]) if tensor.ndim == 4 else mode.grid_of(tokens.shape[1])

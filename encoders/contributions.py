@@ -82,7 +82,7 @@ class Following(TorchFunctionMode):
         row: int | None = None,
     ) -> None:
         super().__init__()
-        self.n_images, self.size = len(images), (images.shape[2], images.shape[3])
+        self.n_images, self.size = images.shape[0], (images.shape[2], images.shape[3])
         self.rules, self.tangent, self.first_is_mean = rules, tangent, first_is_mean
         self.row, self.rows_read = row, set[int]()
         self.grids: list[tuple[int, int]] = []

@@ -6,6 +6,7 @@ texts are taken in another process without the network.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import InputError, WeightsError
 from ..remarks import remark
 from .libraries.models import fetching
+from .names import WITH_TEXT
 from .state_dicts import load_state
 
 _KEPT = "text_tokenizer."  # names of a tokenizer's files among a checkpoint's tensors
@@ -134,10 +136,21 @@ def _tokenizer(whole: nn.Module, name: str, options: Mapping[str, Any], *, folde
     return HFTokenizer(folder or text["hf_tokenizer_name"], tokenizer_mode=text.get("tokenizer_mode"), **settings)
 
 
-def require_texts(texts: object) -> list[str]:
-    """The texts as a list; InputError for anything else, and for one that is empty."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
-        raise InputError(f"expected a list of texts, got {texts!r}")
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise InputError(f"expected texts that are not empty, got {list(texts)!r}")
-    return list(texts)
+def keep_tower(tower: nn.Module | None, tensors: dict[str, Tensor], *, path: str | os.PathLike[str]) -> None:
+    """Add a tokenizer to a checkpoint's tensors; a tower of the user's own leaves them, with a remark."""
+    if isinstance(tower, TextTower):
+        tower.put(tensors)
+    elif tower is not None:
+        remark(f"{path}: the text tower is a module of your own, so the checkpoint takes no texts", stacklevel=4)
+        for name in [name for name in tensors if name.startswith("text.")]:
+            del tensors[name]
+
+
+def vectors_of(tower: nn.Module | None, texts: Sequence[str], *, architecture: str) -> Float[Tensor, "n d"]:
+    """The tower's vectors; InputError without a tower, and for anything but a list of texts that are not empty."""
+    if tower is None:
+        raise InputError(f"{architecture} has no text tower, so it takes no text; {WITH_TEXT}")
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(f"expected a list of texts, none of them empty, got {texts!r}")
+    vectors: Tensor = tower(list(texts))
+    return vectors

@@ -148,7 +148,8 @@ class Explanation:
     @property
     def dist_maps(self) -> Tensor | None:
         """Float "n h w": Dist-CAM of the same references, to set beside another weighting; None where it is shown."""
-        return None if self.weighting == "dist" or self.versus is not None else self.weighted("dist").query_maps
+        is_shown = self.weighting == "dist" or self.versus is not None or not self.matches.query.has_image
+        return None if is_shown else self.weighted("dist").query_maps
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -290,7 +290,7 @@ def map_panel(
         images, seen = [references[index].image for index in there], [each for each in views if each is not None]
         drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
         on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
-        rows.append([Tile(blank, caption="on the match"), *on_references])
+        rows.append([Tile(bar if query_maps is None else blank, caption="on the match"), *on_references])
     if beside is not None:
         plain = DrawStyle(style=look.style, scale=look.scale, opacity=look.opacity, level=look.level)
         drawn_beside = map_tiles([query.image] * n, beside, views=[view] * n, look=plain)

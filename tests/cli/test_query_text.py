@@ -29,7 +29,7 @@ def test_words_are_queries_and_are_explained_on_the_matches(wordy, tmp_path) -> 
     said = distcam(
         "query", wordy, "--text", "image 5", "--text", "a/b: image 7", "--explain", tmp_path / "why", "-k", 2
     )
-    assert "image 5: 10 nearest by cosine" in said
+    assert "image 5: 2 nearest by cosine" in said
     names = sorted(each.name for each in (tmp_path / "why").iterdir())
     assert names == ["001-image-5.npz", "001-image-5.png", "002-a-b-image-7.npz", "002-a-b-image-7.png"]
     maps = np.load(tmp_path / "why" / "001-image-5.npz")
