@@ -80,5 +80,5 @@ def test_it_is_read_in_the_same_pass_and_changes_nothing(encoder):
 def test_another_layer_can_be_named_and_a_wrong_one_is_refused(encoder):
     inference = Inference(encoder, device="cpu")
     assert inference.fine.read("layer1").endswith("layer1")
-    with pytest.raises(InputError, match="no layer 'layer9'.*nearest: .*layer"):
+    with pytest.raises(InputError, match=r"no layer 'layer9'.*nearest: .*layer"):
         inference.fine.read("layer9")
