@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ImageError, InputError
+from ..explain.weightings import RECOMMENDED, Mean, Weighting
 from .command import refuse_unused
 from .console import err, note, note_unfinished_build, out, print_json, progress_bar, require_file, say
 from .options import AsJson, Device, FineLayer, read_box, read_point
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
 _DRAWINGS = (".png", ".jpg", ".jpeg")
 _EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlier query may have written
-Weighting = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"]
 
 
 def query(
@@ -71,7 +71,20 @@ def query(
         str | None,
         typer.Option(help="With a folder: where each match answers the point `x,y` of the query, in its pixels."),
     ] = None,
-    weighting: Annotated[Weighting, typer.Option(help="How channels are weighted; `dist` is Dist-CAM.")] = "dist",
+    weighting: Annotated[
+        Weighting,
+        typer.Option(
+            help="How channels are weighted: `root_ratio` shows what sets the match apart, `gradcam_cos` which of "
+            "several objects is meant; `dist` is Dist-CAM, which always stands beside."
+        ),
+    ] = RECOMMENDED,
+    mean: Annotated[
+        Mean,
+        typer.Option(
+            help="What `root_ratio` takes off: the gallery's mean, the mean of its images' borders, the larger of both "
+            "(max), or half of each; auto chooses by what is explained."
+        ),
+    ] = "auto",
     space: Annotated[
         Literal["metric", "backbone"],
         typer.Option(help="Explain the space that ranks, or the features before the head."),
@@ -118,7 +131,7 @@ def query(
         raise InputError("expected query images, or --id for images of the gallery; give one of both")
     if ids and mask is not None and mask.is_dir():
         raise InputError("--id asks with images of the gallery; give them one --mask FILE, not a folder")
-    _refuse_unused(ids, region, mask, explain, style=style, colours=colours)
+    _refuse_unused(ids, region, mask, explain, weighting=weighting, style=style, colours=colours)
     if not lines and verify is None:
         refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
     require_file(encoder, "--encoder")
@@ -164,7 +177,7 @@ def query(
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
     written = None
     if explain is not None:
-        asked = {"against": against, "versus": versus, "weighting": weighting, "space": space}
+        asked = {"against": against, "versus": versus, "weighting": weighting, "mean": mean, "space": space}
         style_options: dict[str, Any] = {"style": style, "scale": scale}
         style_options["colours"] = colours or ("inferno" if versus is None else "blue-orange")
         marked = None if point is None else read_point(point)
@@ -186,14 +199,15 @@ def _refuse_unused(
     mask: Path | None,
     explain: Path | None,
     *,
+    weighting: str,
     style: str,
     colours: str | None,
 ) -> None:
     """Options that say how to explain without an explanation, how to draw without images, and the like."""
     if explain is None:
         refuse_unused(
-            "without --explain", "against", "versus", "weighting", "space", "point", "style", "scale", "colours",
-            "lines", remedy="add --explain OUT.html or a folder",
+            "without --explain", "against", "versus", "weighting", "mean", "space", "point", "style", "scale",
+            "colours", "lines", remedy="add --explain OUT.html or a folder",
         )  # fmt: skip
         if not ids or (region is None and mask is None):
             refuse_unused("where no image of the gallery is opened", "root", remedy="add --explain, or leave it out")
@@ -209,6 +223,8 @@ def _refuse_unused(
         if explain.suffix.lower() == ".npz":
             drawn = (*drawn, "lines")
         refuse_unused(f"by {whom}", "point", *drawn, remedy="give --explain a folder")
+    if weighting != "root_ratio":
+        refuse_unused(f"by the weighting {weighting}", "mean")
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")
     if mask is None:

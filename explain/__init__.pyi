@@ -6,17 +6,21 @@ from .checks.sanity import match_sensitivity
 from .drawing.panels import DrawStyle, Tile, grid, map_tiles
 from .drawing.rendering import colourise, contour, draw_box, overlay
 from .engine import METHODS, ActivationMaps, explain_image
-from .inputs import METRICS, NORMS, WEIGHTINGS, Norm, Weighting
+from .inputs import METRICS, NORMS, Norm
 from .layer_runs import LayerRun, capture
 from .methods.correspondence import Correspondence, correspondence
 from .methods.dist_cam import channel_weights, contrast, dist_cam
+from .methods.surroundings import Surroundings, ratio_maps
 from .places import box_from_map
 from .targets import ClassScore, ComponentAt, PixelScore, Score, Similarity, Target
+from .weightings import MEANS, RECOMMENDED, WEIGHTINGS, Mean, Weighting
 
 __all__ = [
+    "MEANS",
     "METHODS",
     "METRICS",
     "NORMS",
+    "RECOMMENDED",
     "WEIGHTINGS",
     "ActivationMaps",
     "ClassScore",
@@ -25,10 +29,12 @@ __all__ = [
     "DrawStyle",
     "Faithfulness",
     "LayerRun",
+    "Mean",
     "Norm",
     "PixelScore",
     "Score",
     "Similarity",
+    "Surroundings",
     "Target",
     "Tile",
     "Weighting",
@@ -52,6 +58,7 @@ __all__ = [
     "normalise",
     "overlay",
     "peak_in_box",
+    "ratio_maps",
     "rectify",
     "upsample",
 ]

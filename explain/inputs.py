@@ -10,30 +10,12 @@ from torch import Tensor
 
 from ..errors import InputError, ShapeError
 from ..metrics import METRICS, Metric
+from .weightings import NEEDS_MEAN, WEIGHTINGS, Weighting
 
 __all__ = ["METRICS", "NORMS", "WEIGHTINGS", "Metric", "Norm", "Weighting"]
 
 Norm = Literal["sum", "l2", "minmax", "softmax", "none"]
-Weighting = Literal[
-    "root_ratio", "dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"
-]
-
 NORMS: tuple[Norm, ...] = get_args(Norm)
-WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
-
-WORDS: dict[Weighting, str] = {
-    "root_ratio": "What the reference has more of than the gallery, and less of: in roots, so rare channels count too.",
-    "dist": "Dist-CAM: where the query shows channels whose strength is close to the reference's.",
-    "dist*s": "Dist-CAM of the channels that the reference has.",
-    "dist*excess": "Dist-CAM of the channels that the reference has more of than the gallery's mean.",
-    "log_ratio": "How many times more of a channel the reference has than the gallery's mean.",
-    "dot": "What each place adds to the dot product with the reference.",
-    "dot_centered": "What each place adds to what sets the reference apart from the gallery's mean.",
-    "gradcam_cos": "The gradient of the cosine; it vanishes as the match gets better.",
-    "caam": "The class-agnostic map: the same for every reference, to compare with.",
-}
-
-NEEDS_MEAN = frozenset({"root_ratio", "dist*excess", "log_ratio", "dot_centered"})
 
 
 def check_options(metric: str, weighting: str, norm: str, tau: float) -> None:

@@ -1,12 +1,13 @@
 from .benchmarks import EncodingSettings, default_protocol, evaluate_dataset, evaluate_encodings, evaluate_gallery
 from .evaluation import Evaluation, Origin, Protocol, Score, evaluate_embeddings
 from .evidence import Reference
-from .explanation import Explanation, write_report
+from .explanation import Explanation
 from .localisation.evaluate import localise
 from .localisation.references import References, read_classifier
 from .localisation.results import LocalisationTable
 from .matches import Matches, PictureCorrespondence, PlacePair
 from .ranking import Match, Query
+from .report import write_report
 from .retriever import Retriever
 
 __all__ = [

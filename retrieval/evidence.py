@@ -19,7 +19,8 @@ from ..encoders.folding import Response, fold
 from ..encoders.heads import Identity
 from ..encoders.regions import MaskPooling, weights_of
 from ..errors import ImageError, InputError
-from ..explain.inputs import NEEDS_MEAN
+from ..explain import Surroundings
+from ..explain.weightings import NEEDS_MEAN
 from ..images.masks import MaskFolder, read_mask
 from ..index.storage.segments import MASK_COLUMN, NO_MASK
 from .ranking import Encodes, Match, Ranking
@@ -102,6 +103,21 @@ class Evidence:
                 f"{weighting!r} needs the gallery's mean in the space that ranks; it is not kept for space='backbone'"
             )
         return torch.from_numpy(self.ranking.retriever.gallery.prototypes.mean_embedding())
+
+    @cached_property
+    def surroundings(self) -> Surroundings | None:
+        """What `root_ratio` may take off; None where the gallery keeps no statistics of the space."""
+        if not self.has_mean:
+            return None
+        gallery = self.ranking.retriever.gallery
+        store, background = gallery.prototypes, gallery.background
+        return Surroundings(
+            mean=torch.from_numpy(store.mean_embedding()),
+            magnitude=torch.from_numpy(store.mean_magnitude()),
+            border=None if background is None else torch.from_numpy(background),
+            images=store.total,
+            classes=len(store),
+        )
 
     @property
     def has_mean(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
@@ -15,24 +14,29 @@ from torch import Tensor
 
 from ..encoders.regions import region_mask
 from ..errors import ImageError, InputError
-from ..explain import WEIGHTINGS, Norm, Weighting, contrast, dist_cam, match_sensitivity, rectify
-from ..explain.drawing.page import Thumbnails, numbers, write_html
+from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
 from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
 from ..explain.drawing.rendering import contour, draw_box
-from ..explain.inputs import NEEDS_MEAN, WORDS
+from ..explain.weightings import RECTIFIED, SIGNED, WORDS
 from ..files import replacing
 from ..images import Box, read_image
 from ..index.filters.tree import Eq
 from .evidence import Evidence, Reference, Space
 from .lines import MatchLines, lines_of, lines_sheet
 from .ranking import Ranking
+from .report import write_report
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..index.storage.segments import Record
 
-SIGNED = frozenset({"dot", "dot_centered", "gradcam_cos"})  # weightings whose negative values speak against the match
+_DEPENDS = {
+    0.95: "It hardly depends on the match: against an unrelated image it would look the same",
+    0.75: "It depends a little on the match",
+    0.4: "It depends in part on the match",
+    -1.0: "It depends on the match: against an unrelated image it would look different",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,7 @@ class Explanation:
         references: the n references, in the order of the maps.
         weighting: how channels are weighted.
         versus: what each of them is set against in a contrast ("why A and not B"), else None.
+        mean: what of the gallery `root_ratio` takes off, see `Surroundings.settings`.
         query_maps: Float "n h w", raw: neither rectified nor normalised, so maps of one query share one scale.
         sensitivity: Spearman correlation of the first map with the map against an unrelated gallery image; 1 means that
             the map does not depend on the match at all. None when the gallery holds no further image.
@@ -53,9 +58,11 @@ class Explanation:
 
     references: tuple[Reference, ...]
     weighting: Weighting
+    mean: Mean
     versus: Reference | None
     query_maps: Tensor = field(init=False)
     sensitivity: float | None = field(init=False)
+    _basis: str = field(init=False, repr=False)  # what the maps were set apart from, in words
     _evidence: Evidence = field(repr=False)
     _vectors: Tensor = field(repr=False)
     _opposite: Tensor | None = field(repr=False)
@@ -64,23 +71,28 @@ class Explanation:
 
     def __post_init__(self) -> None:
         unrelated = self._evidence.unrelated
-        maps = self._maps(self._evidence.query_response.map, torch.cat([self._vectors, unrelated])[None])[0]
-        sensitivity = float(match_sensitivity(maps[[0, -1]])) if len(unrelated) else None
-        object.__setattr__(self, "query_maps", maps[: len(self.references)])
+        vectors, is_class = torch.cat([self._vectors, unrelated])[None], self.references[0].match is None
+        maps, basis = self._maps(self._evidence.query_response.map, vectors, is_class=is_class)
+        sensitivity = float(match_sensitivity(maps[0, [0, -1]])) if len(unrelated) else None
+        object.__setattr__(self, "query_maps", maps[0, : len(self.references)])
         object.__setattr__(self, "sensitivity", sensitivity)
+        object.__setattr__(self, "_basis", basis)
 
-    def _maps(self, response: Tensor, vectors: Tensor) -> Tensor:
-        """Maps "b n h w" of responses "b d h w" for vectors "b n d"."""
-        options: dict[str, Any] = {
-            "metric": self.matches.retriever.gallery.metric,
-            "weighting": self.weighting,
-            "tau": self._tau,
-            "norm": self._norm,
-            "mean": self._evidence.mean(self.weighting),
-        }
+    def _maps(self, response: Tensor, vectors: Tensor, *, is_class: bool) -> tuple[Tensor, str]:
+        """Maps "b n h w" of responses "b d h w" for vectors "b n d", and what they were set apart from, in words."""
+        metric, surroundings = self.matches.retriever.gallery.metric, self._evidence.surroundings
+        options: dict[str, Any] = {"metric": metric, "weighting": self.weighting, "tau": self._tau, "norm": self._norm}
+        if self.weighting == "root_ratio":
+            if self._opposite is None:
+                found = ratio_maps(response, vectors, surroundings, metric=metric, mean=self.mean, is_class=is_class)
+                return found.maps, found.words(len(self.references))
+            setting = Surroundings.first(surroundings, self.mean, is_class=is_class)
+            options |= {"weighting": setting.weighting, "mean": setting.mean, "magnitude": setting.magnitude}
+        else:
+            options["mean"] = self._evidence.mean(self.weighting)
         if self._opposite is None:
-            return dist_cam(response, vectors, **options)
-        return contrast(response, vectors, self._opposite.expand(len(response), 1, -1), **options)
+            return dist_cam(response, vectors, **options), ""
+        return contrast(response, vectors, self._opposite.expand(len(response), 1, -1), **options), ""
 
     def __len__(self) -> int:
         return len(self.references)
@@ -94,6 +106,11 @@ class Explanation:
     def space(self) -> Space:
         """The space that is explained."""
         return self._evidence.space
+
+    @property
+    def has_mean(self) -> bool:
+        """True if the gallery keeps its mean vector in this space."""
+        return self._evidence.has_mean
 
     @property
     def is_exact(self) -> bool:
@@ -112,7 +129,26 @@ class Explanation:
         if not ranks:
             return None
         query = self._evidence.query_vector.expand(len(ranks), 1, -1)
-        return self._maps(self._evidence.match_response(ranks), query)[:, 0]
+        return self._maps(self._evidence.match_response(ranks), query, is_class=False)[0][:, 0]
+
+    @property
+    def dist_maps(self) -> Tensor | None:
+        """Float "n h w": Dist-CAM of the same references, to set beside another weighting; None where it is shown."""
+        return None if self.weighting == "dist" or self.versus is not None else self.weighted("dist").query_maps
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Sentences on what the maps show, what they are set apart from, and how far they depend on the match."""
+        shows = WORDS[self.weighting] if self.versus is None else f"What speaks for it rather than {self.versus.name}."
+        said = [shows]
+        if self._basis:
+            said.append(f"{self._basis[0].upper()}{self._basis[1:]}.")
+        if self.sensitivity is not None:
+            means = next(text for least, text in _DEPENDS.items() if self.sensitivity >= least)
+            said.append(f"{means} (rank correlation {self.sensitivity:.2f}).")
+        if not self.is_exact:
+            said.append("The encoder's head is not linear: the maps hold to first order.")
+        return tuple(said)
 
     def weighted(self, weighting: Weighting) -> Explanation:
         """The same references, explained by another weighting."""
@@ -125,7 +161,7 @@ class Explanation:
 
     @property
     def is_signed(self) -> bool:
-        """True if negative values of the maps speak against the reference, so that 0 is the middle of the scale."""
+        """True if the maps are drawn with 0 in the middle of the scale: what is below speaks against the reference."""
         return self.weighting in SIGNED or self.versus is not None
 
     @property
@@ -193,7 +229,8 @@ class Explanation:
         has_middle = look.colours == "blue-orange"
 
         def shown(maps: Tensor) -> Tensor:  # of signed maps what speaks for the match, unless the colours have a middle
-            return rectify(maps) if self.is_signed and not has_middle else maps
+            is_halved = (self.is_signed or self.weighting in RECTIFIED) and not has_middle
+            return rectify(maps) if is_halved else maps
 
         answers = self.found_reference_maps
         images = [self.reference_image(index) for index in range(len(self))]
@@ -207,6 +244,8 @@ class Explanation:
             views=[None if image is None else self.view_of(image) for image in images],
             look=look,
             ends=(against, "for it") if has_middle else ("low", "high"),
+            beside=self.dist_maps,
+            words=self.words,
         )
 
     def _tile(self, index: int, image: Image | None) -> Tile:
@@ -245,13 +284,18 @@ class Explanation:
         return path
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Raw maps, reference names and the views as plain arrays."""
+        """Raw maps, with Dist-CAM beside them, the words, reference names and views as plain arrays."""
         arrays = {
             "query_maps": self.query_maps.numpy(),
             "references": np.array([reference.name for reference in self.references]),
             "distances": np.array([reference.distance for reference in self.references]),
             "query_view": np.array(self.query_view),
+            "weighting": np.array(self.weighting),
+            "words": np.array(self.words),
+            "sensitivity": np.array(np.nan if self.sensitivity is None else self.sensitivity),
         }
+        if self.dist_maps is not None:
+            arrays["dist_cam_maps"] = self.dist_maps.numpy()
         if self.versus is not None:
             arrays["versus"] = np.array(self.versus.name)
         if self.matches.query.weights is not None:
@@ -264,110 +308,3 @@ def _image_of(file: Path) -> Image | None:
         return read_image(file)
     except ImageError:
         return None
-
-
-def write_report(
-    path: str | PathLike[str],
-    explanations: Sequence[Explanation],
-    *,
-    title: str = "Which of these is this, and why",
-    notes: Sequence[str] = (),
-    labels: Sequence[str | None] | None = None,
-    lines: bool = False,
-) -> Path:
-    """Write explanations as one HTML file that needs nothing else: no network, no server, no further file.
-
-    Every query is shown with its references, the maps on both images, and the map against its nearest prototype.
-    The page switches between weightings, scales and opacities. Maps are stored raw and coloured in the browser.
-
-    Args:
-        path: the file to write; an existing one is replaced.
-        explanations: one per query.
-        title: the page's heading.
-        notes: lines under the heading, as plain text.
-        labels: the true class of each query, to mark matches as same or other; None where it is not known.
-        lines: show as well which place of the query answers which place of each match.
-
-    Raises:
-        InputError: no explanation, or as many labels as there are not explanations.
-    """
-    if not explanations:
-        raise InputError("a report needs at least one explanation")
-    if labels is not None and len(labels) != len(explanations):
-        raise InputError(f"expected {len(explanations)} labels, one per explanation, got {len(labels)}")
-    first = explanations[0]
-    others = (each for each in WEIGHTINGS if each != first.weighting)
-    weightings = [first.weighting, *(w for w in others if first._evidence.has_mean or w not in NEEDS_MEAN)]
-    images = Thumbnails(first.view_of)
-    queries = [
-        _query_data(each, weightings, images) | {"label": label}
-        for each, label in zip(explanations, labels or [None] * len(explanations), strict=True)
-    ]
-    for query, each in zip(queries, explanations, strict=True) if lines else ():
-        query["lines"] = [_lines_data(each, index) for index in range(len(each))]
-    data = {
-        "weightings": {name: WORDS[name] for name in weightings},
-        "signed": [name for name in WEIGHTINGS if name in SIGNED or any(each.versus for each in explanations)],
-        "queries": queries,
-        "images": images,
-    }
-    return write_html(path, "report.html", package=__package__, title=title, notes=notes, data=data, lines=lines)
-
-
-def _lines_data(explanation: Explanation, index: int) -> dict[str, Any]:
-    """The lines of one reference with its title, and the name under which the report holds its image."""
-    reference, found = explanation.references[index], explanation.lines(index)
-    title = f"{reference.match.rank} · {reference.label or '–'}" if reference.match else reference.name
-    if found is None:
-        return {"title": title, "image": None, "caption": "no lines: there is no image, or no longer one"}
-    return {"title": title, "image": f"gallery {found.match.id}", **found.to_dict()}
-
-
-def _query_data(explanation: Explanation, weightings: Sequence[Weighting], images: Thumbnails) -> dict[str, Any]:
-    """A query with its references under every weighting."""
-    query = explanation.matches.query
-    variants = [explanation.weighted(weighting) for weighting in weightings]
-    references = [_reference_data(variants, index, images) for index in range(len(explanation))]
-    if explanation.references[0].match is not None and explanation.matches.prototype is not None:
-        against = explanation.against("prototype")
-        references.insert(0, _reference_data([against.weighted(weighting) for weighting in weightings], 0, images))
-    notes = []
-    if explanation.versus is not None:
-        notes.append(f"shown is what speaks for each reference rather than for {explanation.versus.name}")
-    if query.region is not None:
-        notes.append("only the region marked on the query was searched for")
-    if explanation.sensitivity is not None:
-        words = {0.95: "hardly depends", 0.75: "depends a little", 0.4: "depends in part"}
-        means = next((text for least, text in words.items() if explanation.sensitivity >= least), "depends")
-        correlation = f"rank correlation {explanation.sensitivity:.2f} with the one against an unrelated image"
-        notes.append(f"{explanation.weighting}: the map {means} on the match ({correlation})")
-    return {
-        "name": Path(query.name).name,
-        "note": " · ".join(notes) or None,
-        "image": images.add(f"query {len(images)}", explanation.marked_query),
-        "shape": list(explanation.query_maps.shape[-2:]),
-        "references": references,
-    }
-
-
-def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbnails) -> dict[str, Any]:
-    """One reference under every weighting: the maps on the query, and on the match where they can be had."""
-    explanation = variants[0]
-    reference, member = explanation.references[index], explanation.nearest_member(index)
-    match, name = reference.match, reference.name
-    image, number = explanation.reference_image(index), match.id if match else None
-    if member is not None:
-        image, number = _image_of(explanation.matches.retriever.gallery.file(member)), member.id
-        name = f"the member nearest to it: {member.path}"
-    answers = {each.weighting: each.found_reference_maps for each in variants}
-    maps = {name: each[index] for name, each in answers.items() if each is not None}
-    return {
-        "title": f"{match.rank} · {reference.label or '–'}" if match else f"prototype · {reference.label}",
-        "label": reference.label,
-        "name": name,
-        "similarity": f"{explanation.matches.retriever.similarity(reference.distance):.3f}",
-        "image": None if image is None else images.add(f"gallery {number}", image),
-        "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants},
-        "maps": {name: numbers(each) for name, each in maps.items()} or None,
-        "shape": list(next(iter(maps.values())).shape) if maps else None,
-    }

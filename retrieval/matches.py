@@ -21,6 +21,7 @@ from ..explain.drawing.panels import DrawStyle, Tile, grid, map_tiles
 from ..explain.drawing.rendering import draw_points
 from ..explain.methods.correspondence import Correspondence, correspondence
 from ..explain.places import position_of
+from ..explain.weightings import RECOMMENDED
 from ..files import replacing
 from ..images import Box, read_image
 from ..metrics.maps import rectify
@@ -32,7 +33,7 @@ from .ranking import Match, Ranking
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..explain import Norm, Weighting
+    from ..explain import Mean, Norm, Weighting
     from ..index.rejection import Rejection
 
 
@@ -233,37 +234,43 @@ class Matches(Ranking):
         *,
         against: str | int = "match",
         versus: str | int | None = None,
-        weighting: Weighting = "dist",
+        weighting: Weighting = RECOMMENDED,
+        mean: Mean = "auto",
         space: Space = "metric",
         tau: float = 1.0,
         norm: Norm = "sum",
     ) -> Explanation:
-        """Dist-CAM maps of the query, one per reference, from the one forward pass the query already had.
+        """Maps of what on the query speaks for each reference, from the one forward pass the query already had.
 
         Args:
             against: "match" (every match), a rank (3 or "rank:3"), "prototype" (the nearest class prototype), or a
                 class label ("why not that class?"). "label:match" is a class that is called match.
             versus: another rank, prototype, or label: the maps then show what pulls the query to `against` rather than
                 to this one, positive where it does and negative where it does the opposite.
-            weighting: how channels are weighted, see `distcam.explain.channel_weights`.
+            weighting: how channels are weighted, see `distcam.explain.channel_weights`. The maps of "dist", the
+                paper's, are in `Explanation.dist_maps` as well.
+            mean: what of the gallery "root_ratio" takes off, see `distcam.explain.Surroundings.settings`.
             space: "metric" explains the space that ranks; "backbone" the pooled features before the head.
             tau: softness of 1/D in units of the median distance; 0 is the paper's formula to the letter.
             norm: normalisation of the weights.
 
         Raises:
-            InputError: an unknown label or rank, a gallery without labels, an empty ranking.
+            InputError: an unknown label or rank, a gallery without labels, an empty ranking, a `mean` that is not kept.
 
-        Source: [Dist-CAM] Eq. 4–7.
+        Source: [Dist-CAM] Eq. 4–7; `root_ratio` is ours.
         """
         evidence = Evidence(self, space)
-        evidence.mean(weighting)  # refused before anything is computed
+        if weighting != "root_ratio":
+            if mean != "auto":
+                raise InputError(f"mean={mean!r} is for the weighting root_ratio, not for {weighting!r}; leave it out")
+            evidence.mean(weighting)  # refused before anything is computed
         references, vectors = evidence.references(against)
         opposite, opposite_vector = None, None
         if versus == "match":
             raise InputError("versus='match' would be all matches; name one by its rank, such as versus=2 or 'rank:2'")
         if versus is not None:
             (opposite,), opposite_vector = evidence.references(versus)
-        return Explanation(references, weighting, opposite, evidence, vectors, opposite_vector, tau, norm)
+        return Explanation(references, weighting, mean, opposite, evidence, vectors, opposite_vector, tau, norm)
 
     def correspondence(self, rank: int = 1, *, space: Space = "metric") -> PictureCorrespondence:
         """The similarity of the query and a match, divided among pairs of places on the two images.

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
 from ..errors import ImageError
-from ..explain import WEIGHTINGS
+from ..explain.weightings import RECTIFIED, SIGNED, WEIGHTINGS, WORDS
 from ..files import is_file
 from ..images import Box, image_size
 from ..index import Gallery, Record
 from ..retrieval import Explanation, Matches, Reference, Retriever
-from ..retrieval.explanation import SIGNED
 from . import schemas
 from .settings import Settings
 
 _SHOWN_PROTOTYPES = 10
-WEIGHTING_HELP: Mapping[str, str] = {
-    "dist": "Dist-CAM: channels in which both are close",
-    "dist*s": "close channels, by how strong they are in the reference",
-    "dist*excess": "close channels of which the reference has more than the gallery's mean",
-    "log_ratio": "what the reference has many times more of than the gallery's mean",
-    "dot": "the parts of the similarity itself; they sum to it",
-    "dot_centered": "the same, of what sets the reference apart from the gallery's mean",
-    "gradcam_cos": "Grad-CAM of the cosine: what would raise it",
-    "caam": "every channel alike: what the query shows, whatever the reference",
-}
 
 
 def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryAnswer:
@@ -45,8 +33,7 @@ def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryA
         writable=settings.is_writable,
         stores_maps=gallery.spec.map_shape is not None,
         weightings=[
-            schemas.WeightingAnswer(name=name, description=WEIGHTING_HELP[name], is_signed=name in SIGNED)
-            for name in WEIGHTINGS
+            schemas.WeightingAnswer(name=name, description=WORDS[name], is_signed=name in SIGNED) for name in WEIGHTINGS
         ],
         rejection=gallery.manifest.rejection,
         limits=schemas.Limits(image_bytes=settings.max_upload_bytes, pixels=settings.max_pixels, k=schemas.MAX_K),
@@ -110,20 +97,24 @@ def explanation_answer(explanation: Explanation, *, both_sides: bool) -> schemas
     """Maps of a query and, where asked for and to be had, of its matches."""
     matches = explanation.matches
     has_other_side = both_sides and explanation.references[0].match is not None and matches.has_feature_maps
-    others = explanation.reference_maps if has_other_side else None
+    others, beside = explanation.reference_maps if has_other_side else None, explanation.dist_maps
     size = matches.query.known_size
     return schemas.ExplanationAnswer(
         weighting=explanation.weighting,
         is_signed=explanation.is_signed,
+        is_rectified=explanation.weighting in RECTIFIED and not explanation.is_signed,
         is_exact=explanation.is_exact,
         sensitivity=explanation.sensitivity,
+        words=explanation.words,
         versus=None if explanation.versus is None else _name(explanation.versus),
         query=schemas.ExplainedQuery(size=size, view=_view(explanation, size)),
-        references=[_reference(explanation, index, others) for index in range(len(explanation))],
+        references=[_reference(explanation, index, others, beside) for index in range(len(explanation))],
     )
 
 
-def _reference(explanation: Explanation, index: int, others: Tensor | None) -> schemas.ReferenceAnswer:
+def _reference(
+    explanation: Explanation, index: int, others: Tensor | None, beside: Tensor | None
+) -> schemas.ReferenceAnswer:
     reference = explanation.references[index]
     match = reference.match
     size = None if match is None else upright_size(match.file)
@@ -134,6 +125,7 @@ def _reference(explanation: Explanation, index: int, others: Tensor | None) -> s
         rank=None if match is None else match.rank,
         id=None if match is None else match.id,
         query_map=_map(explanation.query_maps[index]),
+        dist_map=None if beside is None else _map(beside[index]),
         match_map=None if others is None else _map(others[index]),
         match_size=size,
         match_view=_view(explanation, size),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
+from ..explain.weightings import RECOMMENDED, Mean, Weighting
 from ..index.rejection import Rejection
 
 MAX_K = 100
@@ -22,7 +23,6 @@ Reference = Annotated[
     StringConstraints(min_length=1, max_length=300),
     Field(description="`match`, `prototype`, `rank:3`, or `label:cat`."),
 ]
-WeightingName = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"]
 
 
 class Answer(BaseModel):
@@ -221,7 +221,8 @@ class ExplainRequest(_RankingRequest):
     box: Box4 | None = None
     against: Reference = "match"
     versus: Reference | None = None
-    weighting: WeightingName = "dist"
+    weighting: Weighting = RECOMMENDED
+    mean: Annotated[Mean, Field(description="What of the gallery `root_ratio` takes off.")] = "auto"
     space: Literal["metric", "backbone"] = "metric"
     tau: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     both_sides: bool = True
@@ -284,6 +285,7 @@ class ReferenceAnswer(Answer):
     rank: int | None
     id: int | None
     query_map: MapAnswer
+    dist_map: Annotated[MapAnswer | None, Field(description="Dist-CAM on the query, beside another weighting.")]
     match_map: MapAnswer | None
     match_size: tuple[int, int] | None
     match_view: Box4 | None
@@ -293,9 +295,11 @@ class ExplanationAnswer(Answer):
     """The maps of a query, one for each reference."""
 
     weighting: str
-    is_signed: bool
+    is_signed: Annotated[bool, Field(description="Drawn with 0 in the middle: below speaks against the reference.")]
+    is_rectified: Annotated[bool, Field(description="Drawn from 0 up.")]
     is_exact: bool
     sensitivity: float | None
+    words: Annotated[Sequence[str], Field(description="What the maps show, and how far they depend on the match.")]
     versus: str | None
     query: ExplainedQuery
     references: Sequence[ReferenceAnswer]

@@ -264,8 +264,13 @@ def map_panel(
     views: Sequence[Box | None],
     look: DrawStyle,
     ends: tuple[str, str],
+    beside: Float[Tensor, "n h w"] | None = None,
+    words: Sequence[str] = (),
 ) -> Image.Image:
-    """A query with its n references, below each of them the query under its map, and then itself under its own."""
+    """A query with its n references, below each of them the query under its map, and then itself under its own.
+
+    `beside` are Dist-CAM's maps on the query, in a last row; `words` stand below, each as a paragraph.
+    """
     n, size = len(references), 196
     if look.scale == "shared" or n == 1:
         low, high = scaled(query_maps, look)[1][0]
@@ -281,4 +286,30 @@ def map_panel(
         drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
         on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
         rows.append([Tile(blank, caption="on the match"), *on_references])
-    return grid(rows, tile_size=size, gap_after_first=2 * GAP)
+    if beside is not None:
+        plain = DrawStyle(style=look.style, scale=look.scale, opacity=look.opacity, level=look.level)
+        drawn_beside = map_tiles([query.image] * n, beside, views=[view] * n, look=plain)
+        rows.append([Tile(blank, caption="beside it: Dist-CAM"), *drawn_beside])
+    return _with_words(grid(rows, tile_size=size, gap_after_first=2 * GAP), words)
+
+
+def _with_words(image: Image.Image, words: Sequence[str]) -> Image.Image:
+    """The image with lines of text below, broken where it ends."""
+    size = 13
+    draw, font = ImageDraw.Draw(image), text_font(size)
+    lines: list[str] = []
+    for paragraph in words:
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}".lstrip()
+            if line and draw.textlength(longer, font=font) > image.width - 2 * GAP:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    canvas = Image.new("RGB", (image.width, image.height + round(1.5 * size) * len(lines) + GAP * bool(lines)), WHITE)
+    canvas.paste(image, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        draw.text((GAP, image.height + number * round(1.5 * size)), line, fill=INK, font=font)
+    return canvas

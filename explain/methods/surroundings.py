@@ -7,18 +7,17 @@ images; the mean of the borders of its response maps, what lies around the objec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...errors import InputError
-from ..inputs import Metric, Weighting
+from ..inputs import Metric
+from ..weightings import MEANS, Mean, Weighting
 from .dist_cam import dist_cam
 
-Mean = Literal["auto", "gallery", "border", "max", "half"]
-MEANS: tuple[Mean, ...] = get_args(Mean)
 _ALONE = 0.8  # of the gallery's mean, for one image where no border is known
 
 _SAYS = {
@@ -40,11 +39,32 @@ class Setting(NamedTuple):
     magnitude: Tensor | None
 
 
-class RatioMaps(NamedTuple):
-    """Maps of n references, and in words what they were set apart from."""
+NOTHING = Setting("dot", "dot", None, None)
+
+
+@dataclass(frozen=True, eq=False)
+class RatioMaps:
+    """Maps of n references, and for each the setting that made it.
+
+    Attributes:
+        maps: raw, "*b n h w".
+        settings: by their names, first choice first.
+        chosen: "*b n", the place of each map's setting among them.
+        is_old: True if the gallery knows no border, though one would have been used.
+    """
 
     maps: Float[Tensor, "*b n h w"]
-    said: str
+    settings: tuple[str, ...]
+    chosen: Int[Tensor, "*b n"]
+    is_old: bool
+
+    def words(self, n: int) -> str:
+        """What the first n maps were set apart from."""
+        shown = sorted(set(self.chosen[..., :n].flatten().tolist()))
+        said = [_SAYS[self.settings[place]] for place in shown]
+        if shown and shown[0] == 0 and len(shown) > 1:
+            said[1:] = [f"where that leaves nothing, {text}" for text in said[1:]]
+        return "; ".join([*said, *([_OLD] if self.is_old else [])])
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +85,11 @@ class Surroundings:
     images: int = 2
     classes: int = 2
 
+    @staticmethod
+    def first(surroundings: Surroundings | None, mean: Mean = "auto", *, is_class: bool) -> Setting:
+        """The first choice of `settings`; without surroundings there is nothing to take off."""
+        return NOTHING if surroundings is None else surroundings.settings(mean, is_class=is_class)[0]
+
     def settings(self, mean: Mean = "auto", *, is_class: bool) -> list[Setting]:
         """What to explain a reference by, first choice first: the next ones where a map would be blank.
 
@@ -77,17 +102,16 @@ class Surroundings:
         """
         if mean not in MEANS:
             raise InputError(f"mean={mean!r} is not known; choose one of {', '.join(MEANS)}")
-        nothing = Setting("dot", "dot", None, None)
         if mean != "auto":
-            return [self._setting(mean), nothing]
+            return [self._setting(mean), NOTHING]
         if (self.classes if is_class else self.images) < 2:
-            return [nothing]
+            return [NOTHING]
         if self.border is None:
-            return [self._setting("gallery", 1.0 if is_class or self._has_signs else _ALONE), nothing]
+            return [self._setting("gallery", 1.0 if is_class or self._has_signs else _ALONE), NOTHING]
         half = self._setting("half")
         if is_class:
-            return [self._setting("max"), half, nothing]
-        return [self._setting("gallery"), half, nothing] if self._has_signs else [half, nothing]
+            return [self._setting("max"), half, NOTHING]
+        return [self._setting("gallery"), half, NOTHING] if self._has_signs else [half, NOTHING]
 
     @property
     def _size(self) -> Tensor:
@@ -127,21 +151,17 @@ def ratio_maps(
     A map without a positive place is blank, and made by the next setting instead; the last, `dot`, divides the
     similarity itself. Other arguments and errors are those of `dist_cam`; without surroundings every map is `dot`.
     """
-    settings = [Setting("dot", "dot", None, None)]
+    settings = [NOTHING]
     if surroundings is not None:
         settings = surroundings.settings(mean, is_class=is_class)
-    maps, used = None, []
-    for name, weighting, vector, size in settings:
-        found = dist_cam(response_map, references, metric=metric, weighting=weighting, mean=vector, magnitude=size)
-        is_blank = None if maps is None else maps.amax((-2, -1), keepdim=True) <= 0
-        maps = found if maps is None or is_blank is None else torch.where(is_blank, found, maps)
-        used.append(name)
-        if bool((maps.amax((-2, -1)) > 0).all()):
+    options = [{"weighting": each.weighting, "mean": each.mean, "magnitude": each.magnitude} for each in settings]
+    maps = dist_cam(response_map, references, metric=metric, **options[0])
+    chosen = torch.zeros(maps.shape[:-2], dtype=torch.int64)
+    for place in range(1, len(settings)):
+        is_blank = maps.amax((-2, -1)) <= 0
+        if not bool(is_blank.any()):
             break
-    assert maps is not None
-    said = [_SAYS[used[0]]]
-    if len(used) > 1:
-        said.append(f"where that left nothing, {' or '.join(_SAYS[name] for name in used[1:])}")
-    if surroundings is not None and surroundings.border is None and used[0] == "gallery" and mean == "auto":
-        said.append(_OLD)
-    return RatioMaps(maps, "; ".join(said))
+        found = dist_cam(response_map, references, metric=metric, **options[place])
+        maps, chosen = torch.where(is_blank[..., None, None], found, maps), chosen.masked_fill(is_blank.cpu(), place)
+    is_old = surroundings is not None and surroundings.border is None and settings[0] is not NOTHING and mean == "auto"
+    return RatioMaps(maps, tuple(each.name for each in settings), chosen, is_old)

@@ -115,12 +115,12 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
     summary="Where in the images a similarity lies",
 )
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
-    """Dist-CAM maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
+    """Maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
     query_of = _named(service, asked)
 
     def answer(retriever: Retriever) -> Response:
         query = query_of(retriever)
-        options = asked.model_dump(include={"against", "versus", "weighting", "space", "tau"})
+        options = asked.model_dump(include={"against", "versus", "weighting", "mean", "space", "tau"})
         explanation = _Ranking(retriever, query, asked).matches.explain(**options)
         return json_answer(explanation_answer(explanation, both_sides=asked.both_sides))
 

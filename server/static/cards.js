@@ -162,6 +162,9 @@ export function matchList(onSelect, onSearch) {
     const card = chosen(), theirs = card?.large ?? card?.picture;
     byId("pair-query").hidden = !view.query?.picture;
     if (view.query?.picture) draw(byId("pair-query"), view.query.picture, LARGE, heatOf(card.match, "query"));
+    const beside = view.query?.picture && heatOf(card.match, "beside");
+    byId("pair-beside-figure").hidden = !beside;
+    if (beside) draw(byId("pair-beside"), view.query.picture, LARGE, beside);
     byId("pair-match").hidden = !theirs;
     if (theirs) draw(byId("pair-match"), theirs, LARGE, heatOf(card.match, "match"));
   }

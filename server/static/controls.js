@@ -105,7 +105,7 @@ export function controls(onChange) {
       node.opacity.value = state.opacity;
       byId("opacity-value").textContent = `${state.opacity} %`;
       const weighting = gallery?.weightings.find(({ name }) => name === state.weighting);
-      say(byId("weighting-hint"), weighting && `${weighting.name}: ${weighting.description}.`);
+      say(byId("weighting-hint"), weighting && `${weighting.name}: ${weighting.description}`);
     },
     nextWeighting() {
       node.weighting.selectedIndex = (node.weighting.selectedIndex + 1) % node.weighting.options.length;

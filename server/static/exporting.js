@@ -3,7 +3,7 @@
 import { make } from "./dom.js";
 import { draw, drawLegend } from "./maps.js";
 import { endsOf, hasOneReference, heatOf, view } from "./view.js";
-import { digits, fileName, labelled, plainly, sensitivity } from "./words.js";
+import { digits, fileName, labelled, plainly } from "./words.js";
 
 const TILE = 240, GAP = 18, MARGIN = 28, TEXT = 46, COLUMNS = 6;
 const INK = "#1d2430", SOFT = "#5d6879", BAD = "#b4532a", FONT = 'system-ui, "DejaVu Sans", sans-serif';
@@ -77,7 +77,7 @@ function legend(context, y, width) {
   context.drawImage(strip, from, y, 150, 12);
   write(context, right, from + 160, y + 11, { size: 13, colour: SOFT });
   const at = from + 176 + context.measureText(right).width;
-  write(context, sensitivity(explanation.sensitivity), at, y + 11, { size: 13, colour: SOFT, width: width - MARGIN - at });
+  write(context, explanation.words.slice(-1)[0], at, y + 11, { size: 13, colour: SOFT, width: width - MARGIN - at });
 }
 
 function tile(context, picture, heat, x, y, box = null) {

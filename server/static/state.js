@@ -8,7 +8,7 @@ export const DEFAULTS = Object.freeze({
   where: "",
   box: null, // [left, top, right, bottom] in pixels of the upright image
   threshold: "", // "", "gallery", or the largest distance
-  weighting: "dist",
+  weighting: "root_ratio",
   against: "match", // "match", "prototype", "label:…", "rank:…"
   versus: "", // "", "label:…", "rank:…"
   space: "metric",

@@ -3,7 +3,7 @@
 import { byId, make, say } from "./dom.js";
 import { drawLegend } from "./maps.js";
 import { endsOf, hasOneReference, shortName, view } from "./view.js";
-import { digits, sensitivity } from "./words.js";
+import { digits } from "./words.js";
 
 /** "No match", where nothing is as near as it was asked to be. */
 export function showVerdict() {
@@ -34,7 +34,6 @@ export function showLegend() {
   if (versus) words.push(`Orange speaks for ${one ? shortName(references[0].name) : "the match"}, blue for ${shortName(versus)}.`);
   else if (isSigned) words.push("Orange speaks for the match, blue against it; what lets the image through is near 0.");
   if (one) words.push(`The map on the query is for the ${references[0].name}, at distance ${digits(references[0].distance, 4)}; a class has no image of its own.`);
-  words.push(sensitivity(explanation.sensitivity));
-  if (!explanation.is_exact) words.push("The encoder's head is not linear: the maps hold to first order.");
+  words.push(...explanation.words);
   return say(byId("meaning"), words.filter(Boolean).join(" "));
 }

@@ -24,24 +24,27 @@ export function referenceOf(match) {
   return references.find((reference) => reference.rank !== null && reference.rank === match?.rank) ?? null;
 }
 
-const sideOf = (reference, side) => (side === "query" ? reference.query_map : reference.match_map);
+/** The map on a side: "query", "match", or "beside", which is Dist-CAM on the query. */
+const sideOf = (reference, side) => reference[{ query: "query_map", match: "match_map", beside: "dist_map" }[side]];
+const isSignedOn = (side) => view.explanation.is_signed && side !== "beside";
 
 /** The ends of the colour scale of one side of one reference. */
 export function rangeOf(reference, side) {
-  const { references, is_signed: isSigned } = view.explanation;
+  const { references } = view.explanation;
   const maps = view.state.scale === "shared" ? references.map((each) => sideOf(each, side)).filter(Boolean) : [sideOf(reference, side)];
-  return extent(maps, isSigned);
+  const [low, high] = extent(maps, isSignedOn(side)), isRectified = view.explanation.is_rectified && side !== "beside" && high > 0;
+  return isRectified ? [Math.max(0, low), high] : [low, high];
 }
 
 /** What `draw` lays over the query or over a match, or null. */
 export function heatOf(match, side) {
   const reference = referenceOf(match), map = reference && sideOf(reference, side);
   if (!map) return null;
-  const place = side === "query" ? view.explanation.query : { size: reference.match_size, view: reference.match_view };
+  const place = side !== "match" ? view.explanation.query : { size: reference.match_size, view: reference.match_view };
   if (!place.size || !place.view) return null;
   if (layersOf !== view.explanation) [layers, layersOf] = [new Map(), view.explanation];
   const key = `${view.state.scale} ${side} ${reference.rank}`;
-  if (!layers.has(key)) layers.set(key, layerOf(map, rangeOf(reference, side), view.explanation.is_signed));
+  if (!layers.has(key)) layers.set(key, layerOf(map, rangeOf(reference, side), isSignedOn(side)));
   return { layer: layers.get(key), view: place.view, size: place.size, opacity: view.state.opacity / 100 };
 }
 

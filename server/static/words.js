@@ -17,17 +17,6 @@ export function timing(timings) {
   return `Answered in ${milliseconds(timings.total)} ms${parts.length ? ` (${parts.join(", ")})` : ""}.`;
 }
 
-/** What a match sensitivity means. */
-export function sensitivity(value) {
-  if (value === null || value === undefined) return "";
-  const means =
-    value >= 0.95 ? "the map hardly depends on this match: against an unrelated image it would look the same"
-    : value >= 0.75 ? "the map depends a little on this match"
-    : value >= 0.4 ? "the map depends in part on this match"
-    : "the map depends on this match: against an unrelated image it would look different";
-  return `Match sensitivity ${digits(value, 2)}: ${means}.`;
-}
-
 /** A label as it is shown. */
 export const labelled = (label) => (label === null || label === undefined || label === "" ? "no label" : label);
 

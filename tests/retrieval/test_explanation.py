@@ -15,7 +15,7 @@ from torch import nn
 from distcam import Encoder, Gallery, Retriever
 from distcam.encoders import Linear
 from distcam.errors import InputError
-from distcam.explain import WEIGHTINGS, dist_cam, fold
+from distcam.explain import WEIGHTINGS, Surroundings, dist_cam, fold, ratio_maps
 from distcam.images import Transform
 from distcam.retrieval import write_report
 
@@ -25,11 +25,20 @@ def matches(small_gallery, small_encoder, photos):
     return Retriever(small_gallery, small_encoder, precision="fp32").query(sorted(photos.rglob("*.jpg"))[3], k=4)
 
 
-def test_maps_are_dist_cam_of_the_stored_vectors(matches, small_gallery):
-    explanation = matches.explain()
-    stored = torch.from_numpy(small_gallery.embeddings(matches.ids))
-    expected = dist_cam(matches.query.encoding.feature_map, stored[None])[0]
-    torch.testing.assert_close(explanation.query_maps, expected)
+def surroundings_of(gallery: Gallery) -> Surroundings:
+    store = gallery.prototypes
+    vectors = (store.mean_embedding(), store.mean_magnitude(), gallery.background)
+    return Surroundings(*map(torch.from_numpy, vectors), images=store.total, classes=len(store))
+
+
+def test_maps_are_root_ratios_of_the_stored_vectors_with_dist_cam_beside_them(matches, small_gallery):
+    explanation, response = matches.explain(), matches.query.encoding.feature_map
+    stored = torch.from_numpy(small_gallery.embeddings(matches.ids))[None]
+    expected = ratio_maps(response, stored, surroundings_of(small_gallery), is_class=False)
+    torch.testing.assert_close(explanation.query_maps, expected.maps[0])
+    torch.testing.assert_close(explanation.dist_maps, dist_cam(response, stored)[0])
+    torch.testing.assert_close(matches.explain(weighting="dist").query_maps, explanation.dist_maps)
+    assert matches.explain(weighting="dist").dist_maps is None
     assert [reference.name for reference in explanation.references] == [match.path for match in matches]
 
 
@@ -46,6 +55,31 @@ def test_dot_maps_of_both_sides_sum_to_the_similarity(matches):
     similarities = torch.tensor([match.similarity for match in matches])
     torch.testing.assert_close(explanation.query_maps.sum((1, 2)), similarities, atol=2e-3, rtol=0)
     torch.testing.assert_close(explanation.reference_maps.sum((1, 2)), similarities, atol=2e-3, rtol=0)
+
+
+def test_a_prototype_is_set_apart_from_the_larger_of_mean_and_border(matches, small_gallery):
+    prototype = torch.from_numpy(small_gallery.prototypes.embedding(matches.prototype[0]))[None, None]
+    expected = ratio_maps(
+        matches.query.encoding.feature_map, prototype, surroundings_of(small_gallery), mean="max", is_class=True
+    )
+    torch.testing.assert_close(matches.explain(against="prototype").query_maps, expected.maps[0])
+
+
+def test_the_words_say_what_is_shown_and_how_far_it_depends_on_the_match(matches):
+    shows, apart, depends = matches.explain().words
+    assert "What sets this match apart" in shows
+    assert "lies at the edges of its images" in apart
+    assert "on the match" in depends
+    assert "rank correlation" in depends
+    assert matches.explain(versus=2).words[0].startswith("What speaks for it rather than ")
+    assert "hardly depends" in matches.explain(weighting="caam").words[-1]
+
+
+def test_a_mean_is_for_the_weighting_that_takes_it(matches):
+    with pytest.raises(InputError, match="mean='border' is for the weighting root_ratio, not for 'dist'"):
+        matches.explain(weighting="dist", mean="border")
+    maps = [matches.explain(mean=mean).query_maps for mean in ("gallery", "border")]
+    assert not torch.equal(*maps)
 
 
 def test_a_prototype_is_one_reference_without_a_picture(matches):
@@ -135,9 +169,9 @@ def test_a_report_says_what_its_colours_and_cards_mean(matches, photos, tmp_path
         return text, json.loads(text.split('id="data">')[1].split("</script>")[0])
 
     text, data = read(matches.explain(weighting="dot_centered"))
-    assert next(iter(data["weightings"])) == "dot_centered"
-    assert set(data["weightings"]) == set(WEIGHTINGS)
-    assert all(data["weightings"].values())
+    assert data["weightings"][0] == "dot_centered"
+    assert set(data["weightings"]) == set(data["queries"][0]["words"]) == set(WEIGHTINGS)
+    assert all(data["queries"][0]["words"].values())
     assert data["signed"] == [name for name in WEIGHTINGS if name in ("dot", "dot_centered", "gradcam_cos")]
     raw = [value for each in data["queries"][0]["references"] for value in each["query_maps"]["gradcam_cos"]]
     assert min(raw) < 0 < max(raw)  # blue and orange need both sides
@@ -181,10 +215,11 @@ def test_a_report_under_every_weighting_unfolds_each_side_once(matches, tmp_path
         return count
 
     monkeypatch.setattr("distcam.retrieval.evidence.fold", counted("fold", fold))
-    monkeypatch.setattr("distcam.retrieval.explanation.dist_cam", counted("dist_cam", dist_cam))
+    monkeypatch.setattr("distcam.retrieval.explanation.dist_cam", counted("maps", dist_cam))
+    monkeypatch.setattr("distcam.retrieval.explanation.ratio_maps", counted("maps", ratio_maps))
     matches.explain().save(tmp_path / "why.html")
     assert counts["fold"] == 2  # the query and its matches
-    assert counts["dist_cam"] == 3 * len(WEIGHTINGS)  # on the query for matches and prototype, and on the matches
+    assert counts["maps"] == 3 * len(WEIGHTINGS)  # on the query for matches and prototype, and on the matches
 
 
 def test_a_report_says_what_it_cannot_do(matches, tmp_path):

@@ -113,7 +113,7 @@ def test_pictures_reports_and_arrays_tell_of_the_region(retriever, files, tmp_pa
     assert ImageChops.difference(asked.marked_query, plain.marked_query).getbbox() is not None
     with np.load(asked.save(tmp_path / "x.npz")) as arrays:
         assert arrays["region_weights"].mean() == pytest.approx(1)
-    assert "only the region" in asked.save(tmp_path / "x.html").read_text()
+    assert "Only the region" in asked.save(tmp_path / "x.html").read_text()
     mask = np.zeros((64, 64), dtype=bool)
     mask[10:30, 10:50] = True
     assert retriever.query(files[0], region=mask).explain().show().width > 500
@@ -137,7 +137,7 @@ def test_classes_prototypes_and_matches_can_be_set_against_each_other(matches, s
     one, other = small_gallery.labels[:2]
     store = small_gallery.prototypes
     vectors = [torch.from_numpy(store.embedding(label))[None, None] for label in (one, other)]
-    explanation = matches.explain(against=one, versus=other)
+    explanation = matches.explain(against=one, versus=other, weighting="dist")
     torch.testing.assert_close(explanation.query_maps, contrast(matches.query.encoding.feature_map, *vectors)[0])
     assert explanation.reference_maps is None
     assert len(matches.explain(versus=other)) == 4
@@ -181,7 +181,7 @@ def test_a_contrast_is_reported_as_one(matches, tmp_path):
     explanation = matches.explain(versus=2)
     text = write_report(tmp_path / "r.html", [explanation]).read_text()
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
-    assert "rather than for" in data["queries"][0]["note"]
+    assert "rather than " in data["queries"][0]["words"]["root_ratio"]
     assert min(data["queries"][0]["references"][1]["query_maps"]["dist"]) >= 0
     with np.load(explanation.save(tmp_path / "x.npz")) as arrays:
         assert str(arrays["versus"]) == matches[1].path
