@@ -17,12 +17,16 @@ Intervals are 95 % bootstrap intervals over photographs or queries.
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import math
 import random
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +38,10 @@ from distcam.encoders import Encoder, Inference
 from distcam.explain import correspondence, fold
 from distcam.explain.methods.lines import Places, find_lines
 from distcam.images import Transform, read_image
+from distcam.index import Gallery
+from distcam.retrieval import Retriever
+from distcam.retrieval.lines import sorted_by_lines
+from distcam.synthetic.walkers import write_walkers
 
 ENCODERS = ("mobilenet_v2", "lite0", "lite2", "resnet18_layer3")
 
@@ -68,7 +76,7 @@ def photographs(folder: Path, count: int, seed: int) -> list[Path]:
 
 
 def known_crop(image: Image.Image, draw: random.Random) -> tuple[Image.Image, Callable[[np.ndarray], np.ndarray]]:
-    """A turned crop with 40 % of the area, and from its places to the image's, both as fractions of width and height."""
+    """A turned crop with 40 % of the area, and the way from its places to the image's, in fractions of both sides."""
     width, height = image.size
     side, angle = math.sqrt(0.4), math.radians(draw.uniform(-10, 10))
     w, h = side * width, side * height
@@ -117,10 +125,8 @@ def crops(folder: Path, count: int, seed: int) -> None:
     """The table of known crops."""
     files = photographs(folder, count, seed)
     print(f"known crops: 40 % of the area, ±10°, JPEG 60; {count} photographs, seed {seed}; lines within 16 px")
-    print(
-        "| encoder, fine layer | lines + transform | lines | mutual pairs of shares (n) | median px | inliers | pair ms | forward ms |"
-    )
-    print("|---|---|---|---|--:|--:|--:|--:|")
+    columns = "encoder, fine layer | lines + transform | lines | mutual pairs of shares (n)"
+    print(f"| {columns} | median px | inliers | pair ms | forward ms |\n|---|---|---|---|--:|--:|--:|--:|")
     for name in ENCODERS:
         eye, draw = Eye(name, folder / "weights"), random.Random(seed)
         pairs = []
@@ -157,11 +163,9 @@ def crops(folder: Path, count: int, seed: int) -> None:
             rows["n"].append(len(pairs_))
             rows["inliers"].append(found.inliers)
         median = {key: f"{np.median(rows[key]):.1f}" for key in ("px", "inliers", "ms", "forward")}
-        print(
-            f"| {name}, {eye.layer} | {interval(rows['fit'])} | {interval(rows['plain'])} | {interval(rows['shares'])} "
-            f"({np.mean(rows['n']):.1f}) | {median['px']} | {median['inliers']} | {median['ms']} | {median['forward']} |",
-            flush=True,
-        )
+        shares = [interval(rows[key]) for key in ("fit", "plain", "shares")]
+        cells = [f"{name}, {eye.layer}", *shares[:2], f"{shares[2]} ({np.mean(rows['n']):.1f})", *median.values()]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def errors(
@@ -178,15 +182,75 @@ def errors(
     return np.asarray(np.linalg.norm((back(place) - end) * np.array(size)[::-1], axis=1))
 
 
+def verify(folder: Path, count: int, seed: int, names: list[str]) -> None:
+    """The table of rankings sorted anew, on nyala, and on two sets that took no part in any choice."""
+    print(f"the first 20 sorted anew by lines, fused by the usual calibration; at most {count} queries, seed {seed}")
+    print("| set, encoder | queries | R@1 before | R@1 after | difference | AP of 20 before | after |")
+    print("|---|--:|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as work:
+        nyala = [row for row in csv.DictReader((folder / "nyala/images.csv").open()) if row["split"] == "test"]
+        listed = [(folder / "nyala" / row["path"], row["label"], row["photo_id"]) for row in nyala]
+        files = [file for file in sorted((folder / "camvid").glob("*/*")) if "masks" not in file.parent.name]
+        street = [(file, file.stem, file.stem) for file in files]
+        people = write_walkers(Path(work) / "walkers", identities=60, cameras=3, seed=1000 + seed).data
+        crowd, asking = (
+            [(people.file(image), str(image.identity), str(image.camera)) for image in images]
+            for images in (people.gallery, people.queries)
+        )
+        for name in names:
+            encoder, draw = encoder_of(name, folder / "weights"), random.Random(seed)
+            views = [(known_crop(read_image(file), draw)[0], label, "crop") for file, label, _ in street]
+            row_of(f"crops of street scenes, {name}", encoder, street, draw.sample(views, min(count, len(views))))
+            row_of(f"walkers of another seed, {name}", encoder, crowd, draw.sample(asking, min(count, len(asking))))
+            row_of(f"nyala, {name}", encoder, listed, draw.sample(listed, min(count, len(listed))))
+
+
+def row_of(title: str, encoder: Encoder, gallery: list[Any], queries: list[Any], *, k: int = 20) -> None:
+    """One row: queries and gallery images are (image, label, group); those of one label and group never meet."""
+    with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = Path(work) / "gallery.csv"
+        lines = [f"{file},{label},{group}" for file, label, group in gallery]
+        table.write_text("\n".join(["path,label,group", *lines]) + "\n")
+        built = Gallery.build(table, encoder, out=Path(work) / "g", store_lines=True, device="cpu")
+        retriever = Retriever(built, encoder, device="cpu")
+        labels = [(label, group) for _, label, group in gallery]
+        measured: list[list[float]] = []
+        for image, label, group in queries:
+            if not any(one == label and other != group for one, other in labels):
+                continue
+            found = retriever.query(image, k=2 * k)
+            places = [at for at, m in enumerate(found) if m.label != label or m.columns["group"] != group][:k]
+            plain = found.reordered([found[at] for at in places], places, verify="")
+            anew = sorted_by_lines(plain, k)
+            measured.append([part for ranking in (plain, anew) for part in scores([m.label == label for m in ranking])])
+    before, ap_before, after, ap_after = (list(column) for column in zip(*measured, strict=True))
+    gain = interval([new - old for new, old in zip(after, before, strict=True)])
+    cells = [title, str(len(measured)), *map(interval, (before, after)), gain, *map(interval, (ap_before, ap_after))]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def scores(is_right: list[bool]) -> tuple[float, float]:
+    """Whether the first is right, and the average precision among those that were sorted."""
+    right = np.asarray(is_right, float)
+    precision = right.cumsum() / np.arange(1, len(right) + 1)
+    return float(right[0]), float((precision * right).sum() / max(right.sum(), 1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["crops"])
+    parser.add_argument("what", choices=["crops", "verify"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--queries", type=int, default=150)
+    parser.add_argument("--encoders", nargs="+", default=["mobilenet_v2", "lite0"], choices=ENCODERS)
     options = parser.parse_args()
     print(f"{describe_machine('torch', 'timm')}, {torch.get_num_threads()} threads")
-    crops(options.folder, options.images, options.seed)
+    if options.what == "crops":
+        crops(options.folder, options.images, options.seed)
+    else:
+        verify(options.folder, options.queries, options.seed, options.encoders)
 
 
 if __name__ == "__main__":

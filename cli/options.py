@@ -16,6 +16,7 @@ from .command import Command
 
 if TYPE_CHECKING:
     from ..images import Box
+    from ..reid.pairs import Part
 
 
 FitName = Literal["crop", "squash", "pad"]
@@ -196,3 +197,16 @@ def _numbers(text: str, n: int, form: str) -> list[float]:
     if len(values) != n or not all(map(math.isfinite, values)):
         raise InputError(f"expected {form} in pixels of the image, got {text!r}")
     return values
+
+
+def read_stripes(text: str) -> Mapping[str, Part]:
+    """`name:top-bottom,…` as parts: `upper:0-0.5,lower:0.5-1`."""
+    parts: dict[str, Part] = {}
+    for item in text.split(","):
+        name, _, span = item.partition(":")
+        top, _, bottom = span.partition("-")
+        try:
+            parts[name.strip()] = (float(top), float(bottom))
+        except ValueError:
+            raise InputError(f"--parts reads `name:top-bottom,…` in fractions of the height, not {item!r}") from None
+    return parts

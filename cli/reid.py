@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,11 +14,22 @@ from ..remarks import remark
 from . import train
 from .command import Commands, refuse_unused
 from .console import crop_encoder, number_of, print_json, progress_bar, require_encoder, require_images, say
-from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, ReadsImages, Weights, Workers
+from .options import (
+    AsJson,
+    BatchSize,
+    Device,
+    EncoderName,
+    FitName,
+    Layer,
+    Metric,
+    ReadsImages,
+    Weights,
+    Workers,
+    read_stripes,
+)
 
 if TYPE_CHECKING:
     from ..datasets.reid_records import ReidData
-    from ..reid.pairs import Part
 
 
 app = Commands(
@@ -171,6 +181,7 @@ def evaluate(
     from ..reid.assessment import assess
     from ..reid.policies import changed_protocol, remark_on_placeholders
     from ..reid.refinement import Refinement
+    from ..reid.verifying import verifier
 
     neighbours, _, alpha = (aqe or "").partition(",")
     expansion = None if aqe is None else (number_of(neighbours, "--aqe", int), number_of(alpha or "0", "--aqe", float))
@@ -217,13 +228,6 @@ def evaluate(
         import torch
 
         neighbours_on = device if device != "auto" else "cuda" if torch.cuda.is_available() else None
-    verified = None
-    if verify is not None:
-        from functools import partial
-
-        from ..reid.verifying import VerifiedDistances
-
-        verified = partial(VerifiedDistances, encoder=loaded, verify=verify, device=device)
     found = assess(
         read,
         vectors,
@@ -232,7 +236,7 @@ def evaluate(
         refinement=refinement,
         single_gallery_shot=single_gallery_shot,
         device=neighbours_on,
-        verified=verified,
+        verified=None if verify is None else verifier(loaded, verify, device=device),
     )
     if out is not None:
         results = found.to_dict(per_query=True)
@@ -314,7 +318,7 @@ def explain(
     from ..reid.pairs import BODY_PARTS, STRIPES, explain_pair, pairs_panel
 
     is_body = parts == "body" or (parts is None and all(map(shows_people, (probe, match, *(different or ())))))
-    wanted = BODY_PARTS if is_body else STRIPES if parts is None else _stripes(parts)
+    wanted = BODY_PARTS if is_body else STRIPES if parts is None else read_stripes(parts)
     inference = Inference(crop_encoder(encoder, weights, layer, image_size, fit), device=device)
     others = {f"different: {path.name}": path for path in different or ()}
     files = {"same" if others else "pair": match, **others}
@@ -342,19 +346,6 @@ def explain(
         say(f"{title}\n{pair.table()}\n")
     if out_path is not None:
         say(f"explanation: {out_path}")
-
-
-def _stripes(text: str) -> Mapping[str, Part]:
-    """`name:top-bottom,…` as parts: `upper:0-0.5,lower:0.5-1`."""
-    parts: dict[str, Part] = {}
-    for item in text.split(","):
-        name, _, span = item.partition(":")
-        top, _, bottom = span.partition("-")
-        try:
-            parts[name.strip()] = (float(top), float(bottom))
-        except ValueError:
-            raise InputError(f"--parts reads `name:top-bottom,…` in fractions of the height, not {item!r}") from None
-    return parts
 
 
 app.command(name="train", cls=ReadsImages, epilog=train.REID_EXAMPLE)(train.reid_train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -76,8 +76,9 @@ class Encoding:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Encoding:
         """Every part, changed alike."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Encoding(**{name: None if part is None else change(part) for name, part in own.items()})
+        own: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: None if part is None else change(part) for name, part in own.items()}
+        return Encoding(**changed)
 
     @staticmethod
     def cat(encodings: Sequence[Encoding]) -> Encoding:
@@ -89,4 +90,7 @@ class Encoding:
         if not encodings:
             raise InputError("expected at least one encoding to join, got none")
         joined = {field.name: [getattr(each, field.name) for each in encodings] for field in fields(Encoding)}
-        return Encoding(**{name: None if None in parts else torch.cat(parts) for name, parts in joined.items()})
+        whole: dict[str, Any] = {
+            name: None if any(part is None for part in parts) else torch.cat(parts) for name, parts in joined.items()
+        }
+        return Encoding(**whole)

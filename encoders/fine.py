@@ -77,7 +77,8 @@ def named_fine_layer(network: nn.Module, layer: str) -> str:
         return layer
     if not within and not around:
         raise InputError(f"no layer {layer!r} to read fine features from; nearest: {closest(layer, names)}")
-    return min(within, key=len) if within else max(around, key=len)
+    found: str = min(within, key=len) if within else max(around, key=len)
+    return found
 
 
 def _octave(value: Any, size: tuple[int, int]) -> int | None:

@@ -10,6 +10,7 @@ from .inputs import METRICS, NORMS, Norm
 from .layer_runs import LayerRun, capture
 from .methods.correspondence import Correspondence, correspondence
 from .methods.dist_cam import channel_weights, contrast, dist_cam
+from .methods.lines import Lines, Places, find_lines
 from .methods.surroundings import Surroundings, ratio_maps
 from .places import box_from_map
 from .targets import ClassScore, ComponentAt, PixelScore, Score, Similarity, Target
@@ -29,9 +30,11 @@ __all__ = [
     "DrawStyle",
     "Faithfulness",
     "LayerRun",
+    "Lines",
     "Mean",
     "Norm",
     "PixelScore",
+    "Places",
     "Score",
     "Similarity",
     "Surroundings",
@@ -49,6 +52,7 @@ __all__ = [
     "draw_box",
     "energy_in_box",
     "explain_image",
+    "find_lines",
     "fold",
     "grid",
     "is_constant",

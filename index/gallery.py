@@ -74,8 +74,7 @@ class Gallery(GalleryReader):
             metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`.
             labels: `"folder"`, `"split"`, `"none"`, or a CSV; see `list_images`.
             store_maps: keep the feature maps, to explain the gallery's side of a match without the image.
-            store_lines: keep the feature maps and those of a finer layer, for lines and `verify`: True for the last
-                block with stride 8, or a layer's name.
+            store_lines: keep maps and fine maps, for lines and `verify`: True, or the name of a layer with stride 8.
             masks: a folder with a PNG for each image under the same path: vectors are pooled under the masks, of images
                 without one over the whole image. The folder is remembered, for what is added later too; the column
                 `mask` says under which mask an image was pooled, and a changed mask counts as a changed image.
@@ -106,8 +105,7 @@ class Gallery(GalleryReader):
 
             encode = RayEngine.named(engine).stream
         listing = listing_of(source, labels, strict=strict)
-        store_maps = store_maps or bool(store_lines)
-        layer = store_lines if isinstance(store_lines, str) else "auto" if store_lines else None
+        store_maps, layer = store_maps or bool(store_lines), "auto" if store_lines is True else store_lines or None
         with opened_for_building(
             Path(out),
             listing,
@@ -182,10 +180,9 @@ class Gallery(GalleryReader):
 
     def keep_lines(self, scale: LineScale, verification: Verification | None = None) -> None:
         """Keep what lines of this gallery are measured against, and whether verified matches are better."""
-        changes = {} if verification is None else {"verification": verification}
         with self._writing() as writer:
             self._require_same_gallery(self.snapshot)
-            writer.commit(lines=scale, **changes)
+            writer.commit(lines=scale, verification=verification or self.manifest.verification)
 
     def choose_maps(self, choice: MapChoice | None) -> None:
         """Keep a weighting as the one that explains matches of this gallery; None goes back to distcam's default."""
@@ -207,8 +204,6 @@ class Gallery(GalleryReader):
     ) -> TuningReport:
         """Choose the index by measuring on the gallery's own vectors, and keep it with the measurements.
 
-        Other processes may read and change the gallery meanwhile.
-
         Args:
             recall: share of the true ten neighbours that have to be found, in (0, 1].
             memory: bytes that index and ids may take; by default half of what the machine has.
@@ -222,7 +217,8 @@ class Gallery(GalleryReader):
 
         Raises:
             InputError: no candidate keeps within the budgets; the message holds the best that was found.
-            GalleryLockedError: another process goes on writing for a minute when the choice is to be stored.
+            GalleryLockedError: another process goes on writing for a minute when the choice is to be stored; till then
+                others may read and change the gallery.
         """
         from .faiss.tuning import Budget, tune
 

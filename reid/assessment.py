@@ -319,7 +319,5 @@ def assess(
     }
     before = None if source is plain else evaluate_distances(plain, metric=metric, **options)
     evaluation = replace(evaluation, counts=evaluation.counts | counts)
-    about = dict(features.about)
-    if isinstance(source, VerifiedDistances):
-        about["verified"] = source.summary
+    about = dict(features.about) | ({"verified": source.summary} if isinstance(source, VerifiedDistances) else {})
     return Assessment(data, queries, gallery, evaluation, before, steps, about, _source=source, _not_reranked=plain)

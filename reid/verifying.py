@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +85,12 @@ class VerifiedDistances:
         for row, (before, after) in zip(rows, self._first[start:stop], strict=True):
             row[after] = row[before]
         return rows
+
+
+def verifier(encoder: Encoder, verify: int | str, *, device: str = "auto") -> Callable[..., VerifiedDistances]:
+    """`VerifiedDistances` of this encoder, for `assess`; InputError if `verify` is not understood."""
+    parse_verify(verify)
+    return partial(VerifiedDistances, encoder=encoder, verify=verify, device=device)
 
 
 class _Eye:

@@ -100,7 +100,7 @@ class MatchLines:
             raise InputError(f"{path.name}: lines are saved as .png, .jpg or .npz")
         with replacing(path) as aside:
             if kind == ".npz":
-                np.savez_compressed(aside, **self.to_arrays())
+                np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
             else:
                 self.show().save(aside)
         return path

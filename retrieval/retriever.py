@@ -120,7 +120,7 @@ class Retriever:
                 "a retriever with an inference of its own stays in its process; in the other one, make a "
                 f"Retriever(Gallery.open({str(self.gallery.folder)!r})) with an inference of that process"
             )
-        settings = {"device": device, "precision": precision, "fine_layer": fine_layer}
+        settings: dict[str, Any] = {"device": device, "precision": precision, "fine_layer": fine_layer}
         return partial(Retriever, **settings), (self.gallery, encoder)
 
     @overload

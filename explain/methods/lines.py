@@ -128,7 +128,7 @@ def find_lines(
     order = strength.argsort(descending=True, stable=True)[:strongest]
     order = order[strength[order] > 0]
     cells = [_row_column(chosen[order], side.shape[1]) for side, chosen in ((query, place), (match, partner))]
-    transform = fit_similarity(*(each.flip(1).float() for each in cells), strength[order])
+    transform = fit_similarity(cells[0].flip(1).float(), cells[1].flip(1).float(), strength[order])
     return Lines(cells[0], cells[1], strength[order], transform, query.shape, match.shape)
 
 

@@ -184,7 +184,9 @@ def encoding_stream(
                         precision=inference.precision,
                         map_shape=(rows, columns) if store_maps else None,
                         copy=write_encoder_copy(encoder, writer),
-                        fine=None if fine is None or layer is None else (layer, (fine.shape[1], *fine.shape[2:])),
+                        fine=None
+                        if fine is None or layer is None
+                        else (layer, (fine.shape[1], fine.shape[2], fine.shape[3])),
                     )
                 own = [weights.pop(id(offer), None) for offer in batch.items]
                 encoding = pooled_under(inference.encoder, batch.encoding, own)
@@ -202,7 +204,7 @@ def begin(
     precision: Literal["fp32", "bf16"],
     map_shape: tuple[int, int] | None,
     copy: FileEntry | None,
-    fine: tuple[str, tuple[int, ...]] | None = None,
+    fine: tuple[str, tuple[int, int, int]] | None = None,
 ) -> None:
     """Settle what waits for the first encoding: precision, shapes of the maps, and the copy of the encoder."""
     manifest = writer.manifest

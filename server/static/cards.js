@@ -5,6 +5,7 @@ import { byId, make, memory, say } from "./dom.js";
 import { draw } from "./maps.js";
 import { stored } from "./pictures.js";
 import { drawLines } from "./shared/lines.js";
+import { explainQuestion } from "./state.js";
 import { hasOneReference, heatOf, view } from "./view.js";
 import { digits, labelled } from "./words.js";
 
@@ -144,7 +145,9 @@ export function matchList(onSelect, onSearch) {
     place.hidden = true;
     if (!match.has_picture || !picture) return;
     try {
-      const found = await lines({ ...view.asked, rank: match.rank });
+      const { k, where, box } = explainQuestion(view.state);
+      const query = view.state.id !== null ? { id: view.state.id } : { token: view.search.query.token };
+      const found = await lines({ ...query, k, where, box, rank: match.rank });
       if (chosen()?.match !== match) return;
       place.replaceChildren();
       drawLines(place, [picture.src ?? picture.toDataURL("image/jpeg", 0.9), pictureUrl(match.id, SMALL)], found);

@@ -25,9 +25,9 @@ PUBLIC = {
     """,
     "distcam.explain": """
         METHODS METRICS NORMS WEIGHTINGS ActivationMaps ClassScore ComponentAt Correspondence
-        DrawStyle Faithfulness LayerRun Norm PixelScore Score Similarity Target Tile Weighting
+        DrawStyle Faithfulness LayerRun Lines Norm PixelScore Places Score Similarity Target Tile Weighting
         box_from_map capture channel_weights colourise contour contrast correspondence dist_cam
-        draw_box energy_in_box explain_image fold grid is_constant map_tiles match_sensitivity
+        draw_box energy_in_box explain_image find_lines fold grid is_constant map_tiles match_sensitivity
         measure_faithfulness normalise overlay peak_in_box rectify upsample
     """,
     "distcam.fewshot": """
@@ -55,8 +55,9 @@ PUBLIC = {
         write_features write_walkers
     """,
     "distcam.retrieval": """
-        EncodingSettings Evaluation Explanation LocalisationTable Match Matches Origin PictureCorrespondence
-        PlacePair Protocol Query Reference References Retriever Score default_protocol evaluate_dataset
+        EncodingSettings Evaluation Explanation Line LocalisationTable Match MatchLines Matches Origin
+        PictureCorrespondence PlacePair Protocol Query Reference References Retriever Score calibrate_verification
+        default_protocol evaluate_dataset
         evaluate_embeddings evaluate_encodings evaluate_gallery localise read_classifier write_report
     """,
     "distcam.segmentation": """
