@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ImageError, InputError
-from ..explain.weightings import RECOMMENDED, Mean, Weighting
+from ..explain.weightings import Mean, Weighting
 from .command import refuse_unused
 from .console import err, note, note_unfinished_build, out, print_json, progress_bar, require_file, say
 from .options import AsJson, Device, read_box, read_point
@@ -72,12 +72,13 @@ def query(
         typer.Option(help="With a folder: where each match answers the point `x,y` of the query, in its pixels."),
     ] = None,
     weighting: Annotated[
-        Weighting,
+        Weighting | None,
         typer.Option(
             help="How channels are weighted: `root_ratio` shows what sets the match apart, `gradcam_cos` which of "
-            "several objects is meant; `dist` is Dist-CAM, which always stands beside."
+            "several objects is meant; `dist` is Dist-CAM, which always stands beside. Default: what `index calibrate "
+            "--explanations` found, else `root_ratio`."
         ),
-    ] = RECOMMENDED,
+    ] = None,
     mean: Annotated[
         Mean,
         typer.Option(
@@ -180,7 +181,7 @@ def _refuse_unused(
     mask: Path | None,
     explain: Path | None,
     *,
-    weighting: str,
+    weighting: str | None,
     style: str,
     colours: str | None,
 ) -> None:
@@ -202,7 +203,7 @@ def _refuse_unused(
         whom = "the report, which has its own switches" if explain.suffix.lower() == ".html" else "one file"
         drawn = () if explain.suffix.lower() in _DRAWINGS else ("style", "scale", "colours")
         refuse_unused(f"by {whom}", "point", *drawn, remedy="give --explain a folder")
-    if weighting != "root_ratio":
+    if weighting not in (None, "root_ratio"):
         refuse_unused(f"by the weighting {weighting}", "mean")
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")

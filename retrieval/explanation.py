@@ -145,6 +145,9 @@ class Explanation:
         if self.sensitivity is not None:
             means = next(text for least, text in _DEPENDS.items() if self.sensitivity >= least)
             said.append(f"{means} (rank correlation {self.sensitivity:.2f}).")
+        choice = self.matches.retriever.gallery.map_choice
+        if choice is not None and (choice.weighting, choice.mean) == (self.weighting, self.mean):
+            said.append(f"Measured on this gallery: {choice}.")
         if not self.is_exact:
             said.append("The encoder's head is not linear: the maps hold to first order.")
         return tuple(said)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
-from ..explain.weightings import RECOMMENDED, Mean, Weighting
+from ..explain.weightings import Mean, Weighting
 from ..index.rejection import Rejection
 
 MAX_K = 100
@@ -219,7 +219,9 @@ class ExplainRequest(_RankingRequest):
     box: Box4 | None = None
     against: Reference = "match"
     versus: Reference | None = None
-    weighting: Weighting = RECOMMENDED
+    weighting: Annotated[
+        Weighting | None, Field(description="Left out: the gallery's own choice, else root_ratio.")
+    ] = None
     mean: Annotated[Mean, Field(description="What of the gallery `root_ratio` takes off.")] = "auto"
     space: Literal["metric", "backbone"] = "metric"
     tau: Annotated[float, Field(ge=0, le=1e6)] = 1.0
