@@ -86,6 +86,13 @@ def query(
             "(max), or half of each; auto chooses by what is explained."
         ),
     ] = "auto",
+    detail: Annotated[
+        Literal["plain", "fine", "finer"],
+        typer.Option(
+            help="Rows and columns of the maps: fine dilates the last stage of a CNN (twice as many, 1.3 to 1.5 passes "
+            "more), finer takes a larger image, whose vector differs a little."
+        ),
+    ] = "plain",
     space: Annotated[
         Literal["metric", "backbone"],
         typer.Option(help="Explain the space that ranks, or the features before the head."),
@@ -160,7 +167,14 @@ def query(
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
     written = None
     if explain is not None:
-        asked = {"against": against, "versus": versus, "weighting": weighting, "mean": mean, "space": space}
+        asked = {
+            "against": against,
+            "versus": versus,
+            "weighting": weighting,
+            "mean": mean,
+            "space": space,
+            "detail": detail,
+        }
         style_options: dict[str, Any] = {"style": style, "scale": scale}
         style_options["colours"] = colours or ("inferno" if versus is None else "blue-orange")
         written = _write(results, explain, style_options, None if point is None else read_point(point), **asked)
@@ -188,8 +202,8 @@ def _refuse_unused(
     """Options that say how to explain without an explanation, how to draw without images, and the like."""
     if explain is None:
         refuse_unused(
-            "without --explain", "against", "versus", "weighting", "mean", "space", "point", "style", "scale",
-            "colours", remedy="add --explain OUT.html or a folder",
+            "without --explain", "against", "versus", "weighting", "mean", "detail", "space", "point", "style",
+            "scale", "colours", remedy="add --explain OUT.html or a folder",
         )  # fmt: skip
         if not ids or (region is None and mask is None):
             refuse_unused("where no image of the gallery is opened", "root", remedy="add --explain, or leave it out")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..encoders.detail import SAYS
 from ..encoders.regions import region_mask
 from ..errors import ImageError, InputError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
@@ -148,6 +149,8 @@ class Explanation:
         choice = self.matches.retriever.gallery.map_choice
         if choice is not None and (choice.weighting, choice.mean) == (self.weighting, self.mean):
             said.append(f"Measured on this gallery: {choice}.")
+        if self._evidence.detail != "plain":
+            said.append(SAYS[self._evidence.detail])
         if not self.is_exact:
             said.append("The encoder's head is not linear: the maps hold to first order.")
         return tuple(said)

@@ -30,6 +30,7 @@ from .ranking import Match, Ranking
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..encoders.detail import Detail
     from ..explain import Mean, Norm, Weighting
     from ..index.rejection import Rejection
 
@@ -217,6 +218,7 @@ class Matches(Ranking):
         space: Space = "metric",
         tau: float = 1.0,
         norm: Norm = "sum",
+        detail: Detail = "plain",
     ) -> Explanation:
         """Maps of what on the query speaks for each reference, from the one forward pass the query already had.
 
@@ -232,13 +234,15 @@ class Matches(Ranking):
             space: "metric" explains the space that ranks; "backbone" the pooled features before the head.
             tau: softness of 1/D in units of the median distance; 0 is the paper's formula to the letter.
             norm: normalisation of the weights.
+            detail: "fine" dilates the network's last stage: twice the rows and columns, for another pass of 1.3 to 1.5
+                times the usual cost for the query and each match; "finer" takes a larger image, and so another vector.
 
         Raises:
             InputError: an unknown label or rank, a gallery without labels, an empty ranking, a `mean` that is not kept.
 
         Source: [Dist-CAM] Eq. 4–7; `root_ratio` is ours.
         """
-        evidence = Evidence(self, space)
+        evidence = Evidence(self, space, detail)
         choice = self.retriever.gallery.map_choice
         if weighting is None and (choice is None or mean != "auto" or space != "metric"):
             weighting = RECOMMENDED

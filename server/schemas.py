@@ -225,6 +225,10 @@ class ExplainRequest(_RankingRequest):
     mean: Annotated[Mean, Field(description="What of the gallery `root_ratio` takes off.")] = "auto"
     space: Literal["metric", "backbone"] = "metric"
     tau: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    detail: Annotated[
+        Literal["plain", "fine", "finer"],
+        Field(description="More places; for queries by `id`, a token keeps no image."),
+    ] = "plain"
     both_sides: bool = True
     include_self: bool = False
 

@@ -126,7 +126,7 @@ async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
         else:
             assert asked.id is not None
             query = _stored(retriever, asked.id)
-        options = asked.model_dump(include={"against", "versus", "weighting", "mean", "space", "tau"})
+        options = asked.model_dump(include={"against", "versus", "weighting", "mean", "space", "tau", "detail"})
         explanation = _Ranking(retriever, query, asked).matches.explain(**options)
         return json_answer(explanation_answer(explanation, both_sides=asked.both_sides))
 
