@@ -92,10 +92,13 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
             _spread(part)
         for part in whole:  # squeeze and excitation
             part.register_forward_pre_hook(_every_second(rows, offset))
-        fine = _watched(network, probe)[1][..., offset::2, offset::2][..., :rows, : plain.shape[3]]
-        if fine.shape == plain.shape and torch.allclose(fine, plain, rtol=0, atol=1e-3 * float(plain.abs().max())):
-            return
         why = "dilated, its map would not hold the usual one"
+        try:
+            fine = _watched(network, probe)[1][..., offset::2, offset::2][..., :rows, : plain.shape[3]]
+            if fine.shape == plain.shape and torch.allclose(fine, plain, rtol=0, atol=1e-3 * float(plain.abs().max())):
+                return
+        except RuntimeError as error:  # a pooling that may not be padded so far, branches of different sizes
+            why = f"dilated, it does not run ({str(error).splitlines()[0]})"
     raise InputError(f"detail='fine' is not for {name}: {why}; take detail='finer', or another --layer")
 
 
