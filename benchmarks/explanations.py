@@ -108,7 +108,7 @@ def boxes_of(data: Path, asked: list[Photograph]) -> BoxedImages:
 def measured(options: argparse.Namespace, write: Callable[[str], None]) -> dict[str, Cells]:
     """A table for each encoder and set, by kind of reference."""
     tables: dict[str, Cells] = {"prototypes": [], "nearest": []}
-    for name, asked, kept in sets(options.data, each=40, n=options.composites, seed=options.seed):
+    for name, asked, kept in sets(options.data, each=options.references, n=options.composites, seed=options.seed):
         for title in options.encoders or ENCODERS:
             start = time.process_time()
             encoder, classifier = ENCODERS[title](options.data / "weights")
@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("DISTCAM_DATA"))
     parser.add_argument("--out", type=Path, help="also write everything into this Markdown file")
     parser.add_argument("--composites", type=int, default=40, help="of two, and of four, for each encoder and set")
+    parser.add_argument("--references", type=int, default=40, help="images of a class behind imagenette's prototypes")
     parser.add_argument("--faithful", type=int, default=4, help="images for insertion and deletion, for each encoder")
     parser.add_argument("--encoders", type=lambda text: text.split(";"), help="some of them, separated by semicolons")
     parser.add_argument("--seed", type=int, default=0)
@@ -231,7 +232,10 @@ def main() -> None:
         if options.out is not None:
             options.out.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
-    write(f"{describe_machine('torch')}, 1 thread, {options.composites} composites a cell, seed {options.seed}\n")
+    write(
+        f"{describe_machine('torch')}, 1 thread, {options.composites} composites a cell, {options.references} images "
+        f"of a class behind imagenette's prototypes, seed {options.seed}\n"
+    )
     for kind, cells in measured(options, write).items():
         write(f"## {kind}: {len(cells)} cells pooled\n\n{pooled(cells, seed=options.seed)}\n")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ImageError, InputError
-from ..explain.weightings import RECOMMENDED, Mean, Weighting
+from ..explain.weightings import Mean, Weighting
 from .command import refuse_unused
 from .console import err, note, note_unfinished_build, out, print_json, progress_bar, require_file, say
 from .options import AsJson, Device, FineLayer, read_box, read_point
@@ -81,12 +81,13 @@ def query(
         typer.Option(help="With a folder: where each match answers the point `x,y` of the query, in its pixels."),
     ] = None,
     weighting: Annotated[
-        Weighting,
+        Weighting | None,
         typer.Option(
             help="How channels are weighted: `root_ratio` shows what sets the match apart, `gradcam_cos` which of "
-            "several objects is meant; `dist` is Dist-CAM, which always stands beside."
+            "several objects is meant; `dist` is Dist-CAM, which always stands beside. Default: what `index calibrate "
+            "--explanations` found, else `root_ratio`."
         ),
-    ] = RECOMMENDED,
+    ] = None,
     mean: Annotated[
         Mean,
         typer.Option(
@@ -94,6 +95,13 @@ def query(
             "(max), or half of each; auto chooses by what is explained."
         ),
     ] = "auto",
+    detail: Annotated[
+        Literal["plain", "fine", "finer"],
+        typer.Option(
+            help="Rows and columns of the maps: fine dilates the last stage of a CNN (twice as many, 1.3 to 1.5 passes "
+            "more), finer takes a larger image, whose vector differs a little."
+        ),
+    ] = "plain",
     space: Annotated[
         Literal["metric", "backbone"],
         typer.Option(help="Explain the space that ranks, or the features before the head."),
@@ -193,7 +201,14 @@ def query(
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
     written = None
     if explain is not None:
-        asked = {"against": against, "versus": versus, "weighting": weighting, "mean": mean, "space": space}
+        asked = {
+            "against": against,
+            "versus": versus,
+            "weighting": weighting,
+            "mean": mean,
+            "space": space,
+            "detail": detail,
+        }
         style_options: dict[str, Any] = {"style": style, "scale": scale}
         style_options["colours"] = colours or ("inferno" if versus is None else "blue-orange")
         marked = None if point is None else read_point(point)
@@ -227,7 +242,7 @@ def _refuse_unused(
     mask: Path | None,
     explain: Path | None,
     *,
-    weighting: str,
+    weighting: str | None,
     style: str,
     colours: str | None,
     joined: bool,
@@ -235,8 +250,8 @@ def _refuse_unused(
     """Options that say how to explain without an explanation, how to draw without images, and the like."""
     if explain is None:
         refuse_unused(
-            "without --explain", "against", "versus", "weighting", "mean", "space", "point", "style", "scale",
-            "colours", "lines", remedy="add --explain OUT.html or a folder",
+            "without --explain", "against", "versus", "weighting", "mean", "detail", "space", "point", "style",
+            "scale", "colours", "lines", remedy="add --explain OUT.html or a folder",
         )  # fmt: skip
         if not ids or (region is None and mask is None):
             refuse_unused("where no image of the gallery is opened", "root", remedy="add --explain, or leave it out")
@@ -252,7 +267,7 @@ def _refuse_unused(
         if explain.suffix.lower() == ".npz":
             drawn = (*drawn, "lines")
         refuse_unused(f"by {whom}", "point", *drawn, remedy="give --explain a folder")
-    if weighting != "root_ratio":
+    if weighting not in (None, "root_ratio"):
         refuse_unused(f"by the weighting {weighting}", "mean")
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")

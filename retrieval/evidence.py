@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders import Encoder
+from ..encoders.detail import Detail
 from ..encoders.folding import Response, fold
 from ..encoders.heads import Identity
 from ..encoders.regions import MaskPooling, weights_of
@@ -52,9 +53,12 @@ class Evidence:
 
     ranking: Ranking
     space: Space
+    detail: Detail = "plain"
     _matched: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if self.detail != "plain" and self.ranking.query.weights is not None:
+            raise InputError("detail='plain' is all there is for a region of the query; leave `detail` out")
         if self.space not in ("metric", "backbone"):
             raise InputError(f"space must be 'metric' or 'backbone', got {self.space!r}")
 
@@ -63,6 +67,11 @@ class Evidence:
         """The query's response map "1 d h w"; of a region query 0 outside the region."""
         query = self.ranking.query
         encoding = query.encoding
+        if self.detail != "plain":
+            if isinstance(encoding, TextEncoding):
+                raise InputError("a text is explained on its matches, where detail is plain; leave detail out")
+            detailed = self.ranking.retriever.detailed(self.detail).encode_images([query.image])
+            return self._folded(detailed.feature_map, None, detailed.constant)
         if not isinstance(encoding, TextEncoding):
             return self._folded(encoding.feature_map, query.weights, encoding.constant)
         vector = self.query_vector[..., None, None]
@@ -75,8 +84,11 @@ class Evidence:
         """The response maps "n d h w" of these matches; of a gallery that pools under masks 0 outside of them."""
         if ranks not in self._matched:
             source = self.ranking.retriever
-            maps = self.ranking.feature_maps[[rank - 1 for rank in ranks]]
             matches = [self.ranking.at_rank(rank) for rank in ranks]
+            if self.detail == "plain":
+                maps = self.ranking.feature_maps[[rank - 1 for rank in ranks]]
+            else:
+                maps = source.detailed(self.detail).encode_images([match.file for match in matches]).feature_map
             shape = (maps.shape[-2], maps.shape[-1])
             weights = gallery_weights(source.gallery, source.encoder, matches, shape=shape)
             self._matched[ranks] = self._folded(maps, None if weights is None else torch.stack(weights)).map

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..encoders.detail import SAYS
 from ..encoders.regions import region_mask
 from ..errors import ImageError, InputError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
@@ -154,7 +155,8 @@ class Explanation:
     @property
     def words(self) -> tuple[str, ...]:
         """Sentences on what the maps show, what they are set apart from, and how far they depend on the match."""
-        shows = WORDS[self.weighting] if self.versus is None else f"What speaks for it rather than {self.versus.name}."
+        blue, orange = self.ends
+        shows = WORDS[self.weighting] if self.versus is None else f"Orange places speak {orange}, blue ones {blue}."
         said = [shows]
         if self._basis:
             said.append(f"{self._basis[0].upper()}{self._basis[1:]}.")
@@ -167,6 +169,11 @@ class Explanation:
                 f"{share:.0%} of the similarity to {self.references[0].short_name} is read directly from places; the "
                 "rest, of the class token, MLPs and other tokens, counts at every place alike."
             )
+        choice = self.matches.retriever.gallery.map_choice
+        if choice is not None and (choice.weighting, choice.mean) == (self.weighting, self.mean):
+            said.append(f"Measured on this gallery: {choice}.")
+        if self._evidence.detail != "plain":
+            said.append(SAYS[self._evidence.detail])
         if not self.is_exact:
             said.append("The encoder's head is not linear: the maps hold to first order.")
         return tuple(said)
@@ -184,6 +191,14 @@ class Explanation:
     def is_signed(self) -> bool:
         """True if the maps are drawn with 0 in the middle of the scale: what is below speaks against the reference."""
         return self.weighting in SIGNED or self.versus is not None
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What the two ends of a scale with a middle stand for, blue and orange; of a contrast both sides by name."""
+        if self.versus is None:
+            return "against it", "for it"
+        own = self.references[0].short_name if len(self) == 1 else "the match"
+        return f"for {self.versus.short_name}", f"for {own}"
 
     @property
     def marked_query(self) -> Image:
@@ -255,7 +270,6 @@ class Explanation:
 
         answers = self.found_reference_maps
         images = [self.reference_image(index) for index in range(len(self))]
-        against = "against it" if self.versus is None else f"for {self.versus.short_name}"
         return map_panel(
             Tile(self.marked_query, title="query", caption=self.matches.query.short_name),
             [self._tile(index, image) for index, image in enumerate(images)],
@@ -264,7 +278,7 @@ class Explanation:
             view=self.query_view,
             views=[None if image is None else self.view_of(image) for image in images],
             look=look,
-            ends=(against, "for it") if has_middle else ("low", "high"),
+            ends=self.ends if has_middle else ("low", "high"),
             beside=self.dist_maps,
             words=self.words,
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from .ranking import Match, Ranking, TextEncoding
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..encoders.detail import Detail
     from ..explain import Mean, Norm, Weighting
     from ..index.rejection import Rejection
 
@@ -234,11 +235,12 @@ class Matches(Ranking):
         *,
         against: str | int = "match",
         versus: str | int | None = None,
-        weighting: Weighting = RECOMMENDED,
+        weighting: Weighting | None = None,
         mean: Mean = "auto",
         space: Space = "metric",
         tau: float = 1.0,
         norm: Norm = "sum",
+        detail: Detail = "plain",
     ) -> Explanation:
         """Maps of what on the query speaks for each reference, from the one forward pass the query already had.
 
@@ -248,18 +250,27 @@ class Matches(Ranking):
             versus: another rank, prototype, or label: the maps then show what pulls the query to `against` rather than
                 to this one, positive where it does and negative where it does the opposite.
             weighting: how channels are weighted, see `distcam.explain.channel_weights`. The maps of "dist", the
-                paper's, are in `Explanation.dist_maps` as well.
+                paper's, are in `Explanation.dist_maps` as well. Left out: what the gallery's `map_choice` says, else
+                "root_ratio".
             mean: what of the gallery "root_ratio" takes off, see `distcam.explain.Surroundings.settings`.
             space: "metric" explains the space that ranks; "backbone" the pooled features before the head.
             tau: softness of 1/D in units of the median distance; 0 is the paper's formula to the letter.
             norm: normalisation of the weights.
+            detail: "fine" dilates the network's last stage: twice the rows and columns, for another pass of 1.3 to 1.5
+                times the usual cost for the query and each match; "finer" takes a larger image, and so another vector.
 
         Raises:
             InputError: an unknown label or rank, a gallery without labels, an empty ranking, a `mean` that is not kept.
 
         Source: [Dist-CAM] Eq. 4–7; `root_ratio` is ours.
         """
-        evidence = Evidence(self, space)
+        evidence = Evidence(self, space, detail)
+        choice = self.retriever.gallery.map_choice
+        if weighting is None and (choice is None or mean != "auto" or space != "metric"):
+            weighting = RECOMMENDED
+        elif weighting is None and choice is not None:
+            weighting, mean = cast("Weighting", choice.weighting), cast("Mean", choice.mean)
+        assert weighting is not None
         if weighting != "root_ratio":
             if mean != "auto":
                 raise InputError(f"mean={mean!r} is for the weighting root_ratio, not for {weighting!r}; leave it out")

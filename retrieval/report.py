@@ -61,6 +61,7 @@ def write_report(
         "beside": all(each.versus is None for each in explanations),  # Dist-CAM; a contrast has none
         "signed": [name for name in WEIGHTINGS if name in SIGNED or any(each.versus for each in explanations)],
         "queries": queries,
+        "ends": first.ends,
         "images": images,
     }
     return write_html(path, "report.html", package=__package__, title=title, notes=notes, data=data, lines=lines)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..encoders import Encoder, Encoding, Inference
+from ..encoders.detail import Detail, with_detail
 from ..encoders.inference import whole_encoder
 from ..encoders.regions import Region, pool_region, weights_of
 from ..errors import GalleryError, InputError
@@ -109,8 +110,18 @@ class Retriever:
         self.lines = LineFinder(self, fine_layer)
         if inference is None and not self.gallery.snapshot.is_remote:
             note_search_on_cpu(device)
+        self._detailed: dict[Detail, Inference] = {}
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
         self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None
+
+    def detailed(self, detail: Detail) -> Inference:
+        """An inference like this one whose feature maps have more rows and columns, see `with_detail`."""
+        if detail not in self._detailed:
+            precision = self.gallery.manifest.encoder.precision or "auto"
+            self._detailed[detail] = Inference(
+                with_detail(self.encoder, detail), device=self.inference.device, precision=precision
+            )
+        return self._detailed[detail]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as its gallery's folder and its settings, with the encoder unless the gallery keeps it."""

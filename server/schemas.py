@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
-from ..explain.weightings import RECOMMENDED, Mean, Weighting
+from ..explain.weightings import Mean, Weighting
 from ..index.rejection import Rejection
 
 MAX_K = 100
@@ -234,10 +234,16 @@ class ExplainRequest(_RankingRequest, _Worded):
     box: Box4 | None = None
     against: Reference = "match"
     versus: Reference | None = None
-    weighting: Weighting = RECOMMENDED
+    weighting: Annotated[
+        Weighting | None, Field(description="Left out: the gallery's own choice, else root_ratio.")
+    ] = None
     mean: Annotated[Mean, Field(description="What of the gallery `root_ratio` takes off.")] = "auto"
     space: Literal["metric", "backbone"] = "metric"
     tau: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    detail: Annotated[
+        Literal["plain", "fine", "finer"],
+        Field(description="More places; for queries by `id`, a token keeps no image."),
+    ] = "plain"
     both_sides: bool = True
     include_self: bool = False
 

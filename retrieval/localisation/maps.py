@@ -14,9 +14,19 @@ from ...encoders import Encoder, Encoding
 from ...encoders.heads import Identity
 from ...encoders.layers import closest
 from ...errors import InputError, MissingExtraError
-from ...explain import METHODS, WEIGHTINGS, Similarity, Weighting, channel_weights, dist_cam, explain_image, fold
+from ...explain import (
+    MEANS,
+    METHODS,
+    WEIGHTINGS,
+    Similarity,
+    Weighting,
+    channel_weights,
+    dist_cam,
+    explain_image,
+    fold,
+    ratio_maps,
+)
 from ...explain.layer_runs import undisturbed
-from ...explain.methods.surroundings import MEANS, ratio_maps
 from ...metrics import Metric
 from .references import LinearClassifier, Reference, References, linear_probe
 

@@ -71,7 +71,7 @@ def test_the_words_say_what_is_shown_and_how_far_it_depends_on_the_match(matches
     assert "lies at the edges of its images" in apart
     assert "on the match" in depends
     assert "rank correlation" in depends
-    assert matches.explain(versus=2).words[0].startswith("What speaks for it rather than ")
+    assert matches.explain(versus=2).words[0].startswith("Orange places speak for the match, blue ones for ")
     assert "hardly depends" in matches.explain(weighting="caam").words[-1]
 
 

@@ -13,6 +13,8 @@ from distcam.encoders import Encoder, Inference
 from distcam.errors import InputError
 from distcam.images import list_images
 from distcam.index import Gallery
+from distcam.index.storage.map_choice import MapChoice
+from distcam.retrieval import Retriever
 from distcam.retrieval.localisation.composites import Photograph
 from distcam.retrieval.localisation.explanations import (
     DEFAULT,
@@ -88,6 +90,22 @@ def test_a_gallery_is_asked_by_images_that_are_held_out(folder: Path, small_enco
     names = default_methods(references, "prototypes", has_classifier=False)
     assert "root_ratio@mean=half" in names
     assert "root_ratio@mean=max" not in names  # the default takes it, so it would be there twice
+
+
+def test_a_gallery_that_keeps_a_choice_explains_by_it(folder: Path, small_encoder: Encoder, tmp_path: Path) -> None:
+    gallery = Gallery.build(folder, small_encoder, out=tmp_path / "gallery", precision="fp32", device="cpu")
+    matches = Retriever(gallery, small_encoder).query(gallery.file(int(gallery.ids[0])), k=2)
+    assert matches.explain().weighting == DEFAULT
+    choice = MapChoice("dot_centered", "auto", 0.9, 0.8, 0.05, 0.15, composites=40, generation=0)
+    gallery.choose_maps(choice)
+    assert Gallery.open(gallery.folder).map_choice == choice
+    explained = matches.explain()
+    assert explained.weighting == "dot_centered"
+    assert "right in 0.900 of 40 composites" in " ".join(explained.words)
+    assert matches.explain(weighting="dist").weighting == "dist"
+    assert matches.explain(mean="gallery").weighting == DEFAULT
+    gallery.choose_maps(None)
+    assert matches.explain().weighting == DEFAULT
 
 
 def test_what_cannot_be_composed_is_refused(folder: Path, small_encoder: Encoder) -> None:

@@ -1,0 +1,56 @@
+"""Finer maps: the fine one holds the plain one at every second cell, in every family of CNNs, or is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distcam.encoders import Encoder
+from distcam.encoders.detail import with_detail
+from distcam.errors import InputError
+from distcam.images import Transform
+
+FAMILIES = (
+    "resnet18", "regnet_y_400mf", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5",
+    "mnasnet0_5", "densenet121", "squeezenet1_1", "vgg11", "convnext_tiny",
+)  # fmt: skip
+
+
+def holds(encoder: Encoder, offset: int = 0) -> None:
+    fine = with_detail(encoder, "fine")
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        plain, found = encoder(image).feature_map, fine(image).feature_map
+    rows, columns = plain.shape[2:]
+    assert found.shape[2] >= 2 * rows - 1
+    torch.testing.assert_close(
+        found[..., offset::2, offset::2][..., :rows, :columns], plain, rtol=0, atol=1e-3 * float(plain.abs().max())
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_fine_map_holds_the_plain_one_at_every_second_cell(name: str) -> None:
+    holds(Encoder.load(name, weights="random", transform=Transform(64)))
+
+
+@pytest.mark.parametrize(("name", "layer", "offset"), [("tf_efficientnet_lite0", "bn2", 1), ("resnet10t", "layer4", 0)])
+def test_so_do_timm_s(name: str, layer: str, offset: int) -> None:
+    timm = pytest.importorskip("timm")
+    holds(Encoder.load(timm.create_model(name).eval(), layer=layer, transform=Transform(64)), offset)
+
+
+def test_what_cannot_be_dilated_is_refused_with_the_reason() -> None:
+    transformer = Encoder.load("vit_b_16", weights="random", transform=Transform(64))
+    with pytest.raises(InputError, match="detail='fine' is not for vit_b_16: no convolution or pooling with a stride"):
+        with_detail(transformer, "fine")
+    with pytest.raises(InputError, match="takes images of any size, and vit_b_16 does not"):
+        with_detail(transformer, "finer")
+    with pytest.raises(InputError, match="choose one of plain, fine, finer"):
+        with_detail(transformer, "coarse")  # type: ignore[arg-type]
+
+
+def test_finer_takes_a_larger_image_and_leaves_the_encoder_as_it_is(small_encoder: Encoder) -> None:
+    finer = with_detail(small_encoder, "finer")
+    assert (finer.transform.height, finer.transform.width) == (96, 96)
+    assert small_encoder.transform.height == 64
+    assert with_detail(small_encoder, "plain") is small_encoder
