@@ -127,9 +127,6 @@ async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
     query_of = _named(service, asked)
 
     def answer(retriever: Retriever) -> Response:
-    query_of = _named(service, asked)
-
-    def answer(retriever: Retriever) -> Response:
         query = query_of(retriever)
         options = asked.model_dump(include={"against", "versus", "weighting", "mean", "space", "tau", "detail"})
         explanation = _Ranking(retriever, query, asked).matches.explain(**options)
