@@ -477,7 +477,7 @@ def test_the_schema_lists_every_error_a_route_can_give(client):
     assert explain_route.__name__ == paths["/api/v1/explain"]["post"]["operationId"]
 
 
-# --- Lines --------------------------------------------------------------------------------------------------------------
+# --- Lines ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:what lines are measured against:distcam.remarks.DistcamWarning")
