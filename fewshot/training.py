@@ -48,8 +48,7 @@ class EpisodeSettings(Table):
     n_query: int = 5  # Q
     per_epoch: int = 100  # episodes in an epoch
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if self.n_way < 2 or min(self.n_shot, self.n_query, self.per_epoch) < 1:
             raise InputError(f"expected n_way ≥ 2 and n_shot, n_query, per_epoch ≥ 1, got {self}")
 

@@ -124,9 +124,8 @@ class CpnSettings(MapSettings):
     # the first term of Eq. 15 has the plain Y_h̄, without the tilde that the print lacks.
     as_printed_in_paper: bool = False
 
-    def check(self) -> None:
-        """Raise InputError for values that do not fit together."""
-        super().check()
+    def _check(self) -> None:
+        super()._check()
         if self.cpcr and not (self.pcm or self.prcm):
             raise InputError("cpcr compares plain with refined maps; switch pcm or prcm on, or cpcr off")
 

@@ -50,8 +50,7 @@ class MapSettings(Table):
     one_hot: bool = False  # of the maps that refined ones follow, keep each position's highest class only
     min_pooling: NotNegative = 0.0  # weight of `min_pooling_loss`
 
-    def check(self) -> None:
-        """Raise InputError for values that do not fit together."""
+    def _check(self) -> None:
         if not 0 < self.hard_share <= 1 or self.start < 0:
             raise InputError("expected 0 < hard_share <= 1, and start of at least 0")
 
@@ -152,9 +151,8 @@ class SeamSettings(MapSettings):
     batch_norm: Literal["separate", "original"] = "separate"
     detach_plain: bool = True  # L_ecr's plain maps are constants
 
-    def check(self) -> None:
-        """Raise InputError for values that do not fit together."""
-        super().check()
+    def _check(self) -> None:
+        super()._check()
         if not 0 < self.scale < 1:
             raise InputError("expected 0 < scale < 1")
         if not self.pcm:
