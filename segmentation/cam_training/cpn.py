@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ...encoders import Encoder
 from ...errors import InputError
-from ...training.engine.step import Step, Term
+from ...training.engine.step import Step, Term, multi_hot
 from ...training.losses.attention import statistics_frozen
 from ...training.losses.registry import TermContext
 from ...training.recipes.tables import NotNegative, parse
@@ -156,7 +156,7 @@ class Cpn(MapTerm):
         """L; its parts are in the step's log."""
         if step.progress.epoch < self.settings.start:
             return super().forward(step)
-        labels, images = self.labels(step), step.batch.images
+        labels, images = multi_hot(step.batch, "Cpn"), step.batch.images
         pair = self.patches.draw(images)
         branches, features = self.branches(step, images, pair)
         maps = class_maps(branches, self.weight)

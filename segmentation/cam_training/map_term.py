@@ -16,7 +16,7 @@ from ...encoders import Encoder
 from ...encoders.heads import GAP, Identity
 from ...errors import InputError
 from ...remarks import remark
-from ...training.engine.step import Step, Term, accuracy
+from ...training.engine.step import Step, Term, accuracy, multi_hot
 from ...training.losses.attention import statistics_frozen
 from ...training.losses.registry import TermContext, checked_term
 from ...training.recipes.tables import NotNegative, Table, parse
@@ -91,17 +91,8 @@ class MapTerm(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Mean over batch and classes."""
-        labels = self.labels(step)
+        labels = multi_hot(step.batch, type(self).__name__)
         return self.classification(step, class_maps(step.encoding.feature_map, self.weight), labels)
-
-    def labels(self, step: Step) -> Float[Tensor, "b c"]:
-        """The batch's 0/1 columns."""
-        batch, name = step.batch, type(self).__name__
-        if batch.labels.ndim != 2:
-            raise InputError(f"{name} needs one 0/1 column per class, got labels of shape {tuple(batch.labels.shape)}")
-        if batch.mix is not None:
-            raise InputError(f"{name} cannot learn from blended images; leave augment.mixup and augment.cutmix out")
-        return batch.labels.float()
 
     def classification(self, step: Step, maps: Float[Tensor, "b c h w"], labels: Float[Tensor, "b c"]) -> Tensor:
         """ℓ of the whole images, which also give the accuracy of the log."""
@@ -182,7 +173,7 @@ class Seam(MapTerm):
         own = self.settings
         if step.progress.epoch < own.start or self.refinement is None:
             return super().forward(step)
-        labels, images = self.labels(step), step.batch.images
+        labels, images = multi_hot(step.batch, "Seam"), step.batch.images
         small = functional.interpolate(images, scale_factor=own.scale, mode="bilinear", align_corners=False)
         with read_stages(step.encoder, self.stages) as read:
             maps = class_maps(step.encode(images).feature_map, self.weight)
