@@ -28,7 +28,7 @@ from ..progress import Progress
 from ..training.data.batches import Part, RunData
 from ..training.data.samplers import Sampler
 from ..training.data.training_set import TrainingSet, say_left_out
-from ..training.engine.step import Objective, Step, Term, is_right
+from ..training.engine.step import Objective, Step, Term, is_right, single_labels
 from ..training.losses.registry import TERMS, Builder, made
 from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train
@@ -48,8 +48,7 @@ class EpisodeSettings(Table):
     n_query: int = 5  # Q
     per_epoch: int = 100  # episodes in an epoch
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if self.n_way < 2 or min(self.n_shot, self.n_query, self.per_epoch) < 1:
             raise InputError(f"expected n_way ≥ 2 and n_shot, n_query, per_epoch ≥ 1, got {self}")
 
@@ -118,9 +117,7 @@ class PrototypicalTerm(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the episode's queries."""
-        labels = step.batch.labels
-        if labels.ndim != 1:
-            raise InputError("episodes need one class per image, got 0/1 columns")
+        labels = single_labels(step.batch, "prototypical")
         ways, counts = torch.unique_consecutive(labels, return_counts=True)
         size = int(counts[0])
         if len(ways.unique()) < len(ways) or len(ways) < 2 or bool((counts != size).any()) or size <= self.n_shot:

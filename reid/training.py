@@ -73,8 +73,7 @@ class TestSettings(Table):
     before_neck: bool = False
     parts: Mapping[str, tuple[str, ...]] = {"clothes": CLOTHES, "bag": ("bag",)}
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if len(self.rerank) not in (0, 3):
             raise InputError(f"rerank takes k1, k2 and a share such as [20, 6, 0.3], got {list(self.rerank)}")
 

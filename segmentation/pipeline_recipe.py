@@ -30,8 +30,7 @@ class PipelineScenes(Table):
     size: int = 64  # side of the images in pixels
     seed: int = 0  # of classes and images
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if self.classes < 2 or self.train < 1 or self.test < 1:
             raise InputError("expected two classes or more, and scenes of each to learn from and to measure on")
 
@@ -54,16 +53,14 @@ class PipelineData(Table):
     outline_seed: int = 0  # of the choice of those images
     strict: bool = False  # stop where an image or its mask cannot be read, instead of leaving it out with a remark
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         given = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
         if len(given) != 1:
             raise InputError(f"expected one of scenes, voc, camvid, table, images; got {' and '.join(given) or 'none'}")
         if self.images and not (self.masks and self.names):
             raise InputError("images come with masks and names")
 
-    def unused(self) -> dict[str, str]:
-        """Keys that this kind of data does not use."""
+    def _unused(self) -> dict[str, str]:
         [kind] = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
         takers = {"masks": ("images",), "names": ("table", "images"), "train": ("voc", "camvid", "table", "images")}
         takers["test"] = takers["train"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import DistcamError, InputError
+from .. import train
 from ..command import Commands, refuse_unused
 from ..console import load_encoder, note, print_json, progress_bar, require_encoder, require_file, say
 from ..options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, ReadsImages, Strict, Weights, Workers
@@ -307,3 +308,6 @@ def report(
             note(f"without images and maps: {error}")
     write_report(html, file, explainer=explainer, sensitivity=sensitivity, notes=notes, n_failures=failures)
     say(f"report: {html}")
+
+
+app.command(name="train", cls=ReadsImages, epilog=train.FEWSHOT_EXAMPLE)(train.fewshot_train)

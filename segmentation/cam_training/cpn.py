@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ...encoders import Encoder
 from ...errors import InputError
-from ...training.engine.step import Step, Term
+from ...training.engine.step import Step, Term, multi_hot
 from ...training.losses.attention import statistics_frozen
 from ...training.losses.registry import TermContext
 from ...training.recipes.tables import NotNegative, parse
@@ -124,9 +124,8 @@ class CpnSettings(MapSettings):
     # the first term of Eq. 15 has the plain Y_h̄, without the tilde that the print lacks.
     as_printed_in_paper: bool = False
 
-    def check(self) -> None:
-        """Raise InputError for values that do not fit together."""
-        super().check()
+    def _check(self) -> None:
+        super()._check()
         if self.cpcr and not (self.pcm or self.prcm):
             raise InputError("cpcr compares plain with refined maps; switch pcm or prcm on, or cpcr off")
 
@@ -157,7 +156,7 @@ class Cpn(MapTerm):
         """L; its parts are in the step's log."""
         if step.progress.epoch < self.settings.start:
             return super().forward(step)
-        labels, images = self.labels(step), step.batch.images
+        labels, images = multi_hot(step.batch, "Cpn"), step.batch.images
         pair = self.patches.draw(images)
         branches, features = self.branches(step, images, pair)
         maps = class_maps(branches, self.weight)

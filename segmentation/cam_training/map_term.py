@@ -16,7 +16,7 @@ from ...encoders import Encoder
 from ...encoders.heads import GAP, Identity
 from ...errors import InputError
 from ...remarks import remark
-from ...training.engine.step import Step, Term, accuracy
+from ...training.engine.step import Step, Term, accuracy, multi_hot
 from ...training.losses.attention import statistics_frozen
 from ...training.losses.registry import TermContext, checked_term
 from ...training.recipes.tables import NotNegative, Table, parse
@@ -50,8 +50,7 @@ class MapSettings(Table):
     one_hot: bool = False  # of the maps that refined ones follow, keep each position's highest class only
     min_pooling: NotNegative = 0.0  # weight of `min_pooling_loss`
 
-    def check(self) -> None:
-        """Raise InputError for values that do not fit together."""
+    def _check(self) -> None:
         if not 0 < self.hard_share <= 1 or self.start < 0:
             raise InputError("expected 0 < hard_share <= 1, and start of at least 0")
 
@@ -92,17 +91,8 @@ class MapTerm(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Mean over batch and classes."""
-        labels = self.labels(step)
+        labels = multi_hot(step.batch, type(self).__name__)
         return self.classification(step, class_maps(step.encoding.feature_map, self.weight), labels)
-
-    def labels(self, step: Step) -> Float[Tensor, "b c"]:
-        """The batch's 0/1 columns."""
-        batch, name = step.batch, type(self).__name__
-        if batch.labels.ndim != 2:
-            raise InputError(f"{name} needs one 0/1 column per class, got labels of shape {tuple(batch.labels.shape)}")
-        if batch.mix is not None:
-            raise InputError(f"{name} cannot learn from blended images; leave augment.mixup and augment.cutmix out")
-        return batch.labels.float()
 
     def classification(self, step: Step, maps: Float[Tensor, "b c h w"], labels: Float[Tensor, "b c"]) -> Tensor:
         """ℓ of the whole images, which also give the accuracy of the log."""
@@ -152,9 +142,8 @@ class SeamSettings(MapSettings):
     batch_norm: Literal["separate", "original"] = "separate"
     detach_plain: bool = True  # L_ecr's plain maps are constants
 
-    def check(self) -> None:
-        """Raise InputError for values that do not fit together."""
-        super().check()
+    def _check(self) -> None:
+        super()._check()
         if not 0 < self.scale < 1:
             raise InputError("expected 0 < scale < 1")
         if not self.pcm:
@@ -184,7 +173,7 @@ class Seam(MapTerm):
         own = self.settings
         if step.progress.epoch < own.start or self.refinement is None:
             return super().forward(step)
-        labels, images = self.labels(step), step.batch.images
+        labels, images = multi_hot(step.batch, "Seam"), step.batch.images
         small = functional.interpolate(images, scale_factor=own.scale, mode="bilinear", align_corners=False)
         with read_stages(step.encoder, self.stages) as read:
             maps = class_maps(step.encode(images).feature_map, self.weight)

@@ -49,8 +49,7 @@ class MeasureSettings(Table):
     # for; the whole curve lies beside it.
     betas: tuple[float, ...] = ()
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if self.images < 0 or not self.scales or not all(0 <= beta <= 1 for beta in self.betas):
             raise InputError("expected images from 0 on, one scale or more, and betas in [0, 1]")
 

@@ -49,13 +49,11 @@ class CueSettings(Table):
     low: BelowOne = 0.05
     share: BelowOne = 0.1
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if self.background == "low" and self.low > self.foreground:
             raise InputError(f"low = {self.low} lies above foreground = {self.foreground}; pixels would be both")
 
-    def unused(self) -> dict[str, str]:
-        """Keys that this source of the background's cues does not use."""
+    def _unused(self) -> dict[str, str]:
         kinds = {"low": "low", "share": "saliency"}
         return {key: f"background {self.background!r}" for key, kind in kinds.items() if kind != self.background}
 

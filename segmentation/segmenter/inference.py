@@ -43,8 +43,7 @@ class InferenceSettings(Table):
     base: Literal["network", "image"] = "network"
     refined: bool = True
 
-    def check(self) -> None:
-        """Refuse scales out of range."""
+    def _check(self) -> None:
         if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
             raise InputError(f"expected scales above 0 and up to 8, such as 0.5, 1, 1.5, 2; got {list(self.scales)}")
 

@@ -27,11 +27,13 @@ from ...errors import InputError
 from ...images import Transform
 from ...images.masks import VOID, Mask
 from ...training.data.training_set import TrainingSet
-from ...training.engine.step import Batch, Step, Term
+from ...training.engine.step import Batch, Step, Term, multi_hot
 from ...training.losses.registry import Builder, made
 from ...training.recipes.tables import check_name
 from ..data import MaskedImages, as_regions, label_map
 from ..pseudo_masks.crf import CrfSettings, dense_crf
+
+_WHO = "a segmentation network"
 
 
 def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
@@ -61,14 +63,6 @@ def dense_labels(batch: Batch) -> Int[Tensor, "b h w"]:
     return labels
 
 
-def _multi_hot(step: Step) -> Float[Tensor, "b c"]:
-    if step.batch.labels.ndim != 2:
-        raise InputError("a segmentation network learns from 0/1 columns, one per class, not from class indices")
-    if step.batch.mix is not None:
-        raise InputError("masks do not go with mixup or cutmix; switch them off in [augment]")
-    return step.batch.labels.float()
-
-
 class PixelCrossEntropy(Term):
     """Cross entropy of the decided pixels, at the masks' resolution: the mean over the batch, as in SEC and GAIN.
 
@@ -83,7 +77,7 @@ class PixelCrossEntropy(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Mean -log probability; 0 for a batch without decided pixels."""
-        _multi_hot(step)
+        multi_hot(step.batch, _WHO)
         labels = dense_labels(step.batch)
         logits = step.encoding.feature_map
         enlarged = functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
@@ -112,7 +106,7 @@ class Pooled(Term):
         """Mean over images and classes."""
         logits = step.encoding.feature_map[:, 1:]
         pooled = logits.mean((-2, -1)) if self.pooling == "mean" else logits.amax((-2, -1))
-        return functional.multilabel_soft_margin_loss(pooled, _multi_hot(step))
+        return functional.multilabel_soft_margin_loss(pooled, multi_hot(step.batch, _WHO))
 
 
 def rank_pooled(probabilities: Float[Tensor, "b c h w"], decay: float) -> Float[Tensor, "b c"]:
@@ -151,7 +145,7 @@ class Expand(Term):
 
     def forward(self, step: Step) -> Tensor:
         """The three parts added, mean over images."""
-        labels = _multi_hot(step)
+        labels = multi_hot(step.batch, _WHO)
         probabilities = step.encoding.feature_map.softmax(1)
         power = 41 * 41 / probabilities[0, 0].numel()
         foreground = probabilities[:, 1:]

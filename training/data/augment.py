@@ -48,8 +48,7 @@ class AugmentSettings(Table):
     cutmix: NotNegative = 0.0
     mix_share: Share = 1.0  # share of the batches that are mixed, if mixup or cutmix is on
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if self.rotate > 180:
             raise InputError(f"expected rotate from 0 to 180, got {self.rotate}")
         for name, most in (("crop", 1.0), ("erase_area", 1.0), ("crop_ratio", math.inf)):
@@ -57,8 +56,7 @@ class AugmentSettings(Table):
             if not 0 < low <= high <= most:
                 raise InputError(f"expected {name} as 0 < lowest <= highest <= {most:g}, got {low} and {high}")
 
-    def unused(self) -> dict[str, str]:
-        """Keys that belong to a change that does not happen."""
+    def _unused(self) -> dict[str, str]:
         off = {"crop_ratio": self.crop == (1.0, 1.0), "erase_area": self.erase == 0, "mix_share": not self.mixes}
         whom = {"crop_ratio": "crop = [1, 1]", "erase_area": "erase = 0", "mix_share": "mixup = 0 and cutmix = 0"}
         return {key: whom[key] for key, is_off in off.items() if is_off}

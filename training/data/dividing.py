@@ -34,8 +34,7 @@ class SplitSettings(Table):
     novel: Annotated[float, limited(lambda value: 0 <= value < 1, "a share of novel classes in [0, 1)")] = 0.0
     seed: int = 0  # of the division
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         values = list(self.parts.values())
         if self.parts and "train" not in self.parts:
             raise InputError(f"expected a part 'train', got {', '.join(self.parts)}")

@@ -51,13 +51,11 @@ class SamplerSettings(Table):
     # ones. A few outlines then guide every step, as the external stream of GAIN-ext does.
     outlined: int = 0
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if not 0 <= self.outlined < self.batch_size:
             raise InputError(f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}")
 
-    def unused(self) -> dict[str, str]:
-        """Keys that this kind of sampler does not use."""
+    def _unused(self) -> dict[str, str]:
         keys = ["per_class"] * (not self.kind.startswith("pk")) + ["drop_last"] * (self.kind != "shuffled")
         return dict.fromkeys(keys, f"kind {self.kind!r}")
 

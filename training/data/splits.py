@@ -56,8 +56,7 @@ class ScenesSettings(Table):
     def _of_any_background(cls, splits: Mapping[str, ScenePart | int]) -> dict[str, ScenePart]:
         return {name: ScenePart(per_class=part) if isinstance(part, int) else part for name, part in splits.items()}
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if self.classes < 2 or self.novel_classes < 0:
             raise InputError(f"expected two classes or more, got {self.classes} and {self.novel_classes} novel ones")
         novel = [name for name, part in self.parts.items() if part.classes == "novel"]
@@ -91,8 +90,7 @@ class DataSettings(Table):
     # stop where an image cannot be read, or anything else would be left out or assumed with a remark
     strict: bool = False
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         named = [name for name in ("images", "photographs", "scenes") if getattr(self, name)]
         if len(named) != 1:
             raise InputError(f"expected one of images, photographs, scenes; got {' and '.join(named) or 'none'}")

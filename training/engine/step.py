@@ -275,6 +275,17 @@ def accuracy(logits: Float[Tensor, "b c"], batch: Batch) -> float:
     return batch.mix.share * hits(batch.labels) + (1 - batch.mix.share) * hits(batch.labels[batch.mix.partner])
 
 
+def multi_hot(batch: Batch, who: str) -> Float[Tensor, "b c"]:
+    """The labels, one 0/1 column per class, of images that were not blended."""
+    if batch.labels.ndim != 2:
+        raise InputError(
+            f"{who} learns from 0/1 columns, one per class; got labels of shape {tuple(batch.labels.shape)}"
+        )
+    if batch.mix is not None:
+        raise InputError(f"{who} cannot learn from blended images; leave augment.mixup and augment.cutmix out")
+    return batch.labels.float()
+
+
 def single_labels(batch: Batch, who: str) -> Int[Tensor, " b"]:
     """The labels, one class per image."""
     if batch.labels.ndim != 1:

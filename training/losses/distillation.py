@@ -25,7 +25,7 @@ from ...encoders import Encoder, Encoding
 from ...errors import FingerprintMismatchError, InputError
 from ...explain import upsample
 from ...images import Transform
-from ..engine.step import Step, Targets, Term, true_classes
+from ..engine.step import Step, Targets, Term, single_labels, true_classes
 from ..recipes.tables import check_name
 from .attention import gradient_weights, pooled_weights, scaled, weighted_map
 from .cam_loss import MapNorm, has_cam, map_difference, unpooled
@@ -185,8 +185,7 @@ class Kd(Distillation):
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images."""
-        if step.batch.labels.ndim != 1:
-            raise InputError("kd needs one class per image; these labels are 0/1 columns")
+        single_labels(step.batch, "kd")
         student = step.need_classifier("KD").logits(step.encoding.embedding) / self.temperature
         teacher = self.teacher.logits(step) / self.temperature
         divergence = functional.kl_div(

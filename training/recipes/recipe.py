@@ -98,8 +98,7 @@ class Recipe(Table):
     evaluation: EvaluationSettings = EvaluationSettings()
     folder: Path = Field(default=Path(), exclude=True)
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if not self.loss or not all("kind" in table for table in self.loss):
             raise InputError("a recipe needs a [[loss]] or more, each with its kind")
 

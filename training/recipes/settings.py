@@ -33,8 +33,7 @@ class OptimiserSettings(Table):
     term_factor: NotNegative = 1.0
     clip_norm: Positive | None = None
 
-    def unused(self) -> dict[str, str]:
-        """Keys that this kind of optimiser does not use."""
+    def _unused(self) -> dict[str, str]:
         return {"betas" if self.kind == "sgd" else "momentum": f"kind {self.kind!r}"}
 
 
@@ -58,8 +57,7 @@ class ScheduleSettings(Table):
     end: NotNegative = 0.0
     peak: float = 0.3
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if not 0 < self.peak < 1:
             raise InputError(f"schedule.peak: expected a share between 0 and 1, got {self.peak}")
         if (self.kind == "step") != bool(self.milestones):
@@ -69,8 +67,7 @@ class ScheduleSettings(Table):
         if self.kind == "one_cycle" and self.warm_up:
             raise InputError("schedule.warm_up: 'one_cycle' has a warm-up of its own; set schedule.peak instead")
 
-    def unused(self) -> dict[str, str]:
-        """Keys that this kind of schedule does not use."""
+    def _unused(self) -> dict[str, str]:
         kinds = {"factor": "step", "end": "cosine", "peak": "one_cycle"}
         return {key: f"kind {self.kind!r}" for key, kind in kinds.items() if kind != self.kind}
 
@@ -124,8 +121,7 @@ class Settings(Table):
     def _one_name_or_several(cls, names: tuple[str, ...] | str) -> tuple[str, ...]:
         return (names,) if isinstance(names, str) else names
 
-    def check(self) -> None:
-        """Refuse what does not fit together."""
+    def _check(self) -> None:
         if self.seed < 0:
             raise InputError(f"run.seed: expected 0 or more, got {self.seed}")
         if self.patience is not None and self.monitor is None:

@@ -94,17 +94,17 @@ class Table(BaseModel):
         """The same table with some other values, checked as a new one."""
         return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **values})
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise InputError for values that do not fit together."""
 
-    def unused(self) -> Mapping[str, str]:
+    def _unused(self) -> Mapping[str, str]:
         """Keys that the table's own choices leave without use, and what does not use them; refused in a recipe."""
         return {}
 
     @model_validator(mode="after")
     def _checked(self, info: ValidationInfo) -> Self:
-        self.check()
-        for key, whom in self.unused().items() if info.context == _IN_A_RECIPE else ():
+        self._check()
+        for key, whom in self._unused().items() if info.context == _IN_A_RECIPE else ():
             default = type(self).model_fields[key].get_default(call_default_factory=True)
             if key in self.model_fields_set and getattr(self, key) != default:
                 raise InputError(f"{key} is not used by {whom}; leave it out")

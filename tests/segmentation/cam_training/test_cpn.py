@@ -197,7 +197,7 @@ def gradients(loss: Tensor, *modules: torch.nn.Module) -> list[bool]:
 
 def losses_alone(term: Cpn, step: Step) -> Tensor:
     """L_tcp + L_cpcr, with the same graph as in the term."""
-    labels, images = term.labels(step), step.batch.images
+    labels, images = step.batch.labels.float(), step.batch.images
     pair = term.patches.draw(images)
     branches, features = term.branches(step, images, pair)
     maps = class_maps(branches, term.weight)

@@ -267,9 +267,9 @@ def test_constraining_is_the_divergence_from_the_crf() -> None:
 
 def test_losses_want_columns_and_unmixed_images() -> None:
     logits = torch.zeros(2, 3, 2, 2)
-    with pytest.raises(InputError, match="learns from 0/1 columns, one per class, not from class indices"):
+    with pytest.raises(InputError, match="a segmentation network learns from 0/1 columns, one per class; got labels"):
         Pooled()(step_of(logits, [0, 1]))
-    with pytest.raises(InputError, match="masks do not go with mixup or cutmix"):
+    with pytest.raises(InputError, match="a segmentation network cannot learn from blended images"):
         Expand()(step_of(logits, [[1.0, 0.0]] * 2, mix=Mix(torch.tensor([1, 0]), 0.5)))
     with pytest.raises(InputError, match="unknown option of pixels 'balanced', nearest is 'balance'"):
         build_objective([{"kind": "pixels", "balanced": 1}], TermContext(small(), ["a", "b"]), terms=SEGMENTER_TERMS)
