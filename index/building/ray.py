@@ -7,6 +7,7 @@ encoder travels as the bytes of its checkpoint; no module is pickled.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
@@ -128,7 +129,7 @@ def _running(engine: RayEngine) -> Iterator[Any]:
         before = os.environ.get(name)
         os.environ[name] = before or "0"  # Ray reports its use to its makers unless this says no while it starts
         try:
-            ray.init(log_to_driver=False, logging_level="error", **options)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             where = engine.address or "this machine"
             raise GalleryError(f"Ray cannot be reached or started at {where}: {_last_line(error)}") from error
