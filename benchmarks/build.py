@@ -26,7 +26,7 @@ from machine import describe_machine
 from distcam.encoders import Encoder, Inference
 from distcam.images import list_images, read_image
 from distcam.index import Gallery
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene import draw_scene
 
 

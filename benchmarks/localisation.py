@@ -25,7 +25,7 @@ from distcam.images import Transform, list_images
 from distcam.images.boxes.formats import read_boxes
 from distcam.images.boxes.joined import boxed_images
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 from distcam.training import OptimiserSettings, ScheduleSettings, Settings, fit
 from distcam.training.data.augment import AugmentSettings

@@ -46,7 +46,7 @@ from distcam.explain import METHODS, DrawStyle, Tile, contour, draw_box, grid, m
 from distcam.explain.drawing.rendering import draw_points
 from distcam.images import Box, Transform
 from distcam.segmentation.data import MaskedImages
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 
 TITLES = {"hirescam": "Seg-HiRes-Grad-CAM", "gradcam": "Seg-Grad-CAM", "segxrescam": "Seg-XRes-CAM"}
 SHOWN = ("hirescam", "segxrescam", "layercam", "gradcam", "scorecam", "caam")

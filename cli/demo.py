@@ -108,7 +108,7 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoRes
     (folder / MARKER).touch()
     from ..index import Gallery
     from ..retrieval import Retriever, write_report
-    from ..synthetic import blueprints
+    from ..synthetic.blueprint import blueprints
     from ..synthetic.scene_set import write_scenes
 
     # Single objects of the base classes to learn from; gallery and queries of others, some with a second object.

@@ -109,7 +109,7 @@ class PipelineData(Table):
         """The images of a split; scenes are drawn into `cache`, once for all runs with the same ones."""
         name = self.train if split == "train" else self.test
         if self.scenes is not None:
-            from ..synthetic import blueprints
+            from ..synthetic.blueprint import blueprints
             from ..synthetic.scene_set import SceneSet, write_scenes
 
             scenes = self.scenes

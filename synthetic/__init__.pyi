@@ -1,4 +1,4 @@
-from .scene import Blueprint, blueprints
+from .blueprint import Blueprint, blueprints
 from .scene_set import SceneSet, write_scenes
 from .walkers import WalkerSet, write_walkers
 

@@ -23,8 +23,9 @@ from PIL import Image
 from ..errors import InputError
 from ..images.geometry import Box
 from ..progress import Progress
+from .blueprint import Blueprint
 from .painter import BACKGROUNDS, check_name
-from .scene import Blueprint, Scene, check_scene, draw_scene
+from .scene import Scene, check_scene, draw_scene
 
 
 def draw_scenes(

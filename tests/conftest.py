@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 4 classes × 6 small scenes, `photos/<class>/<number>.jpg`."""
-    from distcam.synthetic import blueprints
+    from distcam.synthetic.blueprint import blueprints
     from distcam.synthetic.scene_set import write_scenes
 
     folder = tmp_path_factory.mktemp("scenes") / "set"

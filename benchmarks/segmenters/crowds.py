@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from distcam.errors import InputError
-from distcam.synthetic import Blueprint
+from distcam.synthetic.blueprint import Blueprint
 from distcam.synthetic.scene import draw_scene
 
 __all__ = ["Crowd", "draw_cells", "draw_crowd", "draw_crowds"]

@@ -16,7 +16,7 @@ import distcam.metrics.maps as boxes
 from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
 from distcam.metrics.maps import labelled
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 
 # -------------------------------------------------------------------------------------------------------------- crowds
 

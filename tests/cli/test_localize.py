@@ -13,7 +13,7 @@ from PIL import Image
 
 from distcam.cli import main
 from distcam.encoders import Encoder
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 
 

@@ -15,7 +15,7 @@ from distcam.cli.app import app
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.fewshot.training import FewShotRecipe, train
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 from distcam.training.recipes.recipe import RecipeFile
 

@@ -15,7 +15,7 @@ from distcam.images import Transform
 from distcam.remarks import DistcamWarning
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.label_maps import MaskIds, boxes_around, label_map
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 
 SIZE = (12, 8)  # width, height

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distcam.errors import InputError
+from distcam.synthetic.blueprint import Blueprint, Part, blueprints
 from distcam.synthetic.painter import BACKGROUNDS
-from distcam.synthetic.scene import Blueprint, Part, Scene, blueprints, draw_scene
+from distcam.synthetic.scene import Scene, draw_scene
 from distcam.synthetic.scene_set import SceneSet, draw_scenes, write_scenes
 
 CLASSES = blueprints(12)

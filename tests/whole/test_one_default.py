@@ -108,7 +108,7 @@ def test_numbers_of_a_training_come_with_both(tmp_path: Path) -> None:
 
 
 def test_numbers_of_localisation_come_with_both(tmp_path: Path) -> None:
-    from distcam.synthetic import blueprints
+    from distcam.synthetic.blueprint import blueprints
     from distcam.synthetic.scene_set import write_scenes
 
     write_scenes(tmp_path / "set", classes=blueprints(2), splits={"gallery": 2, "query": 2}, size=64, masks=True)

@@ -62,7 +62,7 @@ class Served:
 def gallery_folder(small_encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classes of scenes, a column, kept maps, a threshold, and one image whose name and label are markup."""
     from distcam.index import Gallery
-    from distcam.synthetic import blueprints
+    from distcam.synthetic.blueprint import blueprints
     from distcam.synthetic.scene_set import write_scenes
 
     folder = tmp_path_factory.mktemp("page")

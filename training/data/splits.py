@@ -25,7 +25,7 @@ from .outlines import Outline, RegionSettings, boxes_from, outlines_of
 from .training_set import Cache, TrainingSet, say_left_out
 
 if TYPE_CHECKING:
-    from ...synthetic import Blueprint
+    from ...synthetic.blueprint import Blueprint
 
 DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `photographs` lie
 
@@ -209,7 +209,7 @@ def load_splits(
 def _drawn_splits(
     settings: DataSettings, scenes: ScenesSettings, transform: Transform, cache: Path, progress: Progress | None
 ) -> dict[str, TrainingSet]:
-    from ...synthetic import blueprints
+    from ...synthetic.blueprint import blueprints
     from ...synthetic.scene_set import SceneSet, write_scenes
 
     if "train" not in scenes.splits:

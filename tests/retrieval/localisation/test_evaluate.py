@@ -24,7 +24,7 @@ from distcam.remarks import DistcamWarning
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
 from distcam.retrieval.localisation.maps import parse_methods
 from distcam.retrieval.localisation.references import LinearClassifier, linear_probe
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 
 METHODS = ("cam_probe", "dist", "log_ratio", "dot_centered", "hirescam")

@@ -24,7 +24,7 @@ from distcam.segmentation.cam_training.training import (
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.pseudo_masks.sources import WeakSegmenter
 from distcam.segmentation.segmenter.inference import InferenceSettings
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import SceneSet, write_scenes
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.classifier import load_classifier

@@ -26,7 +26,7 @@ from distcam.segmentation.pseudo_masks.affinity_net import (
     train_affinity,
 )
 from distcam.segmentation.pseudo_masks.make import pseudo_mask
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 
 

@@ -22,7 +22,7 @@ from distcam.segmentation.segmenter.inference import (
     predicted_classes,
     score_images,
 )
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 

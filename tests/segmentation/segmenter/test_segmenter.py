@@ -31,7 +31,7 @@ from distcam.segmentation.segmenter.losses import (
     rank_pooled,
 )
 from distcam.segmentation.segmenter.segmenter import build_segmenter, class_probabilities, load_segmenter
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from distcam.errors import ImageError, InputError, ShapeError
 from distcam.images import Box, Transform, list_images
 from distcam.remarks import DistcamWarning
-from distcam.synthetic import blueprints
+from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
