@@ -111,22 +111,6 @@ def explanation_answer(explanation: Explanation, *, both_sides: bool) -> schemas
     has_other_side = both_sides and explanation.references[0].match is not None and matches.has_feature_maps
     others = explanation.reference_maps if has_other_side else None
     size = matches.query.known_size
-
-    def answer(index: int, reference: Reference) -> schemas.ReferenceAnswer:
-        match = reference.match
-        size = None if match is None else upright_size(match.file)
-        return schemas.ReferenceAnswer(
-            name=_name(reference),
-            label=reference.label,
-            distance=reference.distance,
-            rank=None if match is None else match.rank,
-            id=None if match is None else match.id,
-            query_map=_map(explanation.query_maps[index]),
-            match_map=None if others is None else _map(others[index]),
-            match_size=size,
-            match_view=_view(explanation, size),
-        )
-
     return schemas.ExplanationAnswer(
         weighting=explanation.weighting,
         is_signed=explanation.is_signed,
@@ -134,7 +118,24 @@ def explanation_answer(explanation: Explanation, *, both_sides: bool) -> schemas
         sensitivity=explanation.sensitivity,
         versus=None if explanation.versus is None else _name(explanation.versus),
         query=schemas.ExplainedQuery(size=size, view=_view(explanation, size)),
-        references=[answer(index, reference) for index, reference in enumerate(explanation.references)],
+        references=[_reference(explanation, index, others) for index in range(len(explanation))],
+    )
+
+
+def _reference(explanation: Explanation, index: int, others: Tensor | None) -> schemas.ReferenceAnswer:
+    reference = explanation.references[index]
+    match = reference.match
+    size = None if match is None else upright_size(match.file)
+    return schemas.ReferenceAnswer(
+        name=_name(reference),
+        label=reference.label,
+        distance=reference.distance,
+        rank=None if match is None else match.rank,
+        id=None if match is None else match.id,
+        query_map=_map(explanation.query_maps[index]),
+        match_map=None if others is None else _map(others[index]),
+        match_size=size,
+        match_view=_view(explanation, size),
     )
 
 

@@ -78,10 +78,7 @@ class RayEngine:
         """
         if masks is not None:
             raise InputError("masks are read by the local engine only; leave out --engine ray, or the masks")
-        with tempfile.TemporaryDirectory() as folder:  # InputError for a network of the user's own
-            file = Path(folder) / "encoder.safetensors"
-            encoder.save(file)
-            checkpoint = file.read_bytes()
+        checkpoint = _checkpoint(encoder)
         maps = store_maps if writer.is_new else writer.manifest.spec.map_shape is not None
 
         def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
@@ -101,6 +98,14 @@ class RayEngine:
                     yield encoded
 
         return stream
+
+
+def _checkpoint(encoder: Encoder) -> bytes:
+    """The encoder as the bytes of its checkpoint; InputError for a network of the user's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "encoder.safetensors"
+        encoder.save(file)
+        return file.read_bytes()
 
 
 @dataclass(frozen=True)
