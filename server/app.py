@@ -146,14 +146,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     async def malformed(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         service.metrics.refused.labels("malformed").inc()
-        first = error.errors()[0]  # without repeating what was sent, nor how the server is written
-        place = ".".join(str(part) for part in first["loc"][:4])
-        message = first["msg"].removeprefix("Value error, ")
-        if "UploadFile" in message:
-            message = "expected a file, sent as multipart/form-data"
-        elif first["type"] == "string_pattern_mismatch":
-            message = "expected printable text, without line ends, control characters and marks of direction"
-        return ApiError(422, f"{place}: {message}", reason="malformed").response()
+        return ApiError(422, _sentence(error), reason="malformed").response()
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -172,6 +165,18 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(DistcamError, refused)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, http_error)
+
+
+def _sentence(error: RequestValidationError) -> str:
+    """The first thing that is wrong, without repeating what was sent, nor how the server is written."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][:4])
+    message = first["msg"].removeprefix("Value error, ")
+    if "UploadFile" in message:
+        message = "expected a file, sent as multipart/form-data"
+    elif first["type"] == "string_pattern_mismatch":
+        message = "expected printable text, without line ends, control characters and marks of direction"
+    return f"{place}: {message}"
 
 
 class _Connection(H11Protocol):

@@ -203,7 +203,6 @@ def _bag(walker: Walker, facing: Facing, broad: float, swing: float) -> tuple[li
 
 
 def _obstacle(kind: Obstacle, generator: np.random.Generator) -> list[tuple[Colour, Points]]:
-    """Something in the street, in shares of the box."""
     grey = int(generator.integers(50, 170))
     colour = (grey, grey, min(255, grey + 8))
     x, y, w = generator.uniform([0.15, 0.60, 0.04], [0.85, 0.78, 0.10])

@@ -87,10 +87,6 @@ class Walker:
     def draw(cls, generator: np.random.Generator) -> Walker:
         """Somebody."""
         names = list(COLOURS)
-        hair_styles: tuple[HairStyle, ...] = ("short", "short", "long", "bun", "cap")
-        patterns: tuple[Pattern, ...] = ("plain", "plain", "plain", "stripes", "block", "panel", "vest")
-        bottoms: tuple[Bottom, ...] = ("trousers", "trousers", "trousers", "shorts", "skirt")
-        bags: tuple[Bag, ...] = ("none", "none", "backpack", "shoulder", "hand")
 
         def one(choices: Sequence[T]) -> T:
             return choices[int(generator.integers(len(choices)))]
@@ -99,15 +95,15 @@ class Walker:
         return cls(
             skin=int(generator.integers(len(SKINS))),
             hair_colour=one(list(HAIRS)),
-            hair_style=one(hair_styles),
+            hair_style=one(("short", "short", "long", "bun", "cap")),
             top_colour=top,
             accent=one([name for name in names if name != top]),
-            pattern=one(patterns),
+            pattern=one(("plain", "plain", "plain", "stripes", "block", "panel", "vest")),
             has_long_sleeves=bool(generator.random() < 0.55),
             bottom_colour=one(_SUITS if generator.random() < 0.75 else names),
-            bottom=one(bottoms),
+            bottom=one(("trousers", "trousers", "trousers", "shorts", "skirt")),
             shoes=one(("black", "white", "brown", "red", "grey", "blue")),
-            bag=one(bags),
+            bag=one(("none", "none", "backpack", "shoulder", "hand")),
             bag_colour=one(names),
             breadth=float(generator.uniform(0.88, 1.18)),
             height=float(generator.uniform(0.90, 1.06)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -144,13 +145,13 @@ def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> l
     Each kind is remarked on with its count and an example. What cannot be opened stays as it is.
     """
     frames = [_Frame.of(each) for each in drawn]
-    said = _Said(source, strict)
+    events: list[_Event] = []
     is_stored = _are_stored(frames)
     results = [
-        each.annotation if frame is None else _fit(frame, said, is_stored)
+        each.annotation if frame is None else _fit(frame, events, is_stored)
         for each, frame in zip(drawn, frames, strict=True)
     ]
-    said.tell()
+    _tell(events, source, strict=strict)
     plain = [frame for frame in frames if frame is not None and frame.given in (None, frame.size)]
     shares = [(box.right / f.size[0], box.bottom / f.size[1], max(box)) for f in plain for box, _ in f.boxes]
     if len(shares) < _MANY or min(min(frame.size) for frame in plain if frame.boxes) < _LARGE:
@@ -194,6 +195,9 @@ class _Frame:
         return all(not _exceeds(box, size) for box, _ in self.boxes)
 
 
+_Event = tuple[str, _Frame, Box]  # a kind out of `_SENTENCES`, with an example
+
+
 def _are_stored(frames: Iterable[_Frame | None]) -> bool | None:
     """True if boxes of turned images are those of the stored pixels; None if nothing tells."""
     stored = upright = False
@@ -221,56 +225,46 @@ def _exceeds(box: Box, size: Size) -> bool:
     return min(box.left, box.top) < -_SLACK or box.right > width + _SLACK or box.bottom > height + _SLACK
 
 
-def _fit(frame: _Frame, said: _Said, is_stored: bool | None) -> Annotation:
+def _fit(frame: _Frame, events: list[_Event], is_stored: bool | None) -> Annotation:
     boxes, given = frame.boxes, frame.given or frame.size
     if frame.orientation != 1 and boxes:
         if is_stored and given != SHARES:
             canvas = frame.stored if frame.given is None else given
             boxes = tuple(LabelledBox(turned(box, frame.orientation, canvas), label) for box, label in boxes)
             given = canvas if frame.orientation < 5 else (canvas[1], canvas[0])
-            said.add("turned", frame, boxes[0].box)
+            events.append(("turned", frame, boxes[0].box))
         elif is_stored is None:
-            said.add("assumed", frame, boxes[0].box)
+            events.append(("assumed", frame, boxes[0].box))
     if given != SHARES and given != frame.size and boxes and not _is_alike(given, frame.size):
         swapped = (given[1], given[0])
         kind = "exchanged" if _is_alike(swapped, frame.size) else "stretched"
-        said.add(kind, frame, boxes[0].box)
+        events.append((kind, frame, boxes[0].box))
         given = swapped if kind == "exchanged" else given
     kept = []
     for box, label in boxes:
         seen = box.clipped(*given)
         if seen.area <= 0:
-            said.add("outside", frame, box)
+            events.append(("outside", frame, box))
         elif seen.scaled(frame.size[0] / given[0], frame.size[1] / given[1]).area < 1:
-            said.add("tiny", frame, box)
+            events.append(("tiny", frame, box))
         elif given != SHARES and _exceeds(box, given):
-            said.add("beyond", frame, box)
+            events.append(("beyond", frame, box))
             kept.append(LabelledBox(seen, label))
         else:
             kept.append(LabelledBox(box, label))
     return Annotation(tuple(kept), None if given == frame.size else given)
 
 
-@dataclass
-class _Said:
-    """Remarks by kind, each with its count and first example."""
-
-    source: object
-    strict: bool
-    found: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def add(self, kind: str, frame: _Frame, box: Box) -> None:
-        count, example = self.found.get(kind, (0, ""))
-        if not count:
-            edges = ", ".join(f"{edge:g}" for edge in box)
-            given = None if frame.given in (None, SHARES, frame.size) else frame.given
-            drawn_on = "" if given is None else f", annotated as {given[0]}x{given[1]}"
-            example = f"({edges}) of {frame.path} ({frame.size[0]}x{frame.size[1]} pixels{drawn_on})"
-        self.found[kind] = count + 1, example
-
-    def tell(self) -> None:
-        for kind, (count, example) in self.found.items():
-            remark(_SENTENCES[kind].format(n=f"{count:,}", source=self.source, example=example), strict=self.strict)
+def _tell(events: Sequence[_Event], source: object, *, strict: bool) -> None:
+    """Each kind with its count and first example."""
+    first = {kind: (frame, box) for kind, frame, box in reversed(events)}
+    for kind, count in Counter(kind for kind, _, _ in events).items():
+        frame, box = first[kind]
+        edges = ", ".join(f"{edge:g}" for edge in box)
+        given = None if frame.given in (None, SHARES, frame.size) else frame.given
+        drawn_on = "" if given is None else f", annotated as {given[0]}x{given[1]}"
+        example = f"({edges}) of {frame.path} ({frame.size[0]}x{frame.size[1]} pixels{drawn_on})"
+        remark(_SENTENCES[kind].format(n=f"{count:,}", source=source, example=example), strict=strict)
 
 
 _SENTENCES = {

@@ -243,11 +243,8 @@ class _Intake:
 
 def unusable(vectors: Vectors, metric: Metric) -> dict[int, str]:
     """The rows that no search can compare, with the reasons: a zero vector has no direction, NaN no distance."""
-    scales = np.zeros(len(vectors.pooled)) if vectors.map_scale is None else vectors.map_scale
-    borders = vectors.embedding if vectors.border is None else vectors.border
-    fine = np.zeros(len(vectors.pooled)) if vectors.fine_scale is None else vectors.fine_scale
-    parts = (vectors.pooled, vectors.embedding, scales[:, None], fine[:, None], borders)
-    finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in parts])
+    arrays = [array for array in vars(vectors).values() if array is not None and array.ndim < 4]  # maps have a scale
+    finite = np.logical_and.reduce([np.isfinite(array.reshape(len(array), -1)).all(axis=1) for array in arrays])
     is_zero = (vectors.embedding == 0).all(axis=1) & (metric == "cosine")
     reasons = ("its vectors are not finite", "its embedding is zero, which no cosine compares")
     return {row: reasons[int(finite[row])] for row in np.flatnonzero(~finite | is_zero).tolist()}

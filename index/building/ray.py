@@ -7,6 +7,7 @@ encoder travels as the bytes of its checkpoint; no module is pickled.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
@@ -79,10 +80,7 @@ class RayEngine:
             raise InputError("masks are read by the local engine only; leave out --engine ray, or the masks")
         if settings.fine_layer is not None or writer.manifest.spec.fine_shape is not None:
             raise InputError("fine maps are kept by the local engine only; leave out --engine ray, or --store-lines")
-        with tempfile.TemporaryDirectory() as folder:  # InputError for a network of the user's own
-            file = Path(folder) / "encoder.safetensors"
-            encoder.save(file)
-            checkpoint = file.read_bytes()
+        checkpoint = _checkpoint(encoder)
         maps = store_maps if writer.is_new else writer.manifest.spec.map_shape is not None
 
         def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
@@ -102,6 +100,14 @@ class RayEngine:
                     yield encoded
 
         return stream
+
+
+def _checkpoint(encoder: Encoder) -> bytes:
+    """The encoder as the bytes of its checkpoint; InputError for a network of the user's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "encoder.safetensors"
+        encoder.save(file)
+        return file.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ def _running(engine: RayEngine) -> Iterator[Any]:
         before = os.environ.get(name)
         os.environ[name] = before or "0"  # Ray reports its use to its makers unless this says no while it starts
         try:
-            ray.init(log_to_driver=False, logging_level="error", **options)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             where = engine.address or "this machine"
             raise GalleryError(f"Ray cannot be reached or started at {where}: {_last_line(error)}") from error

@@ -65,12 +65,15 @@ class MilvusTable:
         self.spec = spec
         self.kind = IndexKind.parse("flat")
         self._connection: Connection = connected(address)
-        self._names = [address.collection] + ([f"{address.collection}_pooled"] if spec.pooled_dim else [])
+        self._fields = [(address.collection, "embedding", spec.embedding_dim)]
+        if spec.pooled_dim:
+            self._fields.append((f"{address.collection}_pooled", "pooled", spec.pooled_dim))
+        self._names = [name for name, _, _ in self._fields]
 
     def open(self) -> None:
         """Make sure that the collections are there, are this gallery's, and are loaded."""
         remedy = "restore it, or build the gallery again with `distcam index build --overwrite`"
-        for name, field, dim in self._fields():
+        for name, field, dim in self._fields:
             owner, found_dim = self._described(name, field)
             if owner is None:
                 raise CorruptGalleryError(f"{self.address}: there is no collection {name}; {remedy}")
@@ -94,7 +97,7 @@ class MilvusTable:
 
     def refuse_strangers(self) -> dict[str, str | None]:
         """Make sure that there are no collections of these names, or this gallery's; returns their owners."""
-        owners = {name: self._described(name, field)[0] for name, field, _ in self._fields()}
+        owners = {name: self._described(name, field)[0] for name, field, _ in self._fields}
         for name, owner in owners.items():
             if owner not in (None, self.spec.owner):
                 raise GalleryExistsError(
@@ -107,7 +110,7 @@ class MilvusTable:
         from pymilvus import DataType
 
         owners = self.refuse_strangers()
-        for name, field, dim in self._fields():
+        for name, field, dim in self._fields:
             with self._connection.speaking() as client:
                 if owners[name] is not None:
                     client.drop_collection(name)
@@ -129,14 +132,10 @@ class MilvusTable:
 
     def drop(self) -> None:
         """Drop the collections, as far as they are this gallery's."""
-        for name, field, _ in self._fields():
+        for name, field, _ in self._fields:
             if self._described(name, field)[0] == self.spec.owner:
                 with self._connection.speaking() as client:
                     client.drop_collection(name)
-
-    def _fields(self) -> list[tuple[str, str, int]]:
-        fields = [(self._names[0], "embedding", self.spec.embedding_dim)]
-        return fields + ([(self._names[1], "pooled", self.spec.pooled_dim)] if self.spec.pooled_dim else [])
 
     def _described(self, name: str, field: str) -> tuple[str | None, int]:
         """The owner of a collection, None when there is none, and the length of its vectors."""
@@ -202,7 +201,7 @@ class MilvusTable:
 
     def _send(self, number: int, rows: list[Row]) -> None:
         """Write rows into one of the collections, in requests of a size that servers take."""
-        name, _, dim = self._fields()[number]
+        name, _, dim = self._fields[number]
         facts = [len(json.dumps(row.get("record"))) + 8 * len(row.get("keys", [])) for row in rows]
         step = max(1, _REQUEST_BYTES // (64 + 4 * dim + max(facts, default=0)))
         for start in range(0, len(rows), step):
@@ -225,7 +224,7 @@ class MilvusTable:
         return self._vectors(-1, ids)
 
     def _vectors(self, number: int, ids: Ids) -> Vectors:
-        name, field, dim = self._fields()[number]
+        name, field, dim = self._fields[number]
         rows = self._rows(name, field, ids, row_bytes=4 * dim)
         out = np.empty((len(ids), dim), np.float32)
         for at, key in enumerate(ids.tolist()):

@@ -63,8 +63,7 @@ def test_a_worker_answers_with_the_local_engines_bits(tmp_path: Path, photos: Pa
     settings = ray_engine._settled(InferenceSettings(batch_size=4, precision="auto"))
     assert settings.precision == gallery.manifest.encoder.precision
     work = ray_engine._Work(settings, spec, maps=True)
-    encoder.save(tmp_path / "encoder.safetensors")
-    worker = ray_engine._Worker((tmp_path / "encoder.safetensors").read_bytes(), work)
+    worker = ray_engine._Worker(ray_engine._checkpoint(encoder), work)
     found = []
     for start in range(0, len(offers), 16):
         for encoded, vectors, failures in worker.encode(offers[start : start + 16]):

@@ -324,7 +324,7 @@ def test_another_encoder_another_writer_and_no_encoder_are_refused(
         gallery.sync(photos, Encoder(Colours(), transform=Transform(24)))
     gallery.sync(photos)  # nothing new: no encoder is asked for
     _paint(photos / "a" / "new.png", 200)
-    with pytest.raises(InputError, match="keeps no encoder, and there are new images; pass --encoder CHECKPOINT"):
+    with pytest.raises(InputError, match="keeps no encoder for new images; pass --encoder CHECKPOINT"):
         gallery.sync(photos)
     with opened_for_writing(tmp_path / "g"), pytest.raises(GalleryLockedError):
         gallery.sync(photos, encoder)
