@@ -128,15 +128,7 @@ class Evidence:
         """What `root_ratio` may take off; None where the gallery keeps no statistics of the space."""
         if not self.has_mean:
             return None
-        gallery = self.ranking.retriever.gallery
-        store, background = gallery.prototypes, gallery.background
-        return Surroundings(
-            mean=torch.from_numpy(store.mean_embedding()),
-            magnitude=torch.from_numpy(store.mean_magnitude()),
-            border=None if background is None else torch.from_numpy(background),
-            images=store.total,
-            classes=len(store),
-        )
+        return surroundings_of(self.ranking.retriever.gallery)
 
     @property
     def has_mean(self) -> bool:
@@ -196,6 +188,18 @@ def folded(
     response = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights, constant=constant)
     is_exact = response.is_exact and getattr(inference.encoder.backbone, "is_exact", True)
     return Response(response.map.cpu(), is_exact, None if response.constant is None else response.constant.cpu())
+
+
+def surroundings_of(gallery: Gallery) -> Surroundings:
+    """What a gallery shows on average, in the space that ranks."""
+    store, background = gallery.prototypes, gallery.background
+    return Surroundings(
+        mean=torch.from_numpy(store.mean_embedding()),
+        magnitude=torch.from_numpy(store.mean_magnitude()),
+        border=None if background is None else torch.from_numpy(background),
+        images=store.total,
+        classes=len(store),
+    )
 
 
 def region_of_file(file: str | PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
