@@ -178,8 +178,9 @@ class Encoder(nn.Module):
                 raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
             return cls._around(source, weights, colours, layer=layer, transform=transform, pooling=pooling, head=head)
         if is_checkpoint(source):
-            if (weights, layer, pooling, head, options) != (None, None, "gap", None, None):
-                raise InputError(f"{source} brings its own weights, layer, pooling, head, and options; leave them out")
+            if (weights, layer, pooling, head, options, readout) != (None, None, "gap", None, None, "auto"):
+                own = "weights, layer, pooling, head, options, and readout"
+                raise InputError(f"{source} brings its own {own}; leave them out")
             return cls._restored(source, transform, colours)
         state, own_transform = published(name := os.fspath(source), weights)
         if readout != "auto":
