@@ -24,6 +24,22 @@ def test_a_name_without_weights_is_refused_with_the_choices(name: str) -> None:
         Encoder.load("resnet18", weights="pretrained")
 
 
+def test_a_readout_is_for_names_of_other_libraries(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a readout is for networks of other libraries, such as timm:resnet18"):
+        Encoder.load("resnet18", weights="random", readout="mean")
+    Encoder.load("conv4", weights="random").save(tmp_path / "e.safetensors")
+    with pytest.raises(InputError, match="brings its own weights, layer"):
+        Encoder.load(tmp_path / "e.safetensors", readout="mean")
+
+
+def test_a_readout_is_part_of_what_an_encoder_is(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="networks of timm need pip install 'distcam[timm]'")
+    both = [Encoder.load("timm:test_vit", weights="random", readout=readout) for readout in ("class", "mean")]
+    assert both[0].fingerprint != both[1].fingerprint
+    both[1].save(tmp_path / "e.safetensors")
+    assert Encoder.load(tmp_path / "e.safetensors").fingerprint == both[1].fingerprint
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_absent_library_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     extra = {"timm": "timm", "hf": "transformers", "open_clip": "open_clip"}[name.partition(":")[0]]
