@@ -19,6 +19,7 @@ from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, wr
 from .encoding import Encoding
 from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
+from .libraries.models import without_hub
 from .names import CHECKPOINT_SUFFIX
 from .readouts import telling_constants
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
@@ -250,7 +251,7 @@ class Encoder(nn.Module):
         """The encoder of a checkpoint; another transform may replace the one it was saved with."""
         config, tensors = read_checkpoint(path)
         with built_from_header(path, "an encoder"):
-            with uninitialised():
+            with uninitialised(), without_hub():
                 transform = (transform or Transform.from_dict(config["transform"])).adapted(**colours)
                 name, options = config["architecture"], config["options"]
                 size = (transform.height, transform.width)
