@@ -71,6 +71,13 @@ MaskClass = Annotated[
 GalleryEncoder = Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")]
 Index = Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")]
 Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
+Readout = Annotated[
+    str | None,
+    typer.Option(
+        help="The vector that a timm:, hf: or open_clip: encoder is searched by: mean, class, class+mean, attention. "
+        "Default: what its authors rank by."
+    ),
+]
 Fit = Annotated[
     FitName | None,
     typer.Option(
