@@ -76,8 +76,8 @@ def refuse_weight_file(name: str, *, options: str = "") -> None:
         return  # an architecture's name, or a checkpoint; of one that is damaged whoever reads it says so
     if program := program_in(name):
         raise InputError(
-            f"{name} is {program}, which cannot be read out at a layer; name the architecture, and give the state_dict() "
-            f"of its network as the weights{options}"
+            f"{name} is {program}, which cannot be read out at a layer; name the architecture, and give the "
+            f"state_dict() of its network as the weights{options}"
         )
     with suppress(OSError), Path(name).open("rb") as file:  # whoever reads it will say so
         if file.read(9)[8:] == b"{":  # behind the length of the header of safetensors

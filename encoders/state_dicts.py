@@ -25,7 +25,7 @@ _COUNTER = "num_batches_tracked"
 _OLD_DENSENET = re.compile(r"\.(norm|conv)\.([12])\.")  # torchvision's files of 2017: norm.1 for norm1
 _BESIDE = re.compile(
     r"(^|[._])(fc|classifiers?|heads?|bottleneck|bn_?neck|neck|proj\w*|predictor|logits?|aux\w*|loss\w*|criterion\w*|"
-    r"centers?|prox(y|ies)|arcface|cosface|margin|queue\w*|n_averaged|miner|metric\w*|teacher|momentum\w*|ema)([._]|\d|$)",
+    r"centers?|prox(y|ies)|pool\w*|gem\w*|gap|arcface|cosface|margin|queue\w*|n_averaged|miner|metric\w*|teacher|momentum\w*|ema)([._]|\d|$)",
     re.IGNORECASE,
 )
 
