@@ -28,6 +28,7 @@ from ..images.transform import Transform
 from .encoder import Encoder
 from .encoding import Encoding
 from .layers import unwrapped
+from .readouts import making_maps
 
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
@@ -156,6 +157,7 @@ class Inference:
         *,
         load: Callable[[T], Tensor] | None = None,
         workers: int | None = None,
+        maps: bool = True,
     ) -> Iterator[Batch[T]]:
         """Encodings of any number of images, batch by batch, in order, in bounded memory.
 
@@ -167,6 +169,8 @@ class Inference:
             load: from an item to its pixels (3, H, W); `read` if left out. An `ImageError` becomes a `Failure`, any
                 other exception ends the stream.
             workers: decoding threads; 0 decodes between forward passes. `default_workers` if left out.
+            maps: False where vectors are all that is wanted: a map that costs something (of a class token, an attention
+                pooling) then has one place.
         """
         decode: Callable[[Any], Tensor] = load or self.read
         if workers is not None and workers < 0:
@@ -177,7 +181,8 @@ class Inference:
             while chunk := list(islice(decoded, self.batch_size)):
                 good = [(item, pixels) for item, pixels in chunk if not isinstance(pixels, ImageError)]
                 bad = [Failure(item, error) for item, error in chunk if isinstance(error, ImageError)]
-                encoding = self._encode(torch.stack([pixels for _, pixels in good])) if good else None
+                with making_maps(maps):
+                    encoding = self._encode(torch.stack([pixels for _, pixels in good])) if good else None
                 yield Batch([item for item, _ in good], bad, encoding)
         finally:
             decoded.close()

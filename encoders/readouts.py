@@ -54,9 +54,9 @@ _CONSTANT: ContextVar[list[Tensor] | None] = ContextVar("constant", default=None
 
 
 @contextmanager
-def without_maps(is_wanted: bool = True) -> Iterator[None]:
-    """Inside, readouts whose map is no by-product return their vector, a map of one place: the model's cost alone."""
-    token = _MAPS.set(not is_wanted and _MAPS.get())
+def making_maps(is_wanted: bool) -> Iterator[None]:
+    """Inside, readouts make maps or, where these are no by-product, return their vector as a map of one place."""
+    token = _MAPS.set(is_wanted)
     try:
         yield
     finally:

@@ -109,7 +109,7 @@ def encode_data(
     vectors: list[NDArray[np.float32]] = []
     skipped: dict[str, str] = {}
     done: list[str] = []
-    for batch in inference.stream(items, load=load, workers=workers):
+    for batch in inference.stream(items, load=load, workers=workers, maps=False):
         for failure in batch.failures:
             if strict:
                 raise InputError(f"{failure.error}; a score without this image means nothing, see `reid audit`")

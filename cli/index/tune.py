@@ -195,7 +195,7 @@ def _encoded_probes(
         )
     inference = Inference(loaded, device=device, precision=gallery.manifest.encoder.precision or "auto")
     known, vectors, failures = [], [], []
-    for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record))):
+    for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record)), maps=False):
         failures += [f"{failure.item.path}: {failure.error.reason}" for failure in batch.failures]
         if batch.encoding is not None:
             known += batch.items

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...images.transform import Transform
 from ...remarks import remark
-from .models import LibraryModel, library, require_known
+from .models import LibraryModel, library, require_known, require_options
 
 _CONFIG = "open_clip_config.json"
 
@@ -19,6 +19,7 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     """The network `open_clip:NAME`, `NAME/TAG` of certain weights, `hf-hub:OWNER/NAME`, or a folder with its file."""
     open_clip = library("open_clip")
     own = {key: value for key, value in options.items() if key not in ("readout", "config")}
+    require_options("open_clip", own, "^(?!force_)")
     if "config" in options:
         return _built(open_clip, name, options["config"], own)
     if (Path(name) / _CONFIG).is_file():
@@ -86,13 +87,12 @@ def _seeing(
     """The image's tower of a whole model."""
     values = {**open_clip.get_model_preprocess_cfg(whole), **(looks or {})}
     assumed = "" if is_said else "no published weights of it say a transform, so CLIP's mean and std are assumed"
-    beside = frozenset(key for key in whole.state_dict() if not key.startswith("visual."))
     return LibraryModel(
         whole.visual,
         f"open_clip:{Path(name).name if Path(name).is_dir() else name}",
         {**own, "config": dict(config)},
         _transform_of(values),
-        beside,
+        frozenset(whole.state_dict()),
         assumed,
         whole,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...images.transform import Transform
-from .models import LibraryModel, library, require_known
+from .models import LibraryModel, library, require_known, require_options
 
 _BUILT_BY = ("input_size", "fixed_input_size", "pool_size", "first_conv", "classifier", "num_classes")
 _SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -19,6 +19,8 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     """The network `timm:NAME`, `timm:hf-hub:OWNER/NAME` or `timm:FOLDER`; options go to timm's constructor."""
     timm = library("timm")
     own = {key: value for key, value in options.items() if key not in ("readout", "architecture")}
+    require_options("timm", own, "_path$|cache|overlay|pretrained(?!_cfg$)|_file$")
+    require_options("timm", own.get("pretrained_cfg") or {}, f"^(?!({'|'.join(_BUILT_BY)})$)")
     folder = Path(name.removeprefix("local-dir:"))
     is_folder = folder.is_dir() and (folder / "config.json").is_file()
     is_elsewhere = is_folder or name.startswith(_SCHEMES)

@@ -168,7 +168,9 @@ def encoding_stream(
                 weights[id(offer)] = under.weights(offer.path, image.size)
             return inference.transform(image)
 
-        for batch in inference.stream(offers, load=load, workers=settings.workers):
+        for batch in inference.stream(
+            offers, load=load, workers=settings.workers, maps=store_maps or under is not None
+        ):
             vectors = None
             if batch.encoding is not None:
                 if writer.is_new and not writer.has_pending:
@@ -245,9 +247,11 @@ def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder) -> Vectors:
     """The vectors that a gallery of this kind stores of an encoding, and what it adds to the mean background."""
     pooled = _numpy(encoding.pooled)
     embedding = pooled if spec.embedding_is_pooled else _numpy(encoding.embedding)
-    response = fold(encoding.feature_map.float(), pooling=encoder.pooling, head=encoder.head)
-    border = _numpy(border_mean(response.map))
-    if spec.metric == "cosine":  # of a zero vector, which is refused, it stays as it is
+    border = None
+    if encoding.feature_map[0, 0].numel() > 1:  # of one place it is the vector, or no map was made
+        response = fold(encoding.feature_map.float(), pooling=encoder.pooling, head=encoder.head)
+        border = _numpy(border_mean(response.map))
+    if border is not None and spec.metric == "cosine":  # of a zero vector, which is refused, it stays as it is
         length = np.linalg.norm(embedding, axis=1, keepdims=True)
         border = border / np.where(length > 0, length, 1)
     if spec.map_shape is None:

@@ -239,7 +239,10 @@ class _Worker:
         transform = self._inference.transform
         answer = []
         for batch in self._inference.stream(
-            offers, load=lambda offer: transform(read_image(read_offer(offer))), workers=self._workers
+            offers,
+            load=lambda offer: transform(read_image(read_offer(offer))),
+            workers=self._workers,
+            maps=self._spec.map_shape is not None,
         ):
             vectors = (
                 None if batch.encoding is None else to_vectors(batch.encoding, self._spec, self._inference.encoder)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.encoders.folding import fold
 from distcam.encoders.heads import Linear
-from distcam.encoders.readouts import ReadOut, read_out, telling_constants, without_maps
+from distcam.encoders.readouts import ReadOut, making_maps, read_out, telling_constants
 from distcam.errors import InputError
 from distcam.remarks import DistcamWarning
 
@@ -63,7 +63,7 @@ def check(model: nn.Module, own: Callable[[Tensor], Tensor], *, size: tuple[int,
             assert (feature_map.mean((2, 3)) - vector).abs().max() <= 1e-5 * vector.abs().max()
             assert bool(told) == has_rest
             assert feature_map.flatten(2).std(-1).amax() > 0  # places differ
-        with without_maps():
+        with making_maps(False):
             plain = readout(pixels)
         assert plain.shape[2:].numel() == 1 if has_rest else plain.equal(feature_map) or not readout.is_exact
         assert (plain.mean((2, 3)) - vector).abs().max() <= 1e-5 * vector.abs().max()
