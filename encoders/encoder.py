@@ -15,14 +15,15 @@ from ..errors import InputError, ShapeError
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones.registry import build_backbone
+from .brought import brought_head, brought_pooling
 from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
-from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
+from .heads import GAP, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .libraries.models import without_hub
 from .names import CHECKPOINT_SUFFIX
 from .readouts import telling_constants
-from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
+from .state_dicts import StateDict, load_state, say_what_is_left, tensors_of
 from .text_tower import keep_tower, restored_tower, text_tower, vectors_of
 from .trained_on import TrainedOn
 from .weight_files import (
@@ -210,18 +211,12 @@ class Encoder(nn.Module):
     def _fill(
         self, target: nn.Module, state: StateDict, *, origin: str, spare: Collection[str] = (), neck: bool
     ) -> None:
-        """Weights from outside into the backbone, and the batch-norm neck that they bring into a free head."""
+        """Weights from outside into the backbone, with the exponent of GeM and the batch-norm neck that they bring."""
         left = load_state(target, state, origin=origin, spare=spare)
-        place = neck_among(left)
-        if place and (neck or isinstance(self.head, BNNeck)) and self.pooled_dim == len(left[f"{place}running_mean"]):
-            head = self.head if isinstance(self.head, BNNeck) else BNNeck(self.pooled_dim)
-            own = {f"norm.{n.removeprefix(place)}": left.pop(n) for n in list(left) if n.startswith(place)}
-            load_state(head, own, origin=f"{origin}, {place}*", exact=True)
+        self.pooling = brought_pooling(self.pooling, left, origin=origin)
+        head = brought_head(self.head, left, width=self.pooled_dim, is_free=neck, origin=origin)
+        if head is not self.head:
             self.head = head.train(self.backbone.training)
-            remark(
-                f"{origin}: its {place.rstrip('.')!r} is the head (BNNeck); head=Identity() takes the pooled vector",
-                stacklevel=4,
-            )
         say_what_is_left(left, origin=origin)
 
     @classmethod
@@ -236,6 +231,7 @@ class Encoder(nn.Module):
         **parts: Any,
     ) -> Encoder:
         """An encoder around the user's own module, whose mode and hooks stay as they are."""
+        layer = None if layer is None else find_layer(module, layer)[1]  # without what unwrapping takes away
         module = unwrapped(module)
         require_usable(module)
         name = type(module).__name__

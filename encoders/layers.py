@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -182,11 +183,15 @@ def _misfit(rows: int, columns: int, size: tuple[int, int]) -> float:
     return abs(math.log((rows / columns) / (size[0] / size[1])))
 
 
+_LIGHTNING = {"lightning", "pytorch_lightning"}
+_AID = re.compile(r"loss|criteri|metric|miner|accuracy", re.IGNORECASE)  # beside a network, in training alone
 _TRANSPARENT = {"module", "_orig_mod"}  # the names under which wrappers keep their network
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel, torch.compile and AveragedModel, nested in any order.
+    """The network inside DataParallel, DistributedDataParallel, torch.compile, AveragedModel and a LightningModule.
+
+    They may be nested in any order. Of a LightningModule it is the only child with weights, losses and metrics aside.
 
     >>> unwrapped(nn.DataParallel(nn.ReLU()))
     ReLU()
@@ -200,7 +205,19 @@ def _inner_name(module: nn.Module) -> str | None:
     """The name of the network in a wrapper that does nothing but call it; None for everything else."""
     if type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module):
         return "_orig_mod"
+    if any(base.__module__.partition(".")[0] in _LIGHTNING for base in type(module).__mro__):
+        return _network_of_lightning(module)
     return "module" if isinstance(module, DataParallel | DistributedDataParallel | AveragedModel) else None
+
+
+def _network_of_lightning(module: nn.Module) -> str | None:
+    """The only child with weights of a LightningModule that has none of its own, losses and metrics aside."""
+    children = [
+        name
+        for name, child in module.named_children()
+        if not _AID.search(name) and next(child.parameters(), None) is not None
+    ]
+    return children[0] if len(children) == 1 and not module._parameters else None
 
 
 def plain_name(name: str) -> str:

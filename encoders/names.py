@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +40,30 @@ def needs_weights(name: str) -> str:
     return f"{name} needs weights: a FILE, 'imagenet' (downloads them), or 'random' (for trials)"
 
 
+_MAGICS = {
+    b"GGUF": "a GGUF file of quantised weights",
+    b"\x89HDF": "an HDF5 file, as Keras writes it",
+    b"TFL3": "a TensorFlow Lite model",
+}
+
+
+def program_in(path: str | os.PathLike[str]) -> str:
+    """The words for a file that is a whole program or of another framework, and no weights of torch; "" for others."""
+    with suppress(Exception), Path(path).open("rb") as file:  # of whatever is broken whoever reads it will say so
+        begin = file.read(8)
+        if begin[:4] == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive:
+                names = [name.partition("/")[2] for name in archive.namelist()]
+            if any(name.startswith("code/") or name == "constants.pkl" for name in names):
+                return "a TorchScript program"
+            if any(name.startswith(("models/", "data/weights/")) or name == "archive_format" for name in names):
+                return "a program of torch.export"
+        for magic, words in _MAGICS.items():
+            if magic in (begin[:4], begin[4:8]):
+                return words
+    return "an ONNX program" if os.fspath(path).endswith(".onnx") and is_file(path) else ""
+
+
 def refuse_weight_file(name: str, *, options: str = "") -> None:
     """Refuse a file of weights in the place of an architecture or a checkpoint; `options` name the way to pass both."""
     if library_of(name) is not None:
@@ -48,6 +74,11 @@ def refuse_weight_file(name: str, *, options: str = "") -> None:
         return
     if not ("." in name or "/" in name) or name.endswith(CHECKPOINT_SUFFIX):
         return  # an architecture's name, or a checkpoint; of one that is damaged whoever reads it says so
+    if program := program_in(name):
+        raise InputError(
+            f"{name} is {program}, which cannot be read out at a layer; name the architecture, and give the "
+            f"state_dict() of its network as the weights{options}"
+        )
     with suppress(OSError), Path(name).open("rb") as file:  # whoever reads it will say so
         if file.read(9)[8:] == b"{":  # behind the length of the header of safetensors
             return

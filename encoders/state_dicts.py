@@ -26,12 +26,13 @@ _COUNTER = "num_batches_tracked"
 _OLD_DENSENET = re.compile(r"\.(norm|conv)\.([12])\.")  # torchvision's files of 2017: norm.1 for norm1
 _BESIDE = re.compile(
     r"(^|[._])(fc|classifiers?|heads?|bottleneck|bn_?neck|neck|proj\w*|predictor|logits?|aux\w*|loss\w*|criterion\w*|"
-    r"centers?|prox(y|ies)|arcface|cosface|margin|queue\w*|n_averaged|miner|metric\w*|teacher|momentum\w*|ema)([._]|\d|$)",
+    r"centers?|prox(y|ies)|pool\w*|gem\w*|gap|arcface|cosface|margin|queue\w*|n_averaged|miner|metric\w*|teacher|momentum\w*|ema)([._]|\d|$)",
     re.IGNORECASE,
 )
 
 
-_NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]")  # fast-reid's, the strong baseline's, and kin
+_NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]|^bn\.")  # fast-reid's, the strong baseline's, MiewID's
+_GEM = re.compile(r"(^|\.)(pool\w*|gem\w*|gap|global_pool)\.p$")  # a learnt exponent of generalised-mean pooling
 
 
 class StateDict(dict[str, Tensor]):
@@ -195,6 +196,16 @@ def neck_among(left: Mapping[str, Tensor]) -> str:
         and all(f"{place}{name}" in left and left[f"{place}{name}"].ndim == 1 for name in statistics)
     ]
     return necks[0] if len(necks) == 1 else ""
+
+
+def exponent_among(left: Mapping[str, Tensor]) -> str:
+    """Name of the one exponent of a generalised-mean pooling among left-over tensors; "" if there is none.
+
+    >>> exponent_among({"heads.pool_layer.p": torch.tensor([3.0]), "heads.weight": torch.ones(4, 2)})
+    'heads.pool_layer.p'
+    """
+    found = [name for name, tensor in left.items() if _GEM.search(name) and tensor.numel() == 1]
+    return found[0] if len(found) == 1 and float(left[found[0]]) > 0 else ""
 
 
 def common_beginning(names: Collection[str]) -> str:

@@ -26,7 +26,7 @@ from ..images.transform import Transform
 from ..remarks import remark
 from .backbones.registry import available_architectures, require_architecture
 from .libraries.timms import transform_of
-from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, library_of, needs_weights, refuse_weight_file
+from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, library_of, needs_weights, program_in, refuse_weight_file
 from .state_dicts import StateDict
 
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
@@ -59,6 +59,11 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     path = Path(path)
     if not is_file(path):
         raise WeightsError(f"{path}: no such file; expected 'random', 'imagenet', or a file with weights")
+    if program := program_in(path):
+        raise WeightsError(
+            f"{path}: is {program}, and no plain weights as torch.save writes them, and may carry code; save the "
+            "state_dict() of the network it was made from"
+        )
     try:
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except WeightsError:
@@ -69,7 +74,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         if isinstance(error, OSError) and error.strerror:
             why = error.strerror
         elif refused := _CODE.search(str(error)):
-            why = f"holds {refused[1]!r}, and what is no tensor may be code; save the state_dict() alone"
+            why = f"holds {refused[1]!r}, as pickled modules do, which may be code; save the state_dict() alone"
         elif isinstance(error, Warning):  # where the caller made warnings errors
             why = str(error).partition("\n")[0]
         raise WeightsError(f"{path}: cannot be read as weights: {why}") from error
@@ -82,6 +87,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     places = sorted(_places(content), key=rank)
     if not places:
         raise WeightsError(f"{path}: expected named tensors (a state_dict), got a {type(content).__name__} without any")
+    if any(each.is_quantized for each in places[0].values()) or any(n.endswith("zero_point") for n in places[0]):
+        raise WeightsError(f"{path}: holds quantised weights; save the state_dict() of the network before quantisation")
     places[0].others = tuple(places[1:])
     return places[0]
 

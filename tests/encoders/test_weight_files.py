@@ -159,7 +159,7 @@ def test_archives_with_more_than_weights_are_refused(file: Path) -> None:
     torch.save(state(), file)
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("weights/code/__torch__.py", "import os")
-    with pytest.raises(WeightsError, match=r"holds 'weights/code/__torch__\.py'"):
+    with pytest.raises(WeightsError, match="is a TorchScript program"):
         read_state_dict(file)
 
 
