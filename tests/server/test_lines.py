@@ -37,7 +37,7 @@ def test_lines_of_an_upload_and_of_a_stored_image_are_the_librarys(client, retri
     assert len(found.json()["lines"]) == len(expected.lines)
     stored = client.post("/api/v1/lines", json={"id": answer["matches"][0]["id"], "rank": 1})
     assert stored.status_code == 200, stored.text
-    assert client.post("/api/v1/lines", json={"id": 0, "rank": 99}).status_code == 422
+    assert client.post("/api/v1/lines", json={"id": 0, "rank": 99}).status_code == 400
 
 
 def test_a_search_may_be_verified(client, photos):

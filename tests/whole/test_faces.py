@@ -25,7 +25,8 @@ PUBLIC = {
     """,
     "distcam.explain": """
         MEANS METHODS METRICS NORMS RECOMMENDED WEIGHTINGS ActivationMaps ClassScore ComponentAt Correspondence
-        DrawStyle Faithfulness LayerRun Lines Mean Norm PixelScore Places Score Similarity Surroundings Target Tile Weighting
+        DrawStyle Faithfulness LayerRun Lines Mean Norm PixelScore Places Score Similarity Surroundings Target Tile
+        Weighting
         box_from_map capture channel_weights colourise contour contrast correspondence dist_cam
         draw_box energy_in_box explain_image find_lines fold grid is_constant map_tiles match_sensitivity
         measure_faithfulness normalise overlay peak_in_box ratio_maps rectify upsample
