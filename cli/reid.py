@@ -14,19 +14,7 @@ from ..remarks import remark
 from . import train
 from .command import Commands, refuse_unused
 from .console import crop_encoder, number_of, print_json, progress_bar, require_encoder, require_images, say
-from .options import (
-    AsJson,
-    BatchSize,
-    Device,
-    EncoderName,
-    FitName,
-    Layer,
-    Metric,
-    ReadsImages,
-    Weights,
-    Workers,
-    read_stripes,
-)
+from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
     from ..datasets.reid_records import ReidData
@@ -316,6 +304,7 @@ def explain(
     from ..datasets.reid_benchmarks import shows_people
     from ..encoders import Inference
     from ..reid.pairs import BODY_PARTS, STRIPES, explain_pair, pairs_panel
+    from .options import read_stripes
 
     is_body = parts == "body" or (parts is None and all(map(shows_people, (probe, match, *(different or ())))))
     wanted = BODY_PARTS if is_body else STRIPES if parts is None else read_stripes(parts)

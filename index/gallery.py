@@ -202,7 +202,7 @@ class Gallery(GalleryReader):
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> TuningReport:
-        """Choose the index by measuring on the gallery's own vectors, and keep it with the measurements.
+        """Choose the index by measuring on the gallery's own vectors, which others may change meanwhile, and keep it.
 
         Args:
             recall: share of the true ten neighbours that have to be found, in (0, 1].
@@ -217,19 +217,17 @@ class Gallery(GalleryReader):
 
         Raises:
             InputError: no candidate keeps within the budgets; the message holds the best that was found.
-            GalleryLockedError: another process goes on writing for a minute when the choice is to be stored; till then
-                others may read and change the gallery.
+            GalleryLockedError: another process goes on writing for a minute when the choice is to be stored.
         """
         from .faiss.tuning import Budget, tune
 
         self.require_segments("tune")
-        budget = Budget.of(recall=recall, memory=memory, latency_ms=latency_ms)
         before = self.snapshot
         report, search = tune(
             before.search_spec,
             before.ids,
             before.embeddings,
-            budget=budget,
+            budget=Budget.of(recall=recall, memory=memory, latency_ms=latency_ms),
             candidates=candidates,
             queries=queries,
             seed=seed,

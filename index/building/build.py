@@ -159,10 +159,7 @@ def encoding_stream(
         if precision == "auto" and writer.manifest.encoder.precision is not None:
             precision = writer.manifest.encoder.precision  # one gallery, one arithmetic
         inference = Inference(encoder, device=settings.device, precision=precision, batch_size=settings.batch_size)
-        kept = writer.manifest.lines
-        layer = settings.fine_layer if kept is None else kept.layer
-        if layer is not None and (writer.is_new or writer.manifest.spec.fine_shape is not None):
-            layer = inference.fine.read(layer)
+        layer = _fine_layer(writer, inference, settings)
         under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
         weights: dict[int, Tensor | None] = {}  # of the offers that are on their way
 
@@ -197,6 +194,14 @@ def encoding_stream(
             under.tell()
 
     return stream
+
+
+def _fine_layer(writer: GalleryWriter, inference: Inference, settings: InferenceSettings) -> str | None:
+    """The layer whose maps this gallery keeps, which encodings bring from now on; None where it keeps none."""
+    kept = writer.manifest.lines
+    layer = settings.fine_layer if kept is None else kept.layer
+    keeps = writer.manifest.spec.fine_shape is not None or (writer.is_new and settings.fine_layer is not None)
+    return inference.fine.read(layer) if layer is not None and keeps else None
 
 
 def begin(
