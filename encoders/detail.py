@@ -53,6 +53,9 @@ def with_detail(encoder: Encoder, detail: Detail) -> Encoder:
     return copy
 
 
+_STEPPING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+
+
 class _Run(NamedTuple):
     """One run of a convolution or pooling: its rows before and after."""
 
@@ -77,8 +80,8 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
     probe = probe.to(next(network.parameters()))
     runs, plain = _watched(network, probe)
     rows = plain.shape[2]
-    whole = [run.part for run in runs if isinstance(run.part, nn.AdaptiveAvgPool2d) and run.before == rows]
-    runs = [run for run in runs if not isinstance(run.part, nn.AdaptiveAvgPool2d)]
+    whole = [run.part for run in runs if run.before == rows and not isinstance(run.part, _STEPPING)]
+    runs = [run for run in runs if isinstance(run.part, _STEPPING)]
     steps = [run for run in runs if _sides(run.part.stride)[0] > 1 and run.after == rows and run.before > 1.4 * rows]
     why = "no convolution or pooling with a stride leads to its last map"
     if steps:
@@ -91,7 +94,7 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
         for part in behind.values():
             _spread(part)
         for part in whole:  # squeeze and excitation
-            part.register_forward_pre_hook(_every_second(rows, offset))
+            _average_every_second(part, rows, offset)
         why = "dilated, its map would not hold the usual one"
         try:
             fine = _watched(network, probe)[1][..., offset::2, offset::2][..., :rows, : plain.shape[3]]
@@ -110,8 +113,9 @@ def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_Run], Tensor]:
         if inputs[0].ndim == 4:
             runs.append(_Run(part, inputs[0].shape[2], output.shape[2]))
 
-    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-    handles = [part.register_forward_hook(watch) for part in network.modules() if isinstance(part, kinds)]
+    kinds = (*_STEPPING, nn.AdaptiveAvgPool2d)
+    parts = [part for part in network.modules() if isinstance(part, kinds) or _squeezes(part)]
+    handles = [part.register_forward_hook(watch) for part in parts]
     try:
         with torch.no_grad(), eagerly(network), evaluating(network):
             found: Tensor = network(probe)
@@ -134,9 +138,22 @@ def _spread(part: Any) -> None:
         part.padding = tuple(2 * side for side in _sides(part.padding))
 
 
-def _every_second(rows: int, offset: int) -> Any:
-    def hook(_part: nn.Module, inputs: Any) -> Any:
-        (maps,) = inputs
-        return (maps[..., offset::2, offset::2],) if maps.shape[2] > rows else None
+def _squeezes(part: nn.Module) -> bool:
+    """True for timm's squeeze and excitation, which averages by a method and not by a module."""
+    return type(part).__name__ in ("SqueezeExcite", "SEModule", "EffectiveSEModule")
 
-    return hook
+
+def _average_every_second(part: nn.Module, rows: int, offset: int) -> None:
+    """Let what averages a whole map average the places that the usual one has."""
+    means: list[Tensor] = []
+
+    def before(_part: nn.Module, inputs: Any) -> Any:
+        (maps,) = inputs
+        kept = maps[..., offset::2, offset::2] if maps.shape[2] > rows else maps
+        means[:] = [kept.mean((2, 3), keepdim=True)]
+        return None if _squeezes(part) else (kept,)
+
+    part.register_forward_pre_hook(before)
+    if _squeezes(part):
+        reduce = next(child for child in part.modules() if isinstance(child, nn.Conv2d))
+        reduce.register_forward_pre_hook(lambda _part, _inputs: (means[0],))

@@ -81,8 +81,8 @@ def _query_data(explanation: Explanation, weightings: Sequence[Weighting], image
     query = explanation.matches.query
     variants = [explanation.weighted(weighting) for weighting in weightings]
     references = [_reference_data(variants, index, images) for index in range(len(explanation))]
-    has_class = explanation.matches.prototype is not None
-    if explanation.references[0].match is not None and query.has_image and has_class:
+    is_ranking = explanation.references[0].match is not None and explanation.versus is None and query.has_image
+    if is_ranking and explanation.matches.prototype is not None:  # a contrast has none: its colours name two sides
         against = explanation.against("prototype")
         references.insert(0, _reference_data([against.weighted(weighting) for weighting in weightings], 0, images))
     notes = []

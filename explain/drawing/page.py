@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
@@ -76,8 +77,10 @@ def write_page(
     notes: Sequence[str] = (),
     has_unseen: bool = False,
     table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
+    kind: Literal["png", "jpeg"] = "png",
 ) -> Path:
     """The tiles of a `sheet` as one HTML file; a table of headings and rows stands above them."""
     assert __package__ is not None
-    content: dict[str, Any] = {"rows": rows, "has_unseen": has_unseen, "uri": to_data_uri, "table": table}
+    content: dict[str, Any] = {"rows": rows, "has_unseen": has_unseen, "table": table}
+    content["uri"] = partial(to_data_uri, kind=kind)
     return write_html(path, "sheet.html", package=__package__, title=title, notes=notes, **content)

@@ -39,6 +39,7 @@ MEASURES = {  # measure: heading of its column
 }
 DEFAULT = "root_ratio"  # what `Matches.explain` and `query --explain` show without options
 SHOWN = 3  # composites of two, and of four, on the page
+THUMBNAIL = 320
 AT_ONCE = 8
 _GRADIENT = {"gradcam++", "layercam", "hirescam"}  # passes of their own for every question
 _UNFIT = {"caam", "gradcam_cos"}  # blind to the match, and worst wherever there is one object only
@@ -210,6 +211,7 @@ class _Run:
             self.n_shown[grid] += 1
             levels = pixels[row] if self.inference.transform.channels == "rgb" else pixels[row].flip(0)
             image = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
             self.examples += [
                 Example(image, photograph.label, {name: own[row, place] for name, own in maps.items()})
                 for place, photograph in enumerate(composite)
@@ -415,4 +417,4 @@ class ExplanationTable:
                 captions=[f"asked for {example.label}" for example in own],
             )
         notes = [self.heading, *self.notes]
-        return write_page(path, rows, title="Explanations compared", notes=notes, table=self.cells())
+        return write_page(path, rows, title="Explanations compared", notes=notes, table=self.cells(), kind="jpeg")

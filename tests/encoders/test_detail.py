@@ -10,10 +10,8 @@ from distcam.encoders.detail import with_detail
 from distcam.errors import InputError
 from distcam.images import Transform
 
-FAMILIES = (
-    "resnet18", "regnet_y_400mf", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5",
-    "mnasnet0_5", "densenet121", "squeezenet1_1", "vgg11", "convnext_tiny",
-)  # fmt: skip
+FAMILIES = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_1")
+LARGE = ("mnasnet0_5", "efficientnet_b0", "densenet121", "vgg11", "convnext_tiny")
 
 
 def holds(encoder: Encoder, offset: int = 0) -> None:
@@ -28,12 +26,14 @@ def holds(encoder: Encoder, offset: int = 0) -> None:
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 def test_the_fine_map_holds_the_plain_one_at_every_second_cell(name: str) -> None:
     holds(Encoder.load(name, weights="random", transform=Transform(64)))
 
 
-@pytest.mark.parametrize(("name", "layer", "offset"), [("tf_efficientnet_lite0", "bn2", 1), ("resnet10t", "layer4", 0)])
+@pytest.mark.parametrize(
+    ("name", "layer", "offset"), [("tf_efficientnet_lite0", "bn2", 1), ("mobilenetv3_small_050", "blocks", 0)]
+)
 def test_so_do_timm_s(name: str, layer: str, offset: int) -> None:
     timm = pytest.importorskip("timm")
     holds(Encoder.load(timm.create_model(name).eval(), layer=layer, transform=Transform(64)), offset)
