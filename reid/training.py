@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -119,7 +118,7 @@ def readable(data: ReidData, *, progress: Progress | None = None) -> tuple[ReidD
     """The data set without the images that cannot be read, and these; every file is decoded once."""
     found = unreadable([data.file(image) for image in data.images], progress=progress)
     skipped = tuple(Skipped(data.images[i].path, reason) for i, reason in found.items())
-    return replace(data, images=tuple(image for i, image in enumerate(data.images) if i not in found)), skipped
+    return data.without({item.path for item in skipped}), skipped
 
 
 def training_set(data: ReidData, transform: Transform, *, least: int = 1) -> TrainingSet:
