@@ -61,8 +61,15 @@ class VocFolder:
 
     `SegmentationClass/NAME.png` are palette images (0 background, c + 1 class c, 255 void),
     `ImageSets/Segmentation/SPLIT.txt` holds a NAME per line and is written last, `JPEGImages/NAME.jpg` the images, if
-    asked for, `classes.txt` the classes' names from 1 on, and `settings.json` the settings of the masks. InputError for
-    a folder that holds anything else, or masks made with other settings (whatever JSON can hold).
+    asked for, `classes.txt` the classes' names from 1 on, and `settings.json` the settings of the masks.
+
+    Args:
+        folder: new, empty, or one that was begun with the same settings.
+        class_names: of the foreground.
+        settings: what the masks are made with, as JSON can hold it.
+
+    Raises:
+        InputError: the folder holds something else, or masks made with other settings.
     """
 
     def __init__(

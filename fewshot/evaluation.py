@@ -112,7 +112,12 @@ class Comparison:
         return float(unpaired / paired) if paired > 0 else math.inf
 
     def required_episodes(self, *, difference: float, power: float = 0.8) -> int:
-        """Episodes that find a true difference (0.01: a point) in a share `power` of cases, at the 5 % level."""
+        """Episodes after which a true difference of this size is found at the two-sided 5 % level.
+
+        Args:
+            difference: size of the mean difference, 0.01 for one point.
+            power: how often it would be found, in [0.5, 1).
+        """
         if not 0.5 <= power < 1:
             raise InputError(f"the power must be in [0.5, 1), got {power}")
         shrink = Z / (Z + NormalDist().inv_cdf(power))
@@ -244,10 +249,20 @@ def support_sensitivity(
     n_supports: int = 50,
     seed: int = 0,
 ) -> SupportSensitivity:
-    """Accuracy on fixed queries of fixed classes under redrawn supports, from a bank (n, d) and the class of each row.
+    """Redraw the support of one class set, keeping classes and queries.
 
-    The queries are drawn once, fewer than `n_query` where a class has not enough images for both; InputError for a
-    class without an image for a second support.
+    Args:
+        features: the bank, (n, d).
+        labels: class of each row.
+        classes: the ways, at least two.
+        classifier: what answers.
+        n_shot: support images per class.
+        n_query: queries per class, drawn once; fewer where a class has not enough images for both.
+        n_supports: how many supports, at least two.
+        seed: of the draws.
+
+    Raises:
+        InputError: a class has no image left for a second support, or is unknown.
     """
     label_of = as_names(labels, "labels")
     if n_supports < 2 or len(set(classes)) < 2:

@@ -145,12 +145,19 @@ def audit(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Audit:
-    """Look at every record, and unless told otherwise at every file, once: decode it, and hash its bytes.
+    """Look at every record, and unless told otherwise at every file, once.
 
-    Training identities with fewer than `least_images` are listed; 4 is what identity samplers draw. `near_bits`, 0 to
-    3, also finds pairs whose 64-bit difference hashes differ in at most so many bits; only across identities, and
-    across train and test, since neighbouring frames always look alike. `progress` is called with (files opened, files
-    in all).
+    Args:
+        data: what `read_data` returned.
+        least_images: a training identity with fewer images is listed; 4 is what identity samplers draw.
+        open_files: decode every image and hash its bytes.
+        near_bits: also find pairs whose 64-bit difference hashes differ in at most so many bits, 0 to 3; only across
+            identities, and across train and test, since neighbouring frames always look alike.
+        workers: threads that decode.
+        progress: called with (files opened, files in all).
+
+    Raises:
+        InputError: an option out of range.
     """
     if near_bits is not None and not (0 <= near_bits <= 3 and open_files):
         raise InputError(f"near_bits must be from 0 to 3 and needs the files to be opened, got {near_bits}")

@@ -74,11 +74,23 @@ def encode_data(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Features:
-    """The embeddings of some images of a data set, usually `data.queries + data.gallery`; each is encoded once.
+    """The embeddings of some images of a data set.
 
-    With `flip` a vector is the mean of an image's and its mirror image's. Other options are those of `Inference`.
-    `progress` is called with (images encoded, images in all). With `strict` the first image that cannot be read is an
-    InputError, instead of being left out with a remark: a score without it is not comparable with one that knows it.
+    Args:
+        images: which; usually `data.queries + data.gallery`. An image that is listed twice is encoded once.
+        data: the set they belong to.
+        encoder: what encodes.
+        flip: the mean of each image's embedding and its mirror image's.
+        batch_size: images per forward pass.
+        workers: decoding threads.
+        device: as `Inference` takes it.
+        precision: likewise.
+        strict: stop at the first image that cannot be read, instead of leaving it out with a remark: a score without it
+            is not comparable with one that knows it.
+        progress: called with (images encoded, images in all).
+
+    Raises:
+        InputError: no image can be read, or, with `strict`, one cannot.
     """
     from ..encoders import Inference
 

@@ -224,7 +224,12 @@ def pairs_panel(
     """Pairs below one another, each as probe, match, the shares on both, and Dist-CAM on both, with the parts' shares.
 
     One scale for all shares and one for all Dist-CAM maps, so that a match of the same identity can be compared with
-    one of another by eye. `pairs` are by title, such as "same" and "different"; `look` draws the Dist-CAM maps.
+    one of another by eye.
+
+    Args:
+        pairs: by title, for instance "same" and "different".
+        look: how maps are drawn; its colours are those of the Dist-CAM maps.
+        tile_size: of an image in pixels.
     """
     if not pairs:
         raise InputError("a panel needs at least one pair")
@@ -264,10 +269,20 @@ def pair_energy(
 ) -> dict[str, float]:
     """Share of the pair maps' energy on groups of parts, mean over the queries that show the group, in [0, 1].
 
-    Each of the first `most` queries meets the first gallery image of its identity by another camera, and the maps are
-    drawn on the query: the positive shares of the cosine, and Dist-CAM. Beside them the class-agnostic map, which knows
-    nothing of the match, and chance, which is the group's share of the image. `paths` are the encoding's images,
-    `parts` names of `distcam.synthetic.bodies.PARTS` by group. InputError if there are no masks, or no such part.
+    Each query meets the first gallery image of its identity by another camera, and the maps are drawn on the query: the
+    positive shares of the cosine, and Dist-CAM. Beside them the class-agnostic map, which knows nothing of the match,
+    and chance, which is the group's share of the image.
+
+    Args:
+        encoder: that made the encoding.
+        walkers: a set with masks.
+        encoding: of queries and gallery.
+        paths: of its images.
+        parts: names of parts (see `distcam.synthetic.bodies.PARTS`) by the name of their group.
+        most: how many queries are looked at.
+
+    Raises:
+        InputError: there are no masks, or no such part.
     """
     from ..training.recipes.evaluator import energy_in_raster  # takes seconds to import
 

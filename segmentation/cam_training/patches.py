@@ -52,11 +52,15 @@ class PatchPair:
 
 
 class Patches(ABC):
-    """Division of images into patches, each hidden in I_h with probability `hidden`, p_h.
+    """Division of images into patches, some of them hidden.
 
     A draw that would hide all of an image's patches, or none, is repaired: one patch by chance changes sides. Only an
-    image that is a single patch makes a pair of everything and nothing (`PatchPair.is_whole`). λ counts "pixels", which
-    the network sees, or "patches", as published code does for grids; they differ where patches differ in size.
+    image that is a single patch makes a pair of everything and nothing (`PatchPair.is_whole`).
+
+    Args:
+        hidden: p_h, the probability that a patch is hidden in I_h, between 0 and 1.
+        share: λ counts "pixels", which the network sees, or "patches", as published code does for grids.
+            They differ where patches differ in size.
     """
 
     def __init__(self, *, hidden: float = 0.5, share: ShareOf = "pixels") -> None:

@@ -130,8 +130,14 @@ def refine_by_walk(
 ) -> Float[np.ndarray, "c_and_background h w"]:
     """The scores of the background and the classes after the walk, in the image's pixels; the largest one wins.
 
-    `scores` are those of `class_scores`; a class that is 0 everywhere stays so. `features` are learnt ones, on a grid
-    of their own, in place of the image's colours. ShapeError for scores of another size than the image.
+    Args:
+        scores: of the classes, as from `class_scores`; a class that is 0 everywhere stays so.
+        image: the image.
+        settings: `WalkSettings()` if left out.
+        features: learnt ones, on their own grid, in place of the image's colours.
+
+    Raises:
+        ShapeError: scores of another size than the image.
     """
     if scores.shape[1:] != (image.height, image.width):
         raise ShapeError(f"expected scores of {image.height} x {image.width} pixels, got {scores.shape[1:]}")

@@ -105,10 +105,15 @@ class ClassifierMaps(nn.Module):
 
 
 def load_source(path: str | os.PathLike[str], *, method: Method = "cam") -> ClassMapSource:
-    """The source of class maps that a training left; `method` is that of a classifier's maps.
+    """The source of class maps that a training left.
 
-    The path is the file of a `WeakSegmenter`, or a run's folder or its `encoder.safetensors` with
-    `classifier.safetensors` beside it; any other is a WeightsError.
+    Args:
+        path: the file of a `WeakSegmenter`, or a run's folder or its `encoder.safetensors` with
+            `classifier.safetensors` beside it.
+        method: of a classifier's maps.
+
+    Raises:
+        WeightsError: no such file, or one that gives no class maps.
     """
     given = Path(path)
     weak = given / "weak_segmenter.safetensors"
@@ -153,8 +158,13 @@ _KIND = "weak segmenter"
 class WeakSegmenter(nn.Module):
     """Class maps, plain or refined, of a training from image-level labels.
 
-    It has one vector per class of the foreground on the channels of the encoder's feature map; with trained PCM and
-    PRCM also the layers that the refinement reads; and JSON-able notes: the best background score β, the recipe.
+    Args:
+        encoder: gives the feature map.
+        class_weights: one vector per class on its channels.
+        class_names: in their order; the foreground.
+        refinement: trained PCM and PRCM; None for plain maps.
+        stages: the layers that the refinement reads.
+        metadata: free JSON-able notes: the best background score β, the recipe.
     """
 
     def __init__(
@@ -208,10 +218,14 @@ class WeakSegmenter(nn.Module):
         refined: bool = True,
         labels: Float[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b c _h _w"]:
-        """Raw maps of the classes of normalised images, in the network's resolution, inside the gradient graph.
+        """Raw maps of the classes, in the network's resolution, inside the gradient graph.
 
-        Plain maps are signed, refined ones are not. The maps of a batch's images do not depend on one another. With
-        labels, 0/1 columns, the refinement knows which classes are absent, as it did in training.
+        Plain maps are signed, refined ones are not. The maps of a batch's images do not depend on one another.
+
+        Args:
+            images: normalised, of any size that the encoder takes.
+            refined: apply the refinement, if there is one.
+            labels: 0/1 columns: the refinement then knows which classes are absent, as it did in training.
         """
         refinement = self.refinement if refined else None
         with read_stages(self.encoder, self.stages if refinement is not None else ()) as read:

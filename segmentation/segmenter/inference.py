@@ -181,10 +181,18 @@ def score_images(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Float[np.ndarray, "c h w"]]]:
-    """Position and scores of every image, one after another; see `class_scores`.
+    """Position and scores of every image, one after another.
 
-    `labels` says whose classes count: those "known" of the image, those "predicted", or "all". InputError for other
-    classes than the source's, or an image without labels where they are to be known.
+    Args:
+        source: its classes must be those of the data.
+        data: the images.
+        labels: whose classes count: those "known" of the image, those "predicted", or "all" of them.
+        settings: see `class_scores`.
+        device: of the network.
+        progress: called with (images done, images in all).
+
+    Raises:
+        InputError: other classes, or an image without labels where they are to be known.
     """
     require_classes(source.class_names, data)
     for i in range(len(data)):

@@ -64,10 +64,13 @@ def dense_labels(batch: Batch) -> Int[Tensor, "b h w"]:
 
 
 class PixelCrossEntropy(Term):
-    """Cross entropy of the decided pixels, at the masks' resolution: the mean over the batch, as in SEC and GAIN.
+    """Cross entropy of the decided pixels, at the masks' resolution.
 
-    With balance "background" the mean of those of the background and that of the classes count half each, since cues of
-    the background are many. Source: [SEC], seeding loss.
+    Args:
+        balance: "no": the mean over all decided pixels of the batch, as in SEC and GAIN. "background": the mean of
+            those of the background and of the classes count half each, since cues of the background are many.
+
+    Source: [SEC], seeding loss.
     """
 
     def __init__(self, *, balance: Literal["no", "background"] = "no") -> None:
@@ -92,7 +95,10 @@ class PixelCrossEntropy(Term):
 
 
 class Pooled(Term):
-    """Multi-label soft margin of the classes' pooled logits, "mean" or "max", the background left out.
+    """Multi-label soft margin of the classes' pooled logits, the background left out.
+
+    Args:
+        pooling: "mean", or "max".
 
     Source: [GAIN] §4, the classification stream that the segmentation network keeps.
     """
@@ -129,9 +135,13 @@ def rank_pooled(probabilities: Float[Tensor, "b c h w"], decay: float) -> Float[
 class Expand(Term):
     """The classes that an image shows cover a part of it, the others nothing, the background a large part.
 
-    Decays (d+ of the shown classes, d- of the absent ones, d) are those of SEC's 41×41 map and are raised to the power
-    that gives the same shares on another: the highest ten percent of the positions make up half of a shown class's
-    mean, the highest thirty of the background's. With 0 the highest position alone counts.
+    Decays are those of SEC's 41×41 map and are raised to the power that gives the same shares on another: the highest
+    ten percent of the positions make up half of a shown class's mean, the highest thirty of the background's.
+
+    Args:
+        shown: d+, of the classes that the image shows.
+        absent: d-, of those it does not; 0 looks at the highest position alone.
+        background: d of the background.
 
     Source: [SEC], expansion loss; the decays are those of its experiments.
     """
@@ -160,8 +170,12 @@ class Expand(Term):
 class Constrain(Term):
     """Mean KL divergence of the prediction from what a dense CRF makes of it: masks should end where colours change.
 
-    The CRF works on the network's own grid and gets no gradient. It runs image by image on the CPU. Its distances,
-    which are meant for images, are multiplied by `factor`; left out, the grid's longer side over 500.
+    The CRF works on the network's own grid and gets no gradient. It runs image by image on the CPU.
+
+    Args:
+        transform: to give the CRF the colours back.
+        factor: of the CRF's distances, which are meant for images; left out, the grid's longer side over 500.
+        steps: of the CRF.
 
     Source: [SEC], constrain-to-boundary loss.
     """

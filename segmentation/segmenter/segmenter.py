@@ -60,8 +60,12 @@ class SegmentationModel(nn.Module):
 class Segmenter(Encoder):
     """A segmentation network as an encoder: the feature map are logits, the background's first.
 
-    `class_names` are those of the foreground. Nothing may be cut away from an image, so the transform squashes. The
-    architecture is a name of torchvision's, or "light"; with its options it is built again.
+    Args:
+        model: its parts.
+        class_names: of the foreground; the network has one output more.
+        transform: from an image to its input; nothing may be cut away, so it squashes.
+        architecture: a name of torchvision's, or "light".
+        options: of the architecture, to build it again.
     """
 
     def __init__(
@@ -258,7 +262,11 @@ def class_probabilities(
 ) -> Float[np.ndarray, "c h w"]:
     """Probabilities in the image's pixels, the background's first: the mean over scales and mirror images.
 
-    The segmenter is in evaluation mode on `device`; it looks once, not mirrored, if no settings are given.
+    Args:
+        segmenter: in evaluation mode, on `device`.
+        image: RGB.
+        settings: one scale, not mirrored, if left out.
+        device: of the network.
     """
     settings = settings or ONE_LOOK
     size = (image.height, image.width)

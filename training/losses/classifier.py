@@ -93,8 +93,13 @@ class CenterTerm(Term):
     The centers follow by their own rule, not by the optimiser: after each batch
     `c_j ← c_j - rate · (2 / B) Σ_{i of class j} (c_j - f_i)`, gradient descent on the unweighted loss, so neither the
     term's weight nor the run's learning rate shrinks their steps. They are a buffer, drawn from N(0, 1), and stay as
-    they are in evaluation mode. With accumulated gradients each part of a batch moves them. Vectors are "pooled"
-    (before the head, as in re-identification) or the "embedding".
+    they are in evaluation mode. With accumulated gradients each part of a batch moves them.
+
+    Args:
+        dim: length of the vectors.
+        n_classes: number of classes.
+        on: "pooled" (before the head, as in re-identification) or "embedding".
+        rate: step size of the centers.
 
     Source: Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, 2016, Eq. 2; Luo et al.,
     Bag of Tricks and a Strong Baseline for Deep Person Re-identification, 2019, §3.6 (the rule of the centers).
@@ -133,11 +138,20 @@ class CenterTerm(Term):
 def save_classifier(
     path: str | os.PathLike[str], classifier: HasClassWeights, class_names: Sequence[str], *, fingerprint: str
 ) -> None:
-    """Write the class weights of an objective's `classifier` into one `.safetensors` file, beside the encoder's.
+    """Write the class weights of a trained objective into one `.safetensors` file, beside the encoder's.
 
     Proxies become a linear or cosine classifier with the same logits, or, where they are compared by a distance, with
-    logits in the same order; one with several vectors per class is an InputError. Names are in the order of the class
-    weights, the fingerprint is that of their encoder. WeightsError if the file cannot be written.
+    logits in the same order.
+
+    Args:
+        path: the file, replaced in one step.
+        classifier: an objective's `classifier`.
+        class_names: in the order of the class weights.
+        fingerprint: of the encoder that they belong to.
+
+    Raises:
+        InputError: a classifier that is no such thing, as one with several vectors per class.
+        WeightsError: the file cannot be written.
     """
     plain = classifier if isinstance(classifier, ClassifierTerm) else _plain(classifier)
     config = {

@@ -166,9 +166,11 @@ class AttentionTransfer(_MapMatching):
 
 
 class Kd(Distillation):
-    """Knowledge distillation: the student's class probabilities against the teacher's, both softened by τ.
+    """Knowledge distillation: the student's class probabilities against the teacher's, both softened.
 
-    The loss is multiplied by τ², so its gradients keep their size.
+    Args:
+        teacher: with a classifier.
+        temperature: τ; the loss is multiplied by τ², so its gradients keep their size.
 
     Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; [CAM-loss] Eq. 8, which divides by the
     number of classes, with the weight 0.5 of Eq. 12.
