@@ -382,7 +382,7 @@ def test_a_collection_of_another_gallery_is_refused(
         with pytest.raises(CorruptGalleryError, match=r"belongs to another gallery|there is no collection"):
             Gallery.open(tmp_path / "one")
     other = dataclasses.replace(manifest.spec, embedding_dim=7, pooled_dim=7)
-    dataclasses.replace(manifest, spec=other).save(tmp_path / "one", Storage())
+    dataclasses.replace(manifest, spec=other, background=None).save(tmp_path / "one", Storage())
     with pytest.raises(CorruptGalleryError, match="vectors of 64 numbers, the gallery's have 7"):
         Gallery.open(tmp_path / "one")
     manifest.save(tmp_path / "one", Storage())
