@@ -253,7 +253,7 @@ def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder) -> Vectors:
         border = _numpy(border_mean(response.map))
     if border is not None and spec.metric == "cosine":  # of a zero vector, which is refused, it stays as it is
         length = np.linalg.norm(embedding, axis=1, keepdims=True)
-        border = border / np.where(length > 0, length, 1)
+        border = border / np.where(length > 0, length, 1).astype(np.float32)
     if spec.map_shape is None:
         return Vectors(pooled, embedding, border=border)
     with np.errstate(invalid="ignore", over="ignore"):  # an image with NaN is refused by its scale
