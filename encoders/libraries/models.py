@@ -120,7 +120,9 @@ def require_options(prefix: str, options: Mapping[str, Any], refused: str) -> No
     """Refuse options that name files or places: a checkpoint's header may hold anything."""
     for key in options:
         if re.search(refused, key):
-            raise InputError(f"{key} is no option of a {LIBRARIES[prefix]} network; pass weights by weights=")
+            raise InputError(
+                f"{LIBRARIES[prefix]} is given no {key}: files and permissions are no options of a network; see weights="
+            )
 
 
 @contextmanager
