@@ -121,9 +121,7 @@ def require_options(prefix: str, options: Mapping[str, Any], refused: str) -> No
     """Refuse options that name files or places: a checkpoint's header may hold anything."""
     for key in options:
         if re.search(refused, key):
-            raise InputError(
-                f"{LIBRARIES[prefix]}: {key} is refused; files and permissions are no options of a network"
-            )
+            raise InputError(f"{LIBRARIES[prefix]}: {key} is refused: files and permissions are no options")
 
 
 @contextmanager
