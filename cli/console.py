@@ -131,14 +131,22 @@ def progress_lines(description: str, *, every: float | None = None) -> Iterator[
 
 
 def load_encoder(
-    name: str, weights: str | None, *, fit: FitName | None = None, size: int | None = None, layer: str | None = None
+    name: str,
+    weights: str | None,
+    *,
+    fit: FitName | None = None,
+    size: int | None = None,
+    layer: str | None = None,
+    readout: str | None = None,
 ) -> Encoder:
     """The encoder that the options name; an architecture without `--weights` is an error that lists the choices."""
     require_encoder(name, weights, layer)
     from ..encoders import Encoder
 
-    is_checkpoint = name.endswith(".safetensors")
-    encoder = Encoder.load(name) if is_checkpoint else Encoder.load(name, weights=weights, layer=layer)
+    chosen: dict[str, Any] = {} if readout is None else {"readout": readout}
+    if not name.endswith(".safetensors"):
+        chosen |= {"weights": weights, "layer": layer}
+    encoder = Encoder.load(name, **chosen)
     encoder.transform = encoder.transform.adapted(size=size, fit=fit)
     return encoder
 

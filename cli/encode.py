@@ -20,6 +20,7 @@ from .options import (
     ImageSize,
     Labels,
     Layer,
+    Readout,
     StoreMaps,
     Strict,
     Weights,
@@ -35,6 +36,7 @@ def encode(
     encoder: EncoderName = "resnet50",
     weights: Weights = None,
     layer: Layer = None,
+    readout: Readout = None,
     labels: Labels = None,
     fit: Fit = None,
     image_size: ImageSize = None,
@@ -52,7 +54,7 @@ def encode(
     from ..index import encode_to_file
 
     with resumable(), progress_bar("encoding") as progress:
-        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
         report = encode_to_file(
             images,
             loaded,

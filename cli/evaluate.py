@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..files import write_text
 from .command import refuse_unused
 from .console import load_encoder, note_unfinished_build, print_json, progress_bar, require_encoder, resumable, say
-from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Weights, Workers
+from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Readout, Weights, Workers
 
 if TYPE_CHECKING:
     from ..images import Dataset
@@ -38,6 +38,7 @@ def evaluate(
     ] = None,
     weights: Weights = None,
     layer: Layer = None,
+    readout: Readout = None,
     protocol: Annotated[
         LayoutName, typer.Option(help="The benchmark; `auto` recognises CUB, Cars, SOP and In-Shop by their files.")
     ] = "auto",
@@ -96,7 +97,7 @@ def evaluate(
         if is_file or (dataset / MANIFEST_NAME).is_file():
             refuse_unused(
                 f"as {dataset} is encoded already", "encoder", "weights", "layer", "gallery", "cache", "split",
-                "protocol", "fit", "image_size", "precision", "batch_size", "workers", "device", "strict",
+                "readout", "protocol", "fit", "image_size", "precision", "batch_size", "workers", "device", "strict",
                 "max_pixels",
             )  # fmt: skip
             from ..index import read_encodings
@@ -114,7 +115,9 @@ def evaluate(
             if gallery is not None:
                 refuse_unused("with --gallery, which has its own", "precision")
                 if encoder is None:
-                    refuse_unused("by the encoder that --gallery brings", "weights", "layer", "fit", "image_size")
+                    refuse_unused(
+                        "by the encoder that --gallery brings", "weights", "layer", "readout", "fit", "image_size"
+                    )
             images = _load(dataset, protocol, split=split, strict=strict)
             searched = None if gallery is None else _open(gallery)
             if encoder is None and searched is None:
@@ -127,7 +130,7 @@ def evaluate(
             require_encoder(encoder, weights, layer)
             from ..retrieval import EncodingSettings, default_protocol, evaluate_dataset
 
-            loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+            loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
             with progress_bar("encoding") as encoding, progress_bar("ranking") as ranking:
                 result = evaluate_dataset(
                     images,

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import write_text
 from .command import refuse_unused
 from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, say
-from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Weights
+from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Readout, Weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +65,7 @@ def localize(
     ] = None,
     split: Annotated[Literal["train", "test", "all"], typer.Option(help="Which part of CUB-200-2011.")] = "test",
     layer: Layer = None,
+    readout: Readout = None,
     fit: Fit = None,
     image_size: ImageSize = None,
     metric: Annotated[Metric, typer.Option(help="How embeddings are compared.")] = "cosine",
@@ -100,7 +101,7 @@ def localize(
     known_classes = None if synsets is None else read_synsets(synsets)
     boxed = boxed_images(listing, read_boxes(boxes, split=split), labels=known_classes)
     reader = None if masks is None else _mask_reader(masks, boxed)
-    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
     classifier = None if weights is None else read_classifier(encoder, weights, pooled_dim=loaded.pooled_dim)
     with progress_bar("references") as progress:
         inference = Inference(loaded, device=device, batch_size=batch_size)

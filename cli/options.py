@@ -68,6 +68,13 @@ MaskClass = Annotated[
     typer.Option(min=0, max=255, help="The number that marks the object in the masks. Default: all that is not black."),
 ]
 Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
+Readout = Annotated[
+    str | None,
+    typer.Option(
+        help="The vector that a timm:, hf: or open_clip: encoder is searched by: mean, class, class+mean, attention. "
+        "Default: what its authors rank by."
+    ),
+]
 Fit = Annotated[
     FitName | None,
     typer.Option(

@@ -19,6 +19,7 @@ from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, wr
 from .encoding import Encoding
 from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
+from .libraries.models import without_hub
 from .names import CHECKPOINT_SUFFIX
 from .readouts import telling_constants
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
@@ -178,8 +179,9 @@ class Encoder(nn.Module):
                 raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
             return cls._around(source, weights, colours, layer=layer, transform=transform, pooling=pooling, head=head)
         if is_checkpoint(source):
-            if (weights, layer, pooling, head, options) != (None, None, "gap", None, None):
-                raise InputError(f"{source} brings its own weights, layer, pooling, head, and options; leave them out")
+            if (weights, layer, pooling, head, options, readout) != (None, None, "gap", None, None, "auto"):
+                own = "weights, layer, pooling, head, options, and readout"
+                raise InputError(f"{source} brings its own {own}; leave them out")
             return cls._restored(source, transform, colours)
         state, own_transform = published(name := os.fspath(source), weights)
         if readout != "auto":
@@ -249,7 +251,7 @@ class Encoder(nn.Module):
         """The encoder of a checkpoint; another transform may replace the one it was saved with."""
         config, tensors = read_checkpoint(path)
         with built_from_header(path, "an encoder"):
-            with uninitialised():
+            with uninitialised(), without_hub():
                 transform = (transform or Transform.from_dict(config["transform"])).adapted(**colours)
                 name, options = config["architecture"], config["options"]
                 size = (transform.height, transform.width)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from ..remarks import remark
 from .layers import plain_name
+from .libraries.renaming import renamed_by_library
 
 _DEEPEST = 12  # parts of a name that are tried as a prefix: a file's names are not trusted
 _COUNTER = "num_batches_tracked"
@@ -148,7 +149,7 @@ def _renamed_by_its_own_code(
         for name, part in module.named_modules()
         if part._load_state_dict_pre_hooks or not type(part)._load_from_state_dict.__module__.startswith("torch.nn.")
     ]
-    renamed = dict(tensors)
+    renamed = renamed_by_library(module, tensors)
     versions = state.versions if isinstance(state, StateDict) else {}
     with suppress(AssertionError, KeyError, RuntimeError, TypeError, ValueError):  # a format it does not know
         empty = deepcopy(module).to("meta") if renaming else module  # whatever is copied there goes nowhere

@@ -12,7 +12,7 @@ import typer
 from ...errors import DistcamError, InputError
 from ..command import Commands, refuse_unused
 from ..console import load_encoder, note, print_json, progress_bar, require_encoder, require_file, say
-from ..options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, ReadsImages, Strict, Weights, Workers
+from ..options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Readout, ReadsImages, Strict, Weights, Workers
 from .sources import (
     EPISODE_OPTIONS,
     base_mean,
@@ -71,6 +71,7 @@ def evaluate(
     encoder: EncoderChoice = None,
     weights: Weights = None,
     layer: Layer = None,
+    readout: Readout = None,
     fit: Fit = None,
     image_size: ImageSize = None,
     part: Part = "novel",
@@ -113,7 +114,7 @@ def evaluate(
     if data.endswith(".h5"):
         refuse_unused(
             f"as {data} holds features already", "encoder", "weights", "layer", "fit", "image_size", "features",
-            "batch_size", "workers", "device", "max_pixels",
+            "readout", "batch_size", "workers", "device", "max_pixels",
         )  # fmt: skip
     if episodes_file is not None:
         refuse_unused("with --episodes-file, which is replayed", *EPISODE_OPTIONS)
@@ -142,7 +143,11 @@ def evaluate(
     tested = opened[part]
     if episodes_file is None:
         refuse_prescribed(opened, part)
-    loaded = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+    loaded = (
+        None
+        if encoder is None
+        else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
+    )
     encode = partial(
         features_of, encoder=loaded, folder=features or out_file.with_suffix(".features"), batch_size=batch_size,
         workers=workers, device=device, overwrite=overwrite, strict=strict,
@@ -173,7 +178,8 @@ def evaluate(
             progress(len(results), len(methods))
     about = {
         "data": data, "part": part, "split_hash": tested.split_hash, "encoder": encoder, "weights": weights,
-        "layer": layer, "fit": fit, "image_size": image_size, "base": base, "features": str(encodings.file),
+        "layer": layer, "readout": readout, "fit": fit, "image_size": image_size, "base": base,
+        "features": str(encodings.file),
         "fingerprint": encodings.encoder.get("fingerprint"), "precision": encodings.encoder.get("precision"),
         "transform": (encodings.encoder.get("description") or {}).get("transform"),
         "trained_on": None if overlap is None else overlap.to_dict(),
@@ -302,7 +308,7 @@ def report(
     file = ResultFile.load(results)
     about = {**file.source, **({"data": data} if data else {})}
     if encoder is not None:
-        about |= {"encoder": encoder, "weights": weights, "layer": None}
+        about |= {"encoder": encoder, "weights": weights, "layer": None, "readout": None}
     explainer = None
     sensitivity: dict[str, list[SupportSensitivity]] = {}
     notes: list[str] = []

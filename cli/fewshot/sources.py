@@ -134,9 +134,8 @@ def explainer_of(
     file.episodes.rows_in(split.names)
     encoder = None
     if name := about.get("encoder"):
-        encoder = load_encoder(
-            name, about.get("weights"), fit=about.get("fit"), size=about.get("image_size"), layer=about.get("layer")
-        )
+        chosen = {key: about.get(key) for key in ("fit", "layer", "readout")}
+        encoder = load_encoder(name, about.get("weights"), size=about.get("image_size"), **chosen)
         if about.get("transform") is not None:
             encoder.transform = Transform.from_dict(about["transform"])
         elif not (about.get("fit") or str(name).endswith(".safetensors")):  # 0.1 cropped where nothing else was said

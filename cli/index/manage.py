@@ -41,6 +41,7 @@ from ..options import (
     MaskClass,
     Masks,
     Metric,
+    Readout,
     ReadsImages,
     StoreMaps,
     Strict,
@@ -65,6 +66,7 @@ def build(
     encoder: EncoderName = "resnet50",
     weights: Weights = None,
     layer: Layer = None,
+    readout: Readout = None,
     fit: Fit = None,
     image_size: ImageSize = None,
     labels: Labels = None,
@@ -109,7 +111,7 @@ def build(
     require_encoder(encoder, weights, layer)
     require_images([images])
     with resumable(), progress_bar("building") as progress:
-        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
         gallery = Gallery.build(
             images,
             loaded,

@@ -13,10 +13,10 @@ from torch import nn
 
 from ...errors import InputError
 from ...images.transform import Transform
-from .models import LibraryModel, library
+from .models import LibraryModel, library, require_options
 
 _NOT_OF_THE_NETWORK = (
-    *("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "model_type"),
+    *("transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "quantization_config"),
     *("id2label", "label2id", "problem_type"),
 )
 
@@ -26,10 +26,11 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     transformers = library("hf")
     kept = options.get("config")
     own = {key: value for key, value in options.items() if key not in ("readout", "config")}
+    require_options("hf", own, "^_|^auto_map$|trust|cache|quantization|attn_implementation")
     if kept is None:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **own)
     else:
-        values = dict(kept)
+        values = _plain(kept)
         config = transformers.AutoConfig.for_model(values.pop("model_type"), **values, **own)
     if pretrained:
         make = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
@@ -40,15 +41,24 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
         raise InputError(f"hf:{name} is a {config.model_type} model, which takes {model.main_input_name} and no images")
     transform, assumed = (Transform(), "") if kept is not None else _transform_of(transformers, name, model.config)
-    plain = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_OF_THE_NETWORK}
     return LibraryModel(
         model,
         f"hf:{config.model_type if Path(name).is_dir() else name}",
-        {"config": {"model_type": config.model_type, **plain}},
+        {"config": _plain(config.to_diff_dict())},
         transform,
-        assumed=assumed,
-        whole=None if model is whole else whole,
+        frozenset() if model is whole else frozenset(whole.state_dict()),
+        assumed,
+        None if model is whole else whole,
     )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what is no part of the network, in its towers' too."""
+    return {
+        key: _plain(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if key not in _NOT_OF_THE_NETWORK and not key.startswith("_")
+    }
 
 
 def _seeing(transformers: Any, whole: Any) -> Any:

@@ -1,8 +1,8 @@
 """A network of another library by its name: `timm:NAME`, `hf:NAME` or folder, `open_clip:NAME`.
 
 Nothing of it is distcam's: architecture, weights and configuration come through the library's own functions, without
-code from a repository and without pickles. What a name alone does not determine is kept as the library's own
-configuration in the encoder's options, so that a gallery opens without the network.
+code from a repository and without pickles of more than tensors. What a name alone does not determine is kept as the
+library's own configuration in the encoder's options, so that a gallery opens without the network.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import warnings
@@ -24,6 +25,7 @@ from torch import nn
 
 from ...errors import InputError, MissingExtraError, WeightsError
 from ...images.transform import Transform
+from ...remarks import DistcamWarning
 from ..checkpoint import canonical_json
 from ..layers import closest
 from ..names import LIBRARIES, library_of
@@ -100,6 +102,29 @@ def require_known(prefix: str, name: str, names: list[str]) -> None:
 
 
 @contextmanager
+def without_hub() -> Iterator[None]:
+    """Inside, libraries fetch nothing: what a file says of a network must be all that builds it again."""
+    constants: Any = sys.modules.get("huggingface_hub.constants")
+    try:
+        constants = constants or import_module("huggingface_hub.constants")
+    except ImportError:  # then there is none of the libraries either
+        yield
+        return
+    was, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
+
+
+def require_options(prefix: str, options: Mapping[str, Any], refused: str) -> None:
+    """Refuse options that name files or places: a checkpoint's header may hold anything."""
+    for key in options:
+        if re.search(refused, key):
+            raise InputError(f"{LIBRARIES[prefix]}: {key} is refused: files and permissions are no options")
+
+
+@contextmanager
 def _fetching(name: str) -> Iterator[None]:
     """While a library may download: without a network it looks into its cache at once, and what fails is one line."""
     from huggingface_hub import constants
@@ -109,13 +134,13 @@ def _fetching(name: str) -> Iterator[None]:
     logging.disable(logging.ERROR)  # the error that follows says it
     try:
         with redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.filterwarnings("ignore", module=r"(timm|transformers|open_clip|huggingface_hub|torch)(\.|$)")
             yield
-    except (InputError, WeightsError):
+    except (InputError, WeightsError, DistcamWarning):
         raise
     except Exception as error:  # each library has its own for what cannot be fetched
         why = " ".join(str(error).split()).partition(". ")[0]
-        if not isinstance(error, OSError | RuntimeError) and not constants.HF_HUB_OFFLINE:
+        if not (isinstance(error, OSError) or re.search(r"download|hub", str(error), re.IGNORECASE)):
             raise InputError(f"{name} cannot be built: {why or type(error).__name__}") from error
         prefix = name.partition(":")[0] + ":"
         offline = " without a network" if constants.HF_HUB_OFFLINE else ""

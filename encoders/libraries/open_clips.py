@@ -10,7 +10,7 @@ from typing import Any
 
 from ...images.transform import Transform
 from ...remarks import remark
-from .models import LibraryModel, library, require_known
+from .models import LibraryModel, library, require_known, require_options
 
 _CONFIG = "open_clip_config.json"
 
@@ -19,6 +19,7 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     """The network `open_clip:NAME`, `NAME/TAG` of certain weights, `hf-hub:OWNER/NAME`, or a folder with its file."""
     open_clip = library("open_clip")
     own = {key: value for key, value in options.items() if key not in ("readout", "config")}
+    require_options("open_clip", own, "^(?!force_)")
     if "config" in options:
         return _built(open_clip, name, options["config"], own)
     if (Path(name) / _CONFIG).is_file():
@@ -31,17 +32,15 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is not None:
         require_known("open_clip", f"{name}/{tag}", [f"{name}/{each}" for each in tags])
-    elif pretrained and len(tags) > 1:
-        remark(
-            f"open_clip:{name} has {len(tags)} published weights, of which {tags[0]} is taken; NAME/TAG names another"
-        )
-    tag = tag or (tags[0] if tags else None)
+    is_chosen, tag = tag is not None or len(tags) < 2, tag or (tags[0] if tags else None)
     published = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     config = open_clip.get_model_config(name)
     if published.get("quick_gelu"):
         config["quick_gelu"] = True
     more = {"load_weights": pretrained, "force_quick_gelu": config.get("quick_gelu", False), "pretrained_text": False}
     whole = open_clip.create_model(name, pretrained=tag if pretrained else None, **more, **own)
+    if pretrained and not is_chosen:
+        remark(f"open_clip:{name}: of {len(tags)} published weights {tag} are taken; NAME/TAG names others")
     looks = {key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in published}
     return _seeing(
         open_clip, whole, f"{name}/{tag}" if pretrained else name, config, own, looks=looks, is_said=bool(tag)
@@ -86,13 +85,12 @@ def _seeing(
     """The image's tower of a whole model."""
     values = {**open_clip.get_model_preprocess_cfg(whole), **(looks or {})}
     assumed = "" if is_said else "no published weights of it say a transform, so CLIP's mean and std are assumed"
-    beside = frozenset(key for key in whole.state_dict() if not key.startswith("visual."))
     return LibraryModel(
         whole.visual,
         f"open_clip:{Path(name).name if Path(name).is_dir() else name}",
         {**own, "config": dict(config)},
         _transform_of(values),
-        beside,
+        frozenset(whole.state_dict()),
         assumed,
         whole,
     )

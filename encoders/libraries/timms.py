@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...images.transform import Transform
-from .models import LibraryModel, library, require_known
+from .models import LibraryModel, library, require_known, require_options
 
 _BUILT_BY = ("input_size", "fixed_input_size", "pool_size", "first_conv", "classifier", "num_classes")
 _SCHEMES = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -19,6 +19,8 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     """The network `timm:NAME`, `timm:hf-hub:OWNER/NAME` or `timm:FOLDER`; options go to timm's constructor."""
     timm = library("timm")
     own = {key: value for key, value in options.items() if key not in ("readout", "architecture")}
+    require_options("timm", own, "_path$|cache|overlay|pretrained(?!_cfg$)|_file$")
+    require_options("timm", own.get("pretrained_cfg") or {}, f"^(?!({'|'.join(_BUILT_BY)})$)")
     folder = Path(name.removeprefix("local-dir:"))
     is_folder = folder.is_dir() and (folder / "config.json").is_file()
     is_elsewhere = is_folder or name.startswith(_SCHEMES)
@@ -41,7 +43,16 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
         {key: value for key, value in own.items() if key not in ("num_classes", "dynamic_img_size")},
         transform_of(config) or Transform(),
         frozenset(spare),
+        _assumed(config),
     )
+
+
+def _assumed(config: Mapping[str, Any]) -> str:
+    """What a transform of distcam's leaves out of a configuration."""
+    filtering, share = config.get("interpolation") or "bicubic", config.get("crop_pct") or 1
+    if filtering not in ("bilinear", "bicubic"):
+        return f"its interpolation, {filtering}, is taken as bicubic"
+    return "its crop of a squashed image is left out" if config.get("crop_mode") == "squash" and share < 1 else ""
 
 
 def names() -> list[str]:

@@ -24,7 +24,7 @@ from ...encoders.backbones.networks import Network, available_networks
 from ...encoders.backbones.registry import build_backbone
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...encoders.layers import closest, evaluating
-from ...encoders.names import needs_weights
+from ...encoders.names import library_of, needs_weights
 from ...encoders.state_dicts import best_match, load_state, say_what_is_left
 from ...encoders.trained_on import TrainedOn
 from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
@@ -239,6 +239,8 @@ def _light(
         source = Encoder.load(
             options["encoder"], weights=weights, layer=options["layer"], options=options["encoder_options"] or None
         )
+        if library_of(options["encoder"]) is not None:  # what builds it again without its library's hub or folder
+            options |= {"encoder": source.architecture, "encoder_options": source.options}
     model = _light_model(options, class_names, transform)
     model.backbone = source.backbone
     return model, options, source.trained_on
