@@ -146,7 +146,7 @@ def _blocks(
             skipped[name] = failure.error.reason
         done += len(batch.items) + len(batch.failures)
         if batch.encoding is not None:
-            vectors = to_vectors(batch.encoding, spec, inference.encoder)
+            vectors = to_vectors(batch.encoding, spec)
             finite = np.isfinite(vectors.pooled).all(1) & np.isfinite(vectors.embedding).all(1)
             if not finite.all():
                 name = str(split.names[batch.items[int(np.argmin(finite))]])

@@ -95,6 +95,17 @@ def test_it_follows_add_remove_compact_sync_and_opening_again(
     assert np.array_equal(Gallery.open(tmp_path / "g").background, gallery.background)
 
 
+def test_an_export_brings_it_along_and_other_vectors_have_none(small_gallery: Gallery, tmp_path: Path) -> None:
+    from distcam.index.interop.export import export_gallery
+    from distcam.index.interop.import_ import import_gallery
+
+    export_gallery(small_gallery, tmp_path / "export")
+    back = import_gallery(tmp_path / "export", tmp_path / "back", root=small_gallery.root)
+    assert np.array_equal(back.background, small_gallery.background)
+    assert back.manifest.background.images == len(small_gallery)
+    assert import_gallery(tmp_path / "export", tmp_path / "l2", metric="l2").background is None
+
+
 def test_a_background_of_another_width_or_of_no_numbers_is_damage(small_gallery: Gallery, tmp_path: Path) -> None:
     from distcam.index.storage.manifest import _checksum
 
