@@ -109,10 +109,10 @@ def _projected(given: Mapping[str, Any]) -> list[Float[Tensor, "b heads n d"]]:
     biases = [None] * 3 if bias is None else bias.chunk(3)
     tokens = [given[name] for name in ("query", "key", "value")]
     if not given["use_separate_proj_weight"] and tokens[0] is tokens[1] is tokens[2]:
-        each = functional.linear(tokens[0], packed, bias).chunk(3, -1)
+        each = list(functional.linear(tokens[0], packed, bias).chunk(3, -1))
     else:
         each = [functional.linear(*of) for of in zip(tokens, weights, biases, strict=True)]
-    return [part.unflatten(-1, (given["num_heads"], -1)).permute(1, 2, 0, 3) for part in each]
+    return [part.view(*part.shape[:2], given["num_heads"], -1).permute(1, 2, 0, 3) for part in each]
 
 
 def softmax(mode: Following, func: Call, args: Any, kwargs: Any) -> Tensor:

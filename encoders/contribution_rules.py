@@ -106,7 +106,7 @@ def _multiplied(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
         output, first = func(*args, **kwargs), shares[:, :, :N_ROWS].float().clone()
 
         def of_row(row: int) -> Tensor:
-            return row_of(first.flatten(0, 1), row)[:, 0].unflatten(0, shares.shape[:2]).mT
+            return row_of(first.flatten(0, 1), row).view(*shares.shape[:2], -1).mT
 
         return mode.mark(output, attended(mode, of_row, right, output, n_queries=left.shape[-2]))
     found = _projected(mode, left, right.mT) if right.ndim == 2 and mode.of(right) is None else None
@@ -175,7 +175,7 @@ def _layer_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     rows, weight, eps = mode.rows(given["input"]), given.get("weight"), given.get("eps", 1e-5)
 
     def normed(parts: Tensor, row: int) -> Tensor:
-        scale = (row_of(rows, row).var(-1, correction=0, keepdim=True) + eps).rsqrt()
+        scale: Tensor = (row_of(rows, row).var(-1, correction=0, keepdim=True) + eps).rsqrt()
         scale = scale if weight is None else scale * weight.float()
         return (parts - parts.mean(-1, keepdim=True)) * scale
 
@@ -190,7 +190,7 @@ def _rms_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     eps = torch.finfo(given["input"].dtype).eps if eps is None else eps
 
     def normed(parts: Tensor, row: int) -> Tensor:
-        scale = (row_of(rows, row).square().mean(-1, keepdim=True) + eps).rsqrt()
+        scale: Tensor = (row_of(rows, row).square().mean(-1, keepdim=True) + eps).rsqrt()
         return parts * (scale if weight is None else scale * weight.float())
 
     return mode.mark(func(*args, **kwargs), found.then(normed))
@@ -213,7 +213,8 @@ def _normalised(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     rows = mode.rows(args[0])
 
     def shortened(parts: Tensor, row: int) -> Tensor:
-        return parts / torch.linalg.vector_norm(row_of(rows, row), dim=-1, keepdim=True).clamp(min=1e-12)
+        length: Tensor = torch.linalg.vector_norm(row_of(rows, row), dim=-1, keepdim=True)
+        return parts / length.clamp(min=1e-12)
 
     return mode.mark(func(*args, **kwargs), found.then(shortened))
 
@@ -293,7 +294,7 @@ def _mean_of(tokens: Tensor, grid: tuple[int, int]) -> Contribution:
         lambda _: held.float() / count,
         grid,
         is_whole,
-        map=held.mT.unflatten(-1, grid) if is_whole else None,
+        map=held.mT.reshape(len(held), -1, *grid) if is_whole else None,
     )
 
 

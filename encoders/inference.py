@@ -201,7 +201,7 @@ class Inference:
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         images = self.transform.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            encoding = self.fine(images)
+            encoding: Encoding = self.fine(images)
         return encoding.changed(Tensor.contiguous)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -117,7 +117,8 @@ class ReadOut(nn.Module):
         with torch.autocast(vector.device.type, enabled=False):
             vector, parts = vector.float(), found.of_row(0)
             constant = vector - parts.sum(1)
-            feature_map = (parts * parts.shape[1] + constant[:, None]).mT.unflatten(-1, found.shape)
+            flat = (parts * parts.shape[1] + constant[:, None]).mT
+            feature_map = flat.reshape(*flat.shape[:2], *found.shape)
         if not found.is_whole and (told := _CONSTANT.get()) is not None:
             told.append(constant)
         return feature_map

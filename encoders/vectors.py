@@ -62,7 +62,9 @@ def vector_of(model: nn.Module, features: Any, images: Tensor, *, readout: str) 
     if not isinstance(features, dict):
         got = type(features).__name__
         raise ShapeError(f"{type(model).__name__} returns a {got}, expected a vector, tokens or a map; name a layer")
-    own = next((value for name in ("image_embeds", "pooler_output") if (value := features.get(name)) is not None), None)
+    own: Tensor | None = next(
+        (value for name in ("image_embeds", "pooler_output") if (value := features.get(name)) is not None), None
+    )
     if is_own and own is not None:
         return own.flatten(1)
     hidden, patch = features["last_hidden_state"], getattr(model.config, "patch_size", None)
@@ -92,10 +94,11 @@ def _pooled(
     else:
         mean = features[:, n_prefix:].mean(1)
     if readout == "mean":
-        return norm(mean)
+        averaged: Tensor = norm(mean)
+        return averaged
     if not n_prefix:
         raise InputError(f"readout={readout!r} needs a class token, which this model has not; 'mean' takes the mean")
-    token = norm(features[:, 0])
+    token: Tensor = norm(features[:, 0])
     return token if readout == "class" else torch.cat([token, norm(mean)], -1)
 
 
@@ -105,9 +108,10 @@ def _transformers(model: nn.Module, images: Tensor) -> Any:
     takes = inspect.signature(call if call is not model else model.forward).parameters
     options: dict[str, Any] = {"pixel_values": images}
     if "spatial_shapes" in takes:  # Siglip2 takes patches, channels last, of images of any proportion
-        patch = getattr(model.config, "vision_config", model.config).patch_size
+        config: Any = getattr(model.config, "vision_config", model.config)
+        patch: int = config.patch_size
         rows, columns = images.shape[2] // patch, images.shape[3] // patch
-        cut = images[:, :, : rows * patch, : columns * patch].unflatten(3, (columns, patch)).unflatten(2, (rows, patch))
+        cut = images[:, :, : rows * patch, : columns * patch].reshape(-1, 3, rows, patch, columns, patch)
         options["pixel_values"] = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         options["spatial_shapes"] = torch.tensor([[rows, columns]] * len(images), device=images.device)
         options["pixel_attention_mask"] = None

@@ -25,6 +25,7 @@ from torch import nn
 
 from ...errors import InputError, MissingExtraError, WeightsError
 from ...images.transform import Transform
+from ...remarks import DistcamWarning
 from ..checkpoint import canonical_json
 from ..layers import closest
 from ..names import LIBRARIES, library_of
@@ -120,7 +121,7 @@ def require_options(prefix: str, options: Mapping[str, Any], refused: str) -> No
     """Refuse options that name files or places: a checkpoint's header may hold anything."""
     for key in options:
         if re.search(refused, key):
-            raise InputError(f"{key} is no option of a {LIBRARIES[prefix]} network; pass weights by weights=")
+            raise InputError(f"{LIBRARIES[prefix]}: {key} is refused: files and permissions are no options")
 
 
 @contextmanager
@@ -133,9 +134,9 @@ def fetching(name: str) -> Iterator[None]:
     logging.disable(logging.ERROR)  # the error that follows says it
     try:
         with redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.filterwarnings("ignore", module=r"(timm|transformers|open_clip|huggingface_hub|torch)(\.|$)")
             yield
-    except (InputError, WeightsError):
+    except (InputError, WeightsError, DistcamWarning):
         raise
     except Exception as error:  # each library has its own for what cannot be fetched
         why = " ".join(str(error).split()).partition(". ")[0]

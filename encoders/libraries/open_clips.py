@@ -32,17 +32,15 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is not None:
         require_known("open_clip", f"{name}/{tag}", [f"{name}/{each}" for each in tags])
-    elif pretrained and len(tags) > 1:
-        remark(
-            f"open_clip:{name} has {len(tags)} published weights, of which {tags[0]} is taken; NAME/TAG names another"
-        )
-    tag = tag or (tags[0] if tags else None)
+    is_chosen, tag = tag is not None or len(tags) < 2, tag or (tags[0] if tags else None)
     published = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     config = open_clip.get_model_config(name)
     if published.get("quick_gelu"):
         config["quick_gelu"] = True
     more = {"load_weights": pretrained, "force_quick_gelu": config.get("quick_gelu", False), "pretrained_text": False}
     whole = open_clip.create_model(name, pretrained=tag if pretrained else None, **more, **own)
+    if pretrained and not is_chosen:
+        remark(f"open_clip:{name}: of {len(tags)} published weights {tag} are taken; NAME/TAG names others")
     looks = {key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in published}
     return _seeing(
         open_clip, whole, f"{name}/{tag}" if pretrained else name, config, own, looks=looks, is_said=bool(tag)

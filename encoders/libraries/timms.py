@@ -43,7 +43,16 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
         {key: value for key, value in own.items() if key not in ("num_classes", "dynamic_img_size")},
         transform_of(config) or Transform(),
         frozenset(spare),
+        _assumed(config),
     )
+
+
+def _assumed(config: Mapping[str, Any]) -> str:
+    """What a transform of distcam's leaves out of a configuration."""
+    filtering, share = config.get("interpolation") or "bicubic", config.get("crop_pct") or 1
+    if filtering not in ("bilinear", "bicubic"):
+        return f"its interpolation, {filtering}, is taken as bicubic"
+    return "its crop of a squashed image is left out" if config.get("crop_mode") == "squash" and share < 1 else ""
 
 
 def names() -> list[str]:

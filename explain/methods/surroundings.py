@@ -27,7 +27,7 @@ _SAYS = {
     "border": "what lies at the edges of this gallery's images is taken off",
     "dot": "there is nothing to set it apart from",
 }
-_OLD = "this gallery was made before the edges of images were measured: build it again for a better map"
+_OLD = "this gallery keeps no edges of its images: build it again, with --store-maps for class tokens, for a better map"
 
 
 class Setting(NamedTuple):

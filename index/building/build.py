@@ -255,9 +255,8 @@ def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder | None = None) -
     """The vectors that a gallery of this kind stores of an encoding; with the encoder also the borders of its maps."""
     pooled = _numpy(encoding.pooled)
     embedding = pooled if spec.embedding_is_pooled else _numpy(encoding.embedding)
-    border = None
-    if encoder is not None and encoding.feature_map[0, 0].numel() > 1:  # of one place it is the vector, or no map
-        border = _borders(encoding, embedding, spec, encoder)
+    has_map = encoding.feature_map[0, 0].numel() > 1  # of one place it is the vector, or no map was made
+    border = _borders(encoding, embedding, spec, encoder) if encoder is not None and has_map else None
     maps: dict[str, Any] = {}
     with np.errstate(invalid="ignore", over="ignore"):  # an image with NaN is refused by its scale
         if spec.map_shape is not None:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distcam.encoders import Encoder
+from distcam.encoders import Encoder, Inference
 from distcam.encoders.folding import fold
 from distcam.encoders.heads import Linear
 from distcam.encoders.readouts import ReadOut, making_maps, read_out, telling_constants
 from distcam.errors import InputError
+from distcam.images import Transform
 from distcam.remarks import DistcamWarning
 
 VIT = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -345,3 +346,18 @@ def test_a_reordering_of_an_attentions_output_is_no_contribution() -> None:
 def test_unknown_readouts_name_the_nearest() -> None:
     with pytest.raises(InputError, match="nearest: 'class'"):
         read_out(nn.Identity(), "clas")
+
+
+def test_streams_without_maps_run_the_model_alone_where_maps_cost() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(read_out(perturbed(Tiny())), transform=Transform(16)).eval()
+    inference = Inference(encoder, device="cpu", precision="fp32")
+    pixels = [torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8) for _ in range(3)]
+    (with_maps,) = inference.stream(pixels, load=lambda each: each)
+    (without,) = inference.stream(pixels, load=lambda each: each, maps=False)
+    assert with_maps.encoding is not None
+    assert without.encoding is not None
+    assert with_maps.encoding.feature_map.shape == (3, 5, 4, 4)
+    assert without.encoding.feature_map.shape == (3, 5, 1, 1)
+    assert without.encoding.constant is None
+    torch.testing.assert_close(without.encoding.embedding, with_maps.encoding.embedding)

@@ -14,6 +14,7 @@ from torch import nn
 
 from distcam import Encoder, Gallery, Retriever
 from distcam.encoders import Linear
+from distcam.encoders.readouts import read_out
 from distcam.errors import InputError
 from distcam.explain import WEIGHTINGS, Surroundings, dist_cam, fold, ratio_maps
 from distcam.images import Transform
@@ -256,3 +257,21 @@ def test_a_picture_that_was_damaged_since_is_left_out_of_the_report(photos, smal
         assert explanation.save(tmp_path / f"{name}.png").is_file()
         assert explanation.save(tmp_path / f"{name}.html").is_file()
         matches[1].file.write_bytes(original)
+
+
+def test_the_share_that_no_place_explains_is_told_of_class_tokens_alone(matches, photos, tmp_path):
+    timm = pytest.importorskip("timm")
+    assert matches.explain().unexplained is None
+    torch.manual_seed(0)
+    options = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 0}
+    network = read_out(timm.create_model("vit_tiny_patch16_224", **options))
+    encoder = Encoder(network, transform=Transform(64)).eval()
+    gallery = Gallery.build(photos, encoder, out=tmp_path / "gallery")
+    found = Retriever(gallery, encoder, precision="fp32").query(min(photos.rglob("*.jpg")), k=3)
+    explanation = found.explain(weighting="dot")
+    read = explanation.query_maps.sum((-2, -1))  # the whole similarity: what is read, and what is everywhere
+    constant, vectors = found.query.encoding.constant[0], torch.from_numpy(gallery.embeddings(found.ids))
+    unexplained = torch.nn.functional.normalize(vectors) @ constant / found.query.encoding.embedding.norm()
+    torch.testing.assert_close(torch.tensor(explanation.unexplained) * read, unexplained, rtol=1e-3, atol=1e-4)
+    assert any("is read directly from places" in each for each in explanation.words)
+    assert explanation.to_arrays()["unexplained"].shape == (3,)

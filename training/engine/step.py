@@ -150,7 +150,7 @@ class Step:
     def encode(self, images: Float[Tensor, "b 3 h w"], *, encoder: Encoder | None = None) -> Encoding:
         """A forward pass of the encoder, or of a teacher, under the run's mixed precision; float32 results."""
         with self._autocast():
-            encoding = (encoder or self.encoder)(images)
+            encoding: Encoding = (encoder or self.encoder)(images)
         return encoding.changed(Tensor.float)
 
     def need_classifier(self, who: str) -> HasClassWeights:
