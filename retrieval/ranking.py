@@ -208,9 +208,6 @@ class Encodes(Protocol):
     def encode_images(self, images: Sequence[Any]) -> Encoding:
         """The encoding of files, bytes or Pillow images."""
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Vectors "n d" of texts beside the embeddings of images."""
-
 
 class UnknownInference:
     """Stands in for an `Inference` of an encoder nobody has: a gallery's own images and vectors can be searched for."""
@@ -227,7 +224,7 @@ class UnknownInference:
             "encoded or explained; --encoder CHECKPOINT names one"
         )
 
-    transform = read = encode_images = encode_texts = __call__
+    transform = read = encode_images = __call__
 
 
 @dataclass(frozen=True)
