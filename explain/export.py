@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..encoders import Encoder, affine_of
+from ..encoders.folding import fold
 from ..errors import DistcamError, InputError, MissingExtraError
 from ..files import replacing, write_text
-from .folding import fold
 
 TOLERANCE = 1e-4
 _OUTPUTS = ("embedding", "response_map")

@@ -88,7 +88,8 @@ class TextEncoding:
         """The vector that is searched."""
         if self.image is None:
             return self.vector
-        return self.joined(self.image.embedding[..., None, None]).mean((-2, -1))
+        vector: Tensor = self.joined(self.image.embedding[..., None, None]).mean((-2, -1))
+        return vector
 
     def joined(self, response: Float[Tensor, "1 d h w"]) -> Float[Tensor, "1 d h w"]:
         """The response map of an image joined with the text, which is the same at every place."""
@@ -100,6 +101,11 @@ class TextEncoding:
     def pooled(self) -> Tensor:
         """Not known."""
         raise InputError("a text has no features before the head; explain it in the space that ranks, space='metric'")
+
+    @property
+    def constant(self) -> Tensor | None:
+        """Not known: how much of the similarity comes from no place is said of images alone."""
+        return None
 
     @property
     def feature_map(self) -> Tensor:

@@ -39,7 +39,7 @@ def with_text(
         )
     if not isinstance(image, (Encoding, StoredEncoding)):
         raise InputError(f"{query.name} is no image that a text could be joined with")
-    (words,) = _vectors(retriever.inference, [text]).split(1)
+    words = _vectors(retriever.inference, [text])
     joined = TextEncoding(text, words, image=image, weight=text_weight)
     name = f"{query.name} ({1 - text_weight:.3g}) with {text!r} ({text_weight:.3g})"
     return replace(query, name=name, encoding=joined)
