@@ -142,10 +142,6 @@ class Inference:
             raise InputError("expected at least one image, got none")
         return Encoding.cat(encodings)
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Vectors of texts, on `device`; see `Encoder.encode_text`."""
-        return self.encoder.encode_text(texts)
-
     def read(self, source: ImageSource) -> UInt8[Tensor, "3 rows columns"]:
         """The network's pixels of one image.
 

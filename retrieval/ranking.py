@@ -92,7 +92,8 @@ class TextEncoding:
         """The vector that is searched."""
         if self.image is None:
             return self.vector
-        return self.joined(self.image.embedding[..., None, None]).mean((-2, -1))
+        vector: Tensor = self.joined(self.image.embedding[..., None, None]).mean((-2, -1))
+        return vector
 
     def joined(self, response: Float[Tensor, "1 d h w"]) -> Float[Tensor, "1 d h w"]:
         """The response map of an image joined with the text, which is the same at every place."""
@@ -109,6 +110,11 @@ class TextEncoding:
     def pooled(self) -> Tensor:
         """Not known."""
         raise InputError("a text has no features before the head; explain it in the space that ranks, space='metric'")
+
+    @property
+    def constant(self) -> Tensor | None:
+        """Not known: how much of the similarity comes from no place is said of images alone."""
+        return None
 
     @property
     def feature_map(self) -> Tensor:
@@ -224,9 +230,6 @@ class Encodes(Protocol):
     def encode_images(self, images: Sequence[Any]) -> Encoding:
         """The encoding of files, bytes or Pillow images."""
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Vectors "n d" of texts beside the embeddings of images."""
-
 
 class UnknownInference:
     """Stands in for an `Inference` of an encoder nobody has: a gallery's own images and vectors can be searched for."""
@@ -244,7 +247,7 @@ class UnknownInference:
             "encoded or explained; --encoder CHECKPOINT names one"
         )
 
-    transform = read = encode_images = encode_texts = __call__
+    transform = read = encode_images = __call__
 
 
 @dataclass(frozen=True)

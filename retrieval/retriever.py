@@ -207,7 +207,7 @@ class Retriever:
         return self.rank([query], without=None if include_self else image, **options)[0]
 
     @overload
-    def query_text(self, texts: str, **options: Unpack[Ranked]) -> Matches: ...
+    def query_text(self, texts: str, **options: Unpack[Ranked]) -> Matches: ...  # type: ignore[overload-overlap]
     @overload
     def query_text(self, texts: Sequence[str], **options: Unpack[Ranked]) -> list[Matches]: ...
 
@@ -247,13 +247,13 @@ class Retriever:
         encoding = StoredEncoding(pooled, embedding, encode, fine)
         return Query(record.path, file, encoding, weights=weights, known_size=known_size)
 
-    def rank(self, queries: Sequence[Query], *, without: int | None = None, **options: Unpack[Ranked]) -> list[Matches]:
+    def rank(self, queries: Sequence[Query], *, without: int | None = None, **options: Unpack[Asked]) -> list[Matches]:
         """The k nearest gallery images of queries that are encoded already.
 
         Args:
             queries: at least one.
             without: the id of an image that is no answer.
-            options: see `Ranked`.
+            options: see `Ranked`; a text is joined beforehand.
 
         Raises:
             InputError: what `query` refuses, or vectors that do not fit the gallery.

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from ..encoders import Encoding
 from ..errors import InputError
 from .ranking import Encodes, Query, StoredEncoding, TextEncoding
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 def text_queries(inference: Encodes, texts: Sequence[str]) -> list[Query]:
     """Texts as queries; InputError where the encoder takes none."""
-    vectors = inference.encode_texts(texts).cpu()
+    vectors = _vectors(inference, texts)
     return [Query(text, None, TextEncoding(text, vectors[i : i + 1])) for i, text in enumerate(texts)]
 
 
@@ -36,7 +39,13 @@ def with_text(
         )
     if not isinstance(image, (Encoding, StoredEncoding)):
         raise InputError(f"{query.name} is no image that a text could be joined with")
-    (words,) = retriever.inference.encode_texts([text]).cpu().split(1)
+    words = _vectors(retriever.inference, [text])
     joined = TextEncoding(text, words, image=image, weight=text_weight)
     name = f"{query.name} ({1 - text_weight:.3g}) with {text!r} ({text_weight:.3g})"
     return replace(query, name=name, encoding=joined)
+
+
+@torch.no_grad()
+def _vectors(inference: Encodes, texts: Sequence[str]) -> Tensor:
+    """The texts' vectors "n d" on the CPU; they are short, so they are computed in the thread that asks."""
+    return inference.encoder.encode_text(texts).cpu()

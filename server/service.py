@@ -165,10 +165,6 @@ class QueuedInference:
             done += asyncio.run_coroutine_threadsafe(all_of(pixels), self._loop).result()
         return Encoding.cat([one.result for one in done])
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts are short: their vectors are computed in the thread that asks."""
-        return self._inference.encode_texts(texts)
-
 
 class _Threads:
     """Threads for one kind of work, whose clients take turns."""
