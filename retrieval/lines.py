@@ -307,6 +307,8 @@ def sorted_by_lines(matches: Matches, verify: int | str, *, fusion: Fusion | Non
     try:
         counts = inliers_of(matches, len(head), name)
     except (ImageError, InputError) as error:
+        if name != "lines" and isinstance(error, InputError):
+            raise  # a matcher that is not at hand
         remark(f"{matches.query.name}: not verified by {name}: {error}", stacklevel=4)
         return matches
     retriever = matches.retriever
