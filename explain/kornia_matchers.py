@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+from contextlib import redirect_stderr
 from functools import lru_cache
 from typing import Any
 
@@ -58,7 +61,9 @@ def _published(name: str) -> Any:
     except ImportError as error:
         raise MissingExtraError(f"--verify {name} needs kornia: pip install 'distcam[kornia]'") from error
     try:
-        return loftr(features.LoFTR("outdoor").eval()) if name == "loftr" else lightglue(features)
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # of every address that was tried
+            warnings.simplefilter("ignore")
+            return loftr(features.LoFTR("outdoor").eval()) if name == "loftr" else lightglue(features)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; torch.hub refuses a damaged file
         raise InputError(
             f"the weights of {name} cannot be downloaded ({str(error).splitlines()[0]}); fetch them where there is a "

@@ -18,6 +18,18 @@ from ..metrics.maps import components, finite_array
 from ..remarks import remark
 
 
+def image_in_view(transform: Transform, size: tuple[int, int] | None) -> Box | None:
+    """The image's place on what the network sees of it, in fractions of that; None where the size is not known.
+
+    >>> image_in_view(Transform(8, fit="pad"), (80, 40))
+    Box(left=0.0, top=0.25, right=1.0, bottom=0.75)
+    """
+    if size is None:
+        return None
+    view = transform.view(*size)
+    return Box(0, 0, *size).shifted(-view.left, -view.top).scaled(1 / view.width, 1 / view.height)
+
+
 def point_in_input(point: tuple[float, float], transform: Transform, size: tuple[int, int]) -> tuple[int, int]:
     """The (row, column) of the network's input in which a point (x, y) of an image of `size` (width, height) lies.
 

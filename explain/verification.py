@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..images.geometry import Box
 from ..metrics.fusion import NULL_SHARES, USUAL_NULL, LineScale
 from .inputs import Metric
 from .methods.lines import Places, find_lines
@@ -27,6 +28,7 @@ def measure_scale(
     *,
     layer: str,
     metric: Metric = "cosine",
+    images: Sequence[Box | None] | None = None,
 ) -> LineScale:
     """The channel mean of fine maps, and the quantiles of inliers between each image and the three least similar to it.
 
@@ -36,13 +38,15 @@ def measure_scale(
         similarity: of each image to each.
         layer: the fine maps' name.
         metric: as the gallery compares.
+        images: where each lies on its map, see `Places.of`.
     """
     mean = fine.to(torch.float32).mean((0, 2, 3))
     count = len(fine)
     off = ~torch.eye(count, dtype=torch.bool)
     values = similarity[off].double() if count > 1 else torch.zeros(1, dtype=torch.double)
     spread = float(values.std(correction=0)) or 1.0
-    places = [Places.of(one, other, mean) for one, other in zip(fine, response, strict=True)]
+    each = zip(fine, response, images or [None] * count, strict=True)
+    places = [Places.of(one, other, mean, image=image) for one, other, image in each]
     pairs = set()
     for image in range(count if count > 2 * LEAST_SIMILAR else 0):  # of fewer images none is unrelated
         order = similarity[image].argsort(stable=True)

@@ -16,7 +16,9 @@ from ..encoders import Encoder, Inference
 from ..encoders.folding import fold
 from ..explain.inputs import Metric
 from ..explain.methods.lines import Places
+from ..explain.places import image_in_view
 from ..explain.verification import SAMPLE, count_alike, measure_scale, parse_verify
+from ..images import image_size
 from ..metrics.fusion import USUAL_FUSION, Fusion
 from .distances import FeatureDistances
 from .policies import Matching, labels_of
@@ -108,7 +110,11 @@ class _Eye:
         vectors = encoding.embedding.cpu().numpy()
         distances = FeatureDistances(vectors, vectors, metric=self._metric).rows(0, len(vectors))
         similarity = torch.from_numpy((1.0 if self._metric == "cosine" else 0.0) - distances)
-        self.scale = measure_scale(fine, response, similarity, layer=self._layer, metric=self._metric)
+        places = [self._place_of(image) for image in images]
+        self.scale = measure_scale(fine, response, similarity, layer=self._layer, metric=self._metric, images=places)
+
+    def _place_of(self, image: ReidImage) -> Any:
+        return image_in_view(self._inference.transform, image_size(self._data.file(image)))
 
     def alike(self, query: ReidImage, answers: Sequence[ReidImage], name: str) -> list[int]:
         """The number of places that lie alike on a query and each of its answers."""
@@ -119,7 +125,7 @@ class _Eye:
         if missing:
             encoding = self._inference.encode_images([self._data.file(image) for image in missing.values()])
             for path, fine, response in zip(missing, *self._maps(encoding), strict=True):
-                self._kept[path] = Places.of(fine, response, mean)
+                self._kept[path] = Places.of(fine, response, mean, image=self._place_of(missing[path]))
         places = [self._kept[image.path] for image in (query, *answers)]
         for image in (query, *answers):
             self._kept.move_to_end(image.path)

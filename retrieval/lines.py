@@ -18,9 +18,10 @@ from ..explain.drawing.panels import Tile, grid
 from ..explain.drawing.rendering import draw_links
 from ..explain.methods.correspondence import pairwise_shares
 from ..explain.methods.lines import Lines, Places, find_lines
+from ..explain.places import image_in_view
 from ..explain.verification import SAMPLE, count_alike, measure_scale, parse_verify
 from ..files import replacing
-from ..images import Box, read_image
+from ..images import Box, image_size, read_image
 from ..metrics.distances import SearchSpec, comparable, distances_to
 from ..metrics.fusion import USUAL_FUSION, Fusion, LineScale
 from ..remarks import counted, remark
@@ -257,7 +258,15 @@ class LineFinder:
         ready = comparable(spec, vectors)
         distances = torch.tensor(np.stack([distances_to(spec, each, ready) for each in ready]))
         similarity = self._retriever.similarity(0.0) - distances
-        return measure_scale(fine, response, similarity, layer=layer, metric=self.metric)
+        images = [self._place_of(gallery.file(record)) for record in records]
+        return measure_scale(fine, response, similarity, layer=layer, metric=self.metric, images=images)
+
+    def _place_of(self, file: Path) -> Box | None:
+        """The place of an image on its map, from its header; None when it is gone."""
+        try:
+            return image_in_view(self._retriever.encoder.transform, image_size(file))
+        except ImageError:
+            return None
 
     def query_places(self, ranking: Ranking) -> Places:
         """The places of the query, whose fine map comes from its own forward pass if lines were asked for then."""
@@ -268,7 +277,11 @@ class LineFinder:
                 raise InputError(f"{query.name} has no image: lines need one")
             fine = self._retriever.inference.encode_images([query.source]).fine
         assert fine is not None, layer
-        return Places.of(fine[0].cpu(), Evidence(ranking, "metric").query_response.map[0], torch.tensor(scale.mean))
+        image = image_in_view(
+            self._retriever.encoder.transform, query.known_size if query.source is None else query.size
+        )
+        response = Evidence(ranking, "metric").query_response.map[0]
+        return Places.of(fine[0].cpu(), response, torch.tensor(scale.mean), image=image)
 
     def match_places(self, ranking: Ranking, ranks: Sequence[int]) -> list[Places]:
         """The places of some matches: from the gallery, or of the matched images, which are encoded once."""
@@ -276,7 +289,9 @@ class LineFinder:
         fine = ranking.fine_maps[[rank - 1 for rank in ranks]]
         response = Evidence(ranking, "metric").match_response(tuple(ranks))
         mean = torch.tensor(scale.mean)
-        return [Places.of(one, other, mean) for one, other in zip(fine, response, strict=True)]
+        images = [self._place_of(ranking.at_rank(rank).file) for rank in ranks]
+        each = zip(fine, response, images, strict=True)
+        return [Places.of(one, other, mean, image=image) for one, other, image in each]
 
 
 def sorted_by_lines(matches: Matches, verify: int | str, *, fusion: Fusion | None = None) -> Matches:
@@ -292,6 +307,8 @@ def sorted_by_lines(matches: Matches, verify: int | str, *, fusion: Fusion | Non
     try:
         counts = inliers_of(matches, len(head), name)
     except (ImageError, InputError) as error:
+        if name != "lines" and isinstance(error, InputError):
+            raise  # a matcher that is not at hand
         remark(f"{matches.query.name}: not verified by {name}: {error}", stacklevel=4)
         return matches
     retriever = matches.retriever

@@ -159,7 +159,7 @@ class Matches(Ranking):
     rejection: Rejection | None = None
     verify: str | None = None
 
-    def reordered(self, matches: Sequence[Match], order: Sequence[int], *, verify: str) -> Matches:
+    def reordered(self, matches: Sequence[Match], order: Sequence[int], *, verify: str | None) -> Matches:
         """The same images in another order, with what was computed of them; `order` holds their places now."""
         new = replace(self, matches=tuple(matches), verify=verify)
         rows = torch.tensor(order)
@@ -172,7 +172,7 @@ class Matches(Ranking):
         """The first k matches."""
         if k >= len(self):
             return self
-        return self.reordered(self.matches[:k], range(k), verify=self.verify or "")
+        return self.reordered(self.matches[:k], range(k), verify=self.verify)
 
     def within(self, max_distance: float, *, rejection: Rejection | None = None) -> Matches:
         """The same ranking, whose matches are accepted up to a distance; `rejection` says where it is from.

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from ...errors import ShapeError
+from ...images.geometry import Box
 from ..inputs import Metric
 from .correspondence import pairwise_shares
 from .geometry import SimilarityTransform, fit_similarity
@@ -41,23 +42,38 @@ class Places:
         cells: in reading order.
         shape: rows and columns of the fine map.
         response: see `fold`.
+        is_seen: of each cell, whether it lies on the image and not on its padding.
     """
 
     cells: Float[Tensor, "n c"]
     shape: tuple[int, int]
     response: Float[Tensor, "d h w"]
+    is_seen: Bool[Tensor, " n"]
 
     @classmethod
     def of(
-        cls, fine: Float[Tensor, "c h w"], response: Float[Tensor, "d u v"], mean: Float[Tensor, " c"] | None = None
+        cls,
+        fine: Float[Tensor, "c h w"],
+        response: Float[Tensor, "d u v"],
+        mean: Float[Tensor, " c"] | None = None,
+        *,
+        image: Box | None = None,
     ) -> Places:
-        """The places of an image from its fine map, less the gallery's channel mean."""
+        """The places of an image from its fine map, less the gallery's channel mean.
+
+        `image` is where the image lies on the map, in fractions of it; padding around it answers nothing.
+        """
         while fine.shape[-2] * fine.shape[-1] > LARGEST_GRID:
             fine = avg_pool2d(fine, 2, ceil_mode=True)
         flat = fine.to(torch.float32).flatten(1).T
         flat = flat if mean is None else flat - mean.to(flat)
         length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-        return cls(flat / torch.where(length > 0, length, 1.0), (fine.shape[1], fine.shape[2]), response)
+        rows, columns = fine.shape[1], fine.shape[2]
+        y, x = ((torch.arange(count, device=flat.device) + 0.5) / count for count in (rows, columns))
+        box = image or Box(0, 0, 1, 1)
+        is_seen = ((y > box.top) & (y < box.bottom))[:, None] & ((x > box.left) & (x < box.right))
+        flat = flat * is_seen.reshape(-1, 1)
+        return cls(flat / torch.where(length > 0, length, 1.0), (rows, columns), response, is_seen.flatten())
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +141,7 @@ def find_lines(
     sides = zip((query, match), (place, partner), strict=True)
     one, other = (_bilinear(_grid(side), side.shape).to(shares)[:, chosen].T for side, chosen in sides)
     strength = sharp * ((one @ shares) * other).sum(1).clamp(min=0)
+    strength = strength * (query.is_seen[place] & match.is_seen[partner])
     order = strength.argsort(descending=True, stable=True)[:strongest]
     order = order[strength[order] > 0]
     cells = [_row_column(chosen[order], side.shape[1]) for side, chosen in ((query, place), (match, partner))]

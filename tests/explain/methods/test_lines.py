@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from distcam.errors import ShapeError
 from distcam.explain.methods.correspondence import pairwise_shares
 from distcam.explain.methods.lines import LARGEST_GRID, Places, find_lines
+from distcam.images import Box
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -122,3 +123,12 @@ def test_maps_beyond_the_largest_grid_are_averaged():
 def test_fine_maps_of_two_layers_are_refused():
     with pytest.raises(ShapeError, match="same channels, got 3 and 4"):
         find_lines(Places.of(drawn(3, 4, 4), torch.ones(2, 2, 2)), Places.of(drawn(4, 4, 4), torch.ones(2, 2, 2)))
+
+
+def test_padding_answers_nothing():
+    fine, response = drawn(8, 8, 8), torch.ones(3, 4, 4)
+    places = Places.of(fine, response, image=Box(0, 0.25, 1, 0.75))
+    found = find_lines(places, places)
+    assert 0 < len(found) <= 32
+    assert found.query[:, 0].min() >= 2
+    assert found.query[:, 0].max() <= 5
