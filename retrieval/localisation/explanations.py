@@ -18,7 +18,7 @@ from ...explain import WEIGHTINGS, Similarity, Tile, rectify
 from ...explain.checks.faithfulness import insertion_deletion
 from ...explain.drawing.page import write_page
 from ...explain.drawing.panels import sheet
-from ...explain.methods.surroundings import MEANS
+from ...explain.weightings import MEANS
 from ...images import Box
 from ...index.storage.map_choice import MapChoice
 from ...metrics.maps import spearman
