@@ -16,7 +16,7 @@ from ..encoders.folding import fold
 from ..encoders.layers import closest
 from ..errors import InputError, ShapeError
 from ..metrics.maps import is_constant
-from .inputs import Norm, Weighting, refuse_non_finite
+from .inputs import Metric, Norm, Weighting, refuse_non_finite
 from .layer_runs import LayerView, capture
 from .methods.cam import (
     caam,
@@ -34,6 +34,7 @@ from .methods.dist_cam import WeightOptions, dist_cam
 from .methods.full_grad import full_grad, full_gradient
 from .methods.lift_cam import lift_weights
 from .methods.perturbation import ablation_weights, score_weights
+from .methods.surroundings import Surroundings, ratio_maps
 from .targets import Similarity, Target, vector_of
 
 SEGMENTATION_NAMES = {"seghirescam": "hirescam", "seghiresgradcam": "hirescam"}
@@ -96,7 +97,7 @@ def explain_image(
         layer: a name from `model.named_modules()`; for an `Encoder` its feature map if left out.
         options: `relu` (False keeps the signs) and what the method's own function takes: `window` and `pooling` for
             Seg-XRes-CAM, `batch_size` for Ablation-CAM and Score-CAM, `weighting`, `tau`, `norm`, and `mean` for
-            Dist-CAM, `centred` for Eigen-CAM.
+            Dist-CAM, `surroundings` and `is_class` for the root ratio, `centred` for Eigen-CAM.
 
     Raises:
         InputError: unknown method, layer, option, or class; the message holds the nearest names.
@@ -175,23 +176,42 @@ def _dist_cam(
     view: LayerView, *, weighting: Weighting = "dist", tau: float = 1.0, norm: Norm = "sum", mean: Tensor | None = None
 ) -> Tensor:
     """Dist-CAM in the space that is searched; for other scores, against the direction they take in channel space."""
-    options: WeightOptions = {"weighting": weighting, "tau": tau, "norm": norm, "mean": mean}
+    response, references, metric = _compared(view)
+    options: WeightOptions = {"metric": metric, "weighting": weighting, "tau": tau, "norm": norm, "mean": mean}
+    return _where_asked(view, dist_cam(response, references, **options))
+
+
+def _root_ratio(view: LayerView, *, surroundings: Surroundings | None = None, is_class: bool = True) -> Tensor:
+    """What sets the reference apart from a gallery, in the same space; without one, what adds to the similarity."""
+    if not isinstance(surroundings, Surroundings | None):
+        raise InputError(f"surroundings={surroundings!r} is no average of a gallery; name the gallery instead")
+    response, references, metric = _compared(view)
+    found = ratio_maps(response, references, surroundings, metric=metric, is_class=bool(is_class))
+    return _where_asked(view, found.maps)
+
+
+def _compared(view: LayerView) -> tuple[Tensor, Tensor, Metric]:
+    """The response map, the vectors that its mean is compared with, and how."""
+    if not isinstance(view.target, Similarity):
+        return view.run.activations, view.gradients.sum((-2, -1)), "cosine"
+    vectors, model, response = vector_of(view.output).detach(), view.run.model, view.run.activations
+    if isinstance(model, Encoder) and view.run.layer == ENCODERS_LAYER:
+        response = fold(response, pooling=model.pooling, head=model.head).map
+    pooled = response.mean((-2, -1)).to(vectors)
+    scale = float(vectors.abs().amax()) if vectors.numel() else 0.0
+    if pooled.shape != vectors.shape or not torch.allclose(pooled, vectors, rtol=1e-3, atol=1e-3 * scale):
+        raise InputError(
+            f"Dist-CAM compares pooled vectors, but the mean over the map of layer {view.run.layer!r} is not the "
+            "vector that the network returns; name the layer that is pooled, or put the network into an Encoder"
+        )
+    return response, view.target.for_images(vectors), view.target.metric
+
+
+def _where_asked(view: LayerView, maps: Tensor) -> Tensor:
+    """The maps; 0 for what has no direction, as an empty set of pixels."""
     if isinstance(view.target, Similarity):
-        vectors, model, response = vector_of(view.output).detach(), view.run.model, view.run.activations
-        if isinstance(model, Encoder) and view.run.layer == ENCODERS_LAYER:
-            response = fold(response, pooling=model.pooling, head=model.head).map
-        pooled = response.mean((-2, -1)).to(vectors)
-        scale = float(vectors.abs().amax()) if vectors.numel() else 0.0
-        if pooled.shape != vectors.shape or not torch.allclose(pooled, vectors, rtol=1e-3, atol=1e-3 * scale):
-            raise InputError(
-                f"Dist-CAM compares pooled vectors, but the mean over the map of layer {view.run.layer!r} is not the "
-                "vector that the network returns; name the layer that is pooled, or put the network into an Encoder"
-            )
-        options["metric"] = view.target.metric
-        return dist_cam(response, view.target.for_images(vectors), **options)
-    maps = dist_cam(view.run.activations, view.gradients.sum((-2, -1)), **options)
-    is_asked = (view.gradients != 0).any(-1).any(-1).any(-1)  # not of an empty set of pixels, which has no direction
-    return maps * is_asked[..., None, None]
+        return maps
+    return maps * (view.gradients != 0).any(-1).any(-1).any(-1)[..., None, None]
 
 
 METHODS: Mapping[str, Method] = {
@@ -208,6 +228,7 @@ METHODS: Mapping[str, Method] = {
     "scorecam": _of_weights("Score-CAM", score_weights),
     "fullgrad": Method("FullGrad", full_grad, ()),
     "liftcam": _of_weights("LIFT-CAM", lift_weights),
+    "rootratio": _method("Root ratio", _root_ratio),
     "distcam": _method("Dist-CAM", _dist_cam),
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import InputError, ShapeError
-from ..explain import Norm, Weighting, dist_cam
+from ..explain import Norm, Surroundings, Weighting, dist_cam, ratio_maps
 from ..metrics import Metric
 from .classifiers import Centre, Classifier, FewShotMetric, L2Normalise
 from .methods import BDCSPN, FineTuned, NearestNeighbour, Prototypes
@@ -122,6 +122,7 @@ class Answers:
     """The queries of one episode and what they were compared with, scale·q + offset.
 
     A way's reference is its prototype, its nearest support image, or for `linear` its class vector, which has a bias.
+    `surroundings` are the support images on average, which the maps set a way's reference apart from.
     """
 
     metric: Literal["l2", "cosine", "linear"]
@@ -130,12 +131,14 @@ class Answers:
     offset: Float[Tensor, "m d"]
     query: Float[Tensor, "m d"]
     bias: Float[Tensor, "m n"] | None = None
+    surroundings: Surroundings | None = None
 
     def __getitem__(self, row: int) -> Answers:
         """One query alone."""
         part = slice(row, row + 1)
         bias = None if self.bias is None else self.bias[part]
-        return Answers(self.metric, self.references[part], self.scale[part], self.offset[part], self.query[part], bias)
+        kept = (self.scale[part], self.offset[part], self.query[part], bias, self.surroundings)
+        return Answers(self.metric, self.references[part], *kept)
 
     def _affine(self) -> tuple[Float[Tensor, "m n d"], Float[Tensor, "m n"]]:
         """Class vectors and biases that say what the classifier says of each query."""
@@ -153,11 +156,11 @@ class Answers:
         return torch.einsum("md,mnd->mn", self.query, vectors) + bias
 
     def maps(self, own: Float[Tensor, "m d h w"]) -> Float[Tensor, "m n h w"]:
-        """Raw maps of each query towards each way: Dist-CAM to its reference, or for `linear` the class's own CAM."""
+        """Raw maps of each query towards each way: what sets its reference apart, or for `linear` the class's CAM."""
         seen = own * self.scale[:, None, None, None] + self.offset[:, :, None, None]
         if self.metric == "linear":
             return dist_cam(seen, self.references, metric="dot", weighting="dot")
-        return dist_cam(seen, self.references, metric=self.metric)
+        return ratio_maps(seen, self.references, self.surroundings, metric=self.metric, is_class=True).maps
 
     def decision(
         self, maps: Float[Tensor, "m d h w"], first: Int[Tensor, " m"], second: Int[Tensor, " m"]
@@ -196,7 +199,8 @@ def answers_of(classifier: Classifier, support: Float[Tensor, "n k d"], query: F
     if isinstance(classifier, BDCSPN):
         prototypes, shifted = classifier.rectify(support[None], query[None])
         offset = offset + shifted[0] - query
-        return Answers("cosine", prototypes.expand(len(query), -1, -1), scale, offset, shifted[0])
+        around = _surroundings(support, "cosine")
+        return Answers("cosine", prototypes.expand(len(query), -1, -1), scale, offset, shifted[0], None, around)
     if isinstance(classifier, FineTuned):
         weight, bias = (each.expand(len(query), *each.shape[1:]) for each in classifier.fit(support[None]))
         return Answers("linear", weight, scale, offset, query, bias)
@@ -206,4 +210,11 @@ def answers_of(classifier: Classifier, support: Float[Tensor, "n k d"], query: F
         a, b = (support, query) if classifier.metric == "l2" else (normalize(support, dim=-1), normalize(query, dim=-1))
         nearest = (a[None] - b[:, None, None]).square().sum(-1).argmin(-1)
         references = support[torch.arange(len(support)), nearest]
-    return Answers(classifier.metric, references, scale, offset, query)
+    return Answers(classifier.metric, references, scale, offset, query, None, _surroundings(support, classifier.metric))
+
+
+def _surroundings(support: Float[Tensor, "n k d"], metric: FewShotMetric) -> Surroundings:
+    """The support images on average, in the classifier's space."""
+    vectors = support.flatten(0, 1)
+    vectors = normalize(vectors, dim=-1) if metric == "cosine" else vectors
+    return Surroundings(vectors.mean(0), vectors.abs().mean(0), images=len(vectors), classes=len(support))

@@ -123,15 +123,7 @@ class Evidence:
         """What `root_ratio` may take off; None where the gallery keeps no statistics of the space."""
         if not self.has_mean:
             return None
-        gallery = self.ranking.retriever.gallery
-        store, background = gallery.prototypes, gallery.background
-        return Surroundings(
-            mean=torch.from_numpy(store.mean_embedding()),
-            magnitude=torch.from_numpy(store.mean_magnitude()),
-            border=None if background is None else torch.from_numpy(background),
-            images=store.total,
-            classes=len(store),
-        )
+        return surroundings_of(self.ranking.retriever.gallery)
 
     @property
     def has_mean(self) -> bool:
@@ -171,6 +163,18 @@ class Evidence:
         """The stored vectors "n d" of gallery images."""
         gallery, rows = self.ranking.retriever.gallery, np.array(ids, dtype=np.uint64)
         return torch.from_numpy(gallery.embeddings(rows) if self.space == "metric" else gallery.pooled(rows))
+
+
+def surroundings_of(gallery: Gallery) -> Surroundings:
+    """What a gallery shows on average, in the space that ranks."""
+    store, background = gallery.prototypes, gallery.background
+    return Surroundings(
+        mean=torch.from_numpy(store.mean_embedding()),
+        magnitude=torch.from_numpy(store.mean_magnitude()),
+        border=None if background is None else torch.from_numpy(background),
+        images=store.total,
+        classes=len(store),
+    )
 
 
 def region_of_file(file: str | PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:

@@ -18,6 +18,7 @@ from ..errors import ImageError, InputError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
 from ..explain.drawing.panels import MISSING, DrawStyle, Tile, map_panel
 from ..explain.drawing.rendering import contour, draw_box
+from ..explain.methods.dist_cam import WeightOptions
 from ..explain.weightings import RECTIFIED, SIGNED, WORDS
 from ..files import replacing
 from ..images import Box, read_image
@@ -131,10 +132,13 @@ class Explanation:
         query = self._evidence.query_vector.expand(len(ranks), 1, -1)
         return self._maps(self._evidence.match_response(ranks), query, is_class=False)[0][:, 0]
 
-    @property
+    @cached_property
     def dist_maps(self) -> Tensor | None:
         """Float "n h w": Dist-CAM of the same references, to set beside another weighting; None where it is shown."""
-        return None if self.weighting == "dist" or self.versus is not None else self.weighted("dist").query_maps
+        if self.weighting == "dist" or self.versus is not None:
+            return None
+        options: WeightOptions = {"metric": self.matches.retriever.gallery.metric, "tau": self._tau, "norm": self._norm}
+        return dist_cam(self._evidence.query_response.map, self._vectors[None], **options)[0]
 
     @property
     def words(self) -> tuple[str, ...]:

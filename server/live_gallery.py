@@ -189,7 +189,7 @@ class LiveGallery:
             def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
                 for offer in offers:
                     read_offer(offer)
-                    yield Encoded([offer], to_vectors(encoding, writer.manifest.spec), [])
+                    yield Encoded([offer], to_vectors(encoding, writer.manifest.spec, self._encoder), [])
 
             report = ingest_offers(writer, [Offer(file, path, label, columns)], stream)
             if not report.added:

@@ -12,7 +12,7 @@ import typer
 from ...errors import InputError
 from ...files import replacing
 from ..command import refuse_unused
-from ..console import err, out, print_json, require_encoder, require_file, require_images, say
+from ..console import err, note, out, print_json, require_encoder, require_file, require_images, say
 from ..options import AsJson, Fit, ImageSize, Metric, option_values
 from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 
@@ -49,7 +49,10 @@ def explain(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="A method, several with commas (a column each), or `all`. Default: hirescam, or distcam."),
+        typer.Option(
+            help="A method, several with commas (a column each), or `all`. Default: hirescam; of a match or prototype "
+            "rootratio, what sets it apart from --gallery, with distcam beside it."
+        ),
     ] = None,
     layer: Annotated[str | None, typer.Option(help="The layer to look at. Default: the last one with a map.")] = None,
     option: Annotated[
@@ -107,8 +110,12 @@ def explain(
     from ...explain import METHODS, DrawStyle
     from ...explain.engine import method_name
 
-    given = method or ("hirescam" if of_network else "distcam")
+    given = method or ("hirescam" if of_network else "rootratio,distcam")
     methods = list(dict.fromkeys(METHODS if method == "all" else map(method_name, given.split(","))))
+    if "rootratio" in methods and not of_network and gallery is None:
+        note(
+            "without --gallery there is nothing to set the match apart from: rootratio shows the similarity's own parts"
+        )
     options = option_values(option or [], methods, defaults=subject.method_options)
     found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]
     if out_file is not None:

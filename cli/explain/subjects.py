@@ -213,6 +213,7 @@ def encoder_subject(
     from ...images import read_image
     from ...index import Gallery
     from ...retrieval import Retriever
+    from ...retrieval.evidence import surroundings_of
 
     own = None if name is None else load_encoder(name, weights, fit=fit, size=size)
     opened = None if gallery is None else Gallery.open(gallery)
@@ -222,9 +223,10 @@ def encoder_subject(
     assert encoder is not None
     encoder.eval()
     metric = opened.metric if opened is not None else metric or "cosine"
-    options = (
-        {} if opened is None or not opened.labels else {"mean": torch.from_numpy(opened.prototypes.mean_embedding())}
-    )
+    options: dict[str, Any] = {}
+    if opened is not None:
+        around = surroundings_of(opened)
+        options = {"mean": around.mean, "surroundings": around, "is_class": asked.kind == "prototype"}
     if asked.kind == "match":
         with evaluating(encoder), torch.no_grad():
             pixels = encoder.transform.normalise(encoder.transform(read_image(asked.value))[None])

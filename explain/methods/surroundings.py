@@ -16,7 +16,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..inputs import Metric
 from ..weightings import MEANS, Mean, Weighting
-from .dist_cam import dist_cam
+from .dist_cam import WeightOptions, dist_cam
 
 _ALONE = 0.8  # of the gallery's mean, for one image where no border is known
 
@@ -37,6 +37,12 @@ class Setting(NamedTuple):
     weighting: Weighting
     mean: Tensor | None
     magnitude: Tensor | None
+
+    def maps(self, response_map: Tensor, references: Tensor, metric: Metric) -> Tensor:
+        """The maps by this setting, see `dist_cam`."""
+        options: WeightOptions = {"metric": metric, "weighting": self.weighting}
+        options |= {"mean": self.mean, "magnitude": self.magnitude}
+        return dist_cam(response_map, references, **options)
 
 
 NOTHING = Setting("dot", "dot", None, None)
@@ -154,14 +160,13 @@ def ratio_maps(
     settings = [NOTHING]
     if surroundings is not None:
         settings = surroundings.settings(mean, is_class=is_class)
-    options = [{"weighting": each.weighting, "mean": each.mean, "magnitude": each.magnitude} for each in settings]
-    maps = dist_cam(response_map, references, metric=metric, **options[0])
+    maps = settings[0].maps(response_map, references, metric)
     chosen = torch.zeros(maps.shape[:-2], dtype=torch.int64)
-    for place in range(1, len(settings)):
+    for place, setting in enumerate(settings[1:], start=1):
         is_blank = maps.amax((-2, -1)) <= 0
         if not bool(is_blank.any()):
             break
-        found = dist_cam(response_map, references, metric=metric, **options[place])
+        found = setting.maps(response_map, references, metric)
         maps, chosen = torch.where(is_blank[..., None, None], found, maps), chosen.masked_fill(is_blank.cpu(), place)
     is_old = surroundings is not None and surroundings.border is None and settings[0] is not NOTHING and mean == "auto"
     return RatioMaps(maps, tuple(each.name for each in settings), chosen, is_old)

@@ -45,6 +45,7 @@ from ..storage.writer import CommitLimits, GalleryWriter
 from .ingest import Encoded, Offer, Stream, ingest, read_offer
 
 Precision = Literal["auto", "fp32", "bf16"]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
 ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing
 
 
@@ -241,22 +242,29 @@ def spec_of(encoder: Encoder, metric: Metric) -> Spec:
     return Spec(metric, encoder.embedding_dim, encoder.pooled_dim, embedding_is_pooled=is_pooled)
 
 
-def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder) -> Vectors:
-    """The vectors that a gallery of this kind stores of an encoding, and what it adds to the mean background."""
+def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder | None = None) -> Vectors:
+    """The vectors that a gallery of this kind stores of an encoding; with the encoder also the borders of its maps."""
     pooled = _numpy(encoding.pooled)
     embedding = pooled if spec.embedding_is_pooled else _numpy(encoding.embedding)
-    response = fold(encoding.feature_map.float(), pooling=encoder.pooling, head=encoder.head)
-    border = _numpy(border_mean(response.map))
-    if spec.metric == "cosine":  # of a zero vector, which is refused, it stays as it is
-        length = np.linalg.norm(embedding, axis=1, keepdims=True)
-        border = border / np.where(length > 0, length, 1)
+    border = None if encoder is None else _borders(encoding, embedding, spec, encoder)
     if spec.map_shape is None:
         return Vectors(pooled, embedding, border=border)
     with np.errstate(invalid="ignore", over="ignore"):  # an image with NaN is refused by its scale
         return Vectors(pooled, embedding, *pack_maps(_numpy(encoding.feature_map)), border)
 
 
-def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _borders(encoding: Encoding, embedding: Floats, spec: Spec, encoder: Encoder) -> Floats:
+    """The mean border of each image's response map, (n, d), for the cosine divided by the length of its vector."""
+    device = next((each.device for each in encoder.parameters()), encoding.feature_map.device)
+    feature_map = encoding.feature_map.to(device, torch.float32)
+    border = _numpy(border_mean(fold(feature_map, pooling=encoder.pooling, head=encoder.head).map))
+    if spec.metric != "cosine":
+        return border
+    length = np.linalg.norm(embedding, axis=1, keepdims=True)
+    return np.asarray(border / np.where(length > 0, length, 1), np.float32)  # a zero vector is refused later
+
+
+def _numpy(tensor: Tensor) -> Floats:
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
 
 

@@ -228,6 +228,7 @@ class _Writing:
             "root": str(gallery.root),
             "columns": self._columns,
             "masks": None if (masks := gallery.manifest.masks) is None else asdict(masks),
+            "background": None if (edges := gallery.manifest.background) is None else asdict(edges),
             "encoder": {
                 "fingerprint": encoder.fingerprint,
                 "short_name": encoder.short_name,

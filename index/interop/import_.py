@@ -11,7 +11,7 @@ import hashlib
 import os
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -97,13 +97,12 @@ def import_gallery(
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {chosen!r}")
     encoder = _brought_along(found) if encoder is None else encoder
     known = None if encoder is None else _checked_encoder(found, encoder, device)
-    masks = found.about.get("masks")  # what is added later must be pooled alike
     manifest = Manifest(
         spec=Spec(chosen, found.embedding_dim, found.pooled_dim or found.embedding_dim, None, found.pooled_dim is None),
         encoder=_entry(found, name or found.place.resolve().name, known),
         root=str(found.root),
         index=index,
-        masks=None if masks is None else MaskEntry(masks["folder"], masks.get("category")),
+        **_kept(found, chosen),
         gallery_id=new_gallery_id(None if root is None else str(found.root)),
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
@@ -121,6 +120,15 @@ def import_gallery(
         gallery.report = AddReport(len(gallery), 0, 0, gallery.skipped)
         gallery.save_caches(writer)
     return gallery
+
+
+def _kept(found: ImportSource, metric: str) -> dict[str, Any]:
+    """Entries of the manifest that an export says: masks, to pool alike what is added later, and the background."""
+    masks, background = found.about.get("masks"), found.about.get("background")
+    return {
+        "masks": None if masks is None else MaskEntry(masks["folder"], masks.get("category")),
+        "background": background if found.about.get("metric") == metric else None,
+    }
 
 
 def _entry(found: ImportSource, name: str, known: Encoder | None) -> EncoderEntry:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, MissingExtraError
+from ..storage.background import Background
 from ..storage.hdf5 import Array
 from ..storage.segments import Entries, Vectors, stored_path
 
@@ -190,6 +191,8 @@ def _about(place: Path) -> dict[str, Any]:
             isinstance(masks["folder"], str) and type(masks.get("category")) in (int, NoneType)
         ):
             raise ValueError("its masks are not described")
+        if about.get("background") is not None:
+            about["background"] = Background(**about["background"])
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError, OSError) as error:
         raise InputError(f"{file}: is not what `distcam index export` writes ({error}); export again") from error
     return dict(about)

@@ -14,13 +14,13 @@ from PIL import Image
 from serving import BEARER, TOKEN, image_bytes, served, upload
 
 from distcam.encoders import Encoder
+from distcam.explain import WEIGHTINGS
 from distcam.images import Box, Transform, image_size, read_image
 from distcam.index import Gallery
 from distcam.retrieval import Retriever
-from distcam.server.answers import WEIGHTING_HELP, image_answer, shown_path, upright_size
+from distcam.server.answers import image_answer, shown_path, upright_size
 from distcam.server.refusals import is_own_name
 from distcam.server.routes.search import explain as explain_route
-from distcam.server.schemas import WeightingName
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,10 @@ def test_the_gallery_tells_what_is_in_it_and_what_can_be_asked(client, small_gal
     assert answer["limits"] == {"image_bytes": 20 << 20, "pixels": 64_000_000, "k": 100}
 
 
-def test_every_weighting_of_the_library_is_described_and_may_be_asked_for():
-    from typing import get_args
-
-    from distcam.explain import WEIGHTINGS
-
-    assert set(WEIGHTING_HELP) == set(WEIGHTINGS) == set(get_args(WeightingName))
+def test_every_weighting_of_the_library_is_described(client):
+    answer = client.get("/api/v1/gallery").json()
+    assert [each["name"] for each in answer["weightings"]] == list(WEIGHTINGS)
+    assert all(each["description"] for each in answer["weightings"])
 
 
 def test_labels_and_prototypes_are_counted(client, small_gallery):
@@ -215,7 +213,7 @@ def maps_of(answer, side):
 
 
 @pytest.mark.parametrize("against", ["match", "rank:2", "prototype", "label:LABEL"])
-@pytest.mark.parametrize("weighting", ["dist", "dot_centered"])
+@pytest.mark.parametrize("weighting", ["root_ratio", "dist", "dot_centered"])
 def test_explanations_are_those_of_the_library(client, retriever, against, weighting):
     against = against.replace("LABEL", retriever.gallery.labels[3])
     data = image_bytes((90, 60), seed=6)
@@ -224,7 +222,13 @@ def test_explanations_are_those_of_the_library(client, retriever, against, weigh
     answer = client.post("/api/v1/explain", json=asked).json()
     expected = retriever.query(data, k=3).explain(against=against, weighting=weighting)
     torch.testing.assert_close(maps_of(answer, "query_map"), expected.query_maps, atol=1e-4, rtol=1e-3)
+    if weighting == "dist":
+        assert answer["references"][0]["dist_map"] is None
+    else:
+        torch.testing.assert_close(maps_of(answer, "dist_map"), expected.dist_maps, atol=1e-4, rtol=1e-3)
+    assert answer["words"][0] == expected.words[0]
     assert answer["is_signed"] == expected.is_signed
+    assert answer["is_rectified"] == (weighting == "root_ratio")
     assert answer["sensitivity"] == pytest.approx(expected.sensitivity, abs=0.05)
     assert answer["query"] == {"size": [90, 60], "view": [0, 0, 90, 60]}
     if expected.reference_maps is None:

@@ -24,11 +24,11 @@ PUBLIC = {
         evaluating
     """,
     "distcam.explain": """
-        METHODS METRICS NORMS WEIGHTINGS ActivationMaps ClassScore ComponentAt Correspondence
-        DrawStyle Faithfulness LayerRun Norm PixelScore Score Similarity Target Tile Weighting
+        MEANS METHODS METRICS NORMS RECOMMENDED WEIGHTINGS ActivationMaps ClassScore ComponentAt Correspondence
+        DrawStyle Faithfulness LayerRun Mean Norm PixelScore Score Similarity Surroundings Target Tile Weighting
         box_from_map capture channel_weights colourise contour contrast correspondence dist_cam
         draw_box energy_in_box explain_image fold grid is_constant map_tiles match_sensitivity
-        measure_faithfulness normalise overlay peak_in_box rectify upsample
+        measure_faithfulness normalise overlay peak_in_box ratio_maps rectify upsample
     """,
     "distcam.fewshot": """
         BDCSPN Centre Classifier Comparison DecisionMap EpisodeManifest EpisodeResult FeatureTransform FineTuned

@@ -230,7 +230,7 @@ def test_a_dropped_image_finds_its_matches_and_shows_them_with_maps(visit: Visit
     assert "similarity" in str(visit.page.locator(".card").first.get_attribute("aria-label"))
     assert visit.pixels("#query-canvas").shape == (90, 120, 3)
     assert "upload=" in visit.hash()
-    visit.expect("#meaning", "Match sensitivity")
+    visit.expect("#meaning", "rank correlation")
 
 
 @pytest.mark.slow
