@@ -85,13 +85,11 @@ def encode_both_ways(
         under.tell()
     if not found:
         raise InputError(f"none of the images could be used; the first: {[*skipped, 'there are none'][0]}")
-    pooled, embedding, pooled_masked, embedding_masked, border = (
-        torch.cat(part) for part in zip(*vectors, strict=True)
-    )
+    pooled, embedding, *masked, border = (torch.cat(part) for part in zip(*vectors, strict=True))
     return EncodedBothWays(
         files=tuple(file for file, _ in found),
         whole=(pooled, embedding),
-        masked=(pooled_masked, embedding_masked),
+        masked=(masked[0], masked[1]),
         has_mask=torch.tensor([has_mask for _, has_mask in found]),
         border=border,
         skipped=tuple(skipped),
