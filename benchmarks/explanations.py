@@ -29,12 +29,8 @@ from distcam.images.boxes.joined import BoxedImages, boxed_images
 from distcam.metrics.intervals import bootstrap_weights
 from distcam.retrieval import References, localise, read_classifier
 from distcam.retrieval.localisation.composites import Photograph, split_off
-from distcam.retrieval.localisation.explanations import (
-    DEFAULT,
-    ExplanationTable,
-    benchmark_explanations,
-    default_methods,
-)
+from distcam.retrieval.localisation.explanation_table import DEFAULT, ExplanationTable
+from distcam.retrieval.localisation.explanations import benchmark_explanations, default_methods
 from distcam.retrieval.localisation.maps import FLOORS
 from distcam.retrieval.localisation.references import LinearClassifier
 from distcam.retrieval.localisation.results import MEASURES, Estimate, estimate

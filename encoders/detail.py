@@ -82,8 +82,8 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
     rows = plain.shape[2]
     whole = [run.part for run in runs if run.before == rows and not isinstance(run.part, _STEPPING)]
     runs = [run for run in runs if isinstance(run.part, _STEPPING)]
-    steps = [run for run in runs if _sides(run.part.stride)[0] > 1 and run.after == rows and run.before > 1.4 * rows]
-    why = "no convolution or pooling with a stride leads to its last map"
+    steps = [run for run in runs if _sides(run.part.stride)[0] == 2 and run.after == rows and run.before > 1.4 * rows]
+    why = "no convolution or pooling with a stride of 2 leads to its last map"
     if steps:
         first = next(place for place, run in enumerate(runs) if run is steps[0])
         for run in steps:

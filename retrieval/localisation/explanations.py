@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -14,35 +10,21 @@ from torch import Tensor
 
 from ...encoders import Encoder, Inference
 from ...errors import ImageError, InputError
-from ...explain import WEIGHTINGS, Similarity, Tile, rectify
+from ...explain import WEIGHTINGS, Similarity
 from ...explain.checks.faithfulness import insertion_deletion
-from ...explain.drawing.page import write_page
-from ...explain.drawing.panels import sheet
-from ...explain.methods.surroundings import MEANS
-from ...images import Box
-from ...index.storage.map_choice import MapChoice
+from ...explain.weightings import MEANS
 from ...metrics.maps import spearman
 from ...progress import Progress
 from ...remarks import remark
 from .composites import FOUR, TWO, Canvas, Grid, Photograph, draw_composites, pointing
+from .explanation_table import UNFIT, Example, ExplanationTable
 from .maps import DEFAULT_METHODS, SHARES, MapMaker
 from .references import LinearClassifier, Reference, References
-from .results import Estimate, LocalisationTable, estimate
 
-MEASURES = {  # measure: heading of its column
-    "right_of_two": "right of two",
-    "energy_of_two": "energy on its half",
-    "right_of_four": "right of four",
-    "energy_of_four": "energy on its quarter",
-    "sensitivity": "sensitivity",
-    "insertion_deletion": "insertion - deletion",
-}
-DEFAULT = "root_ratio"  # what `Matches.explain` and `query --explain` show without options
 SHOWN = 3  # composites of two, and of four, on the page
 THUMBNAIL = 320
 AT_ONCE = 8
 _GRADIENT = {"gradcam++", "layercam", "hirescam"}  # passes of their own for every question
-_UNFIT = {"caam", "gradcam_cos"}  # blind to the match, and worst wherever there is one object only
 
 
 def default_methods(references: References, reference: Reference, *, has_classifier: bool) -> list[str]:
@@ -62,7 +44,7 @@ def default_methods(references: References, reference: Reference, *, has_classif
 def weightings_to_choose(references: References) -> list[str]:
     """The rows of which a gallery can keep one: weightings that depend on the match, at their usual softness."""
     own = default_methods(references, "prototypes", has_classifier=False)
-    return [name for name in own if name.partition("@")[0] in WEIGHTINGS and "tau" not in name and name not in _UNFIT]
+    return [name for name in own if name.partition("@")[0] in WEIGHTINGS and "tau" not in name and name not in UNFIT]
 
 
 def benchmark_explanations(
@@ -155,15 +137,6 @@ def _usable(classifier: LinearClassifier, references: References) -> LinearClass
     return classifier
 
 
-@dataclass(frozen=True, eq=False)
-class Example:
-    """A composite as it is shown: the image, the class asked for, and the map of each method."""
-
-    image: Image.Image
-    label: str
-    maps: Mapping[str, Tensor]
-
-
 class _Run:
     """Composites turned into measurements."""
 
@@ -243,178 +216,3 @@ class _Run:
 
     def _keep(self, name: str, measure: str, values: Tensor) -> None:
         self.values[name].setdefault(measure, []).append(values)
-
-
-@dataclass(frozen=True, eq=False)
-class ExplanationTable:
-    """Explanations of several methods, measured on the same composites and images.
-
-    Attributes:
-        values: by method and measure a number for each composite, or single image.
-        encoder: its short name.
-        seen_as: what images became, and the precision of the arithmetic.
-        reference: "prototypes" or "nearest".
-        n_references: images behind the prototypes, or to match with.
-        n_classes: of the references.
-        is_reduced: the network takes one size only, so the photographs of a composite are smaller than single ones.
-        boxes: measures that need boxes, where there are any.
-        examples: some composites with their maps.
-        n_samples: bootstrap samples.
-        seed: of the bootstrap and the draws.
-    """
-
-    values: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
-    encoder: str
-    seen_as: str
-    reference: str
-    n_references: int
-    n_classes: int
-    is_reduced: bool = False
-    boxes: LocalisationTable | None = None
-    examples: tuple[Example, ...] = field(default=(), repr=False)
-    n_samples: int = 1000
-    seed: int = 0
-
-    def estimate(self, method: str, measure: str) -> Estimate:
-        """The mean of a measure with its 95 % bootstrap interval over composites."""
-        return self._estimate(self._of(method, measure))
-
-    def difference(self, one: str, other: str, measure: str = "right_of_two") -> Estimate:
-        """One method minus another, paired over composites."""
-        return self._estimate(self._of(one, measure) - self._of(other, measure))
-
-    def _of(self, method: str, measure: str) -> Tensor:
-        for name, known in ((method, self.values), (measure, self.values.get(method, {}))):
-            if name not in known:
-                raise InputError(f"no {name!r} in this table; it has {', '.join(known)}")
-        return self.values[method][measure]
-
-    def _estimate(self, values: Tensor) -> Estimate:
-        return estimate(lambda w: w @ values.double(), len(values), n_samples=self.n_samples, seed=self.seed)
-
-    @property
-    def measures(self) -> list[str]:
-        """The measures of all methods, in the order of the columns."""
-        return [measure for measure in MEASURES if all(measure in own for own in self.values.values())]
-
-    def best(self) -> tuple[str, Estimate | None]:
-        """The weighting to be recommended, and its lead over the default in preference; None for the default itself.
-
-        Another replaces the default only where it prefers the right photograph of two more often, with the whole
-        paired interval above 0. Weightings that are blind to the match or fail on single objects do not stand.
-        """
-        rivals = [name for name in self.values if name.partition("@")[0] in WEIGHTINGS]
-        leads = {
-            name: lead
-            for name in rivals
-            if name not in {*_UNFIT, DEFAULT} and (lead := self.difference(name, DEFAULT)).low > 0
-        }
-        if not leads:
-            return DEFAULT, None
-        name = max(leads, key=lambda each: leads[each].value)
-        return name, leads[name]
-
-    def choice(self, *, generation: int) -> MapChoice | None:
-        """The weighting to be recommended with its numbers, for a gallery to keep; None for the default itself."""
-        name, lead = self.best()
-        if lead is None:
-            return None
-        weighting, _, option = name.partition("@")
-        key, _, value = option.partition("=")
-        return MapChoice(
-            weighting=weighting,
-            mean=value if key == "mean" else "auto",
-            right_of_two=self.estimate(name, "right_of_two").value,
-            default_right_of_two=self.estimate(DEFAULT, "right_of_two").value,
-            lead_low=lead.low,
-            lead_high=lead.high,
-            composites=len(self.values[name]["right_of_two"]),
-            generation=generation,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The table as JSON can hold it."""
-        rows = [
-            {"method": name, **{measure: self.estimate(name, measure)._asdict() for measure in self.measures}}
-            for name in self.values
-        ]
-        best, lead = self.best()
-        return {
-            "encoder": self.encoder,
-            "images_as": self.seen_as,
-            "reference": self.reference,
-            "references": self.n_references,
-            "classes": self.n_classes,
-            "composites": self._counts(),
-            "default": DEFAULT,
-            "best": best,
-            "lead": None if lead is None else lead._asdict(),
-            "seed": self.seed,
-            "bootstrap_samples": self.n_samples,
-            "notes": self.notes,
-            "rows": rows,
-            "boxes": None if self.boxes is None else self.boxes.to_dict(),
-        }
-
-    def _counts(self) -> dict[str, int]:
-        own = self.values[next(iter(self.values))]
-        return {measure: len(own[measure]) for measure in self.measures}
-
-    @property
-    def notes(self) -> list[str]:
-        """Remarks on how the numbers came about."""
-        reduced = "This network takes one size of image only: in composites the photographs are smaller than alone."
-        return [reduced] * self.is_reduced
-
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows as text; values of preference with 95 % intervals."""
-        measures = self.measures
-        headings = ["map", *(MEASURES[measure] for measure in measures), "right of two, minus default's"]
-        columns: dict[str, Callable[[str], object]] = {}
-        if self.boxes is not None:
-            rows = {row.method: row for row in self.boxes.rows}
-            columns = {
-                "V2": lambda name: rows[name].max_box_acc_v2.value if name in rows else None,
-                "peak": lambda name: rows[name].peak.value if name in rows else None,
-                "energy in boxes": lambda name: rows[name].energy.value if name in rows else None,
-            }
-        made = []
-        for name in self.values:
-            found = [self.estimate(name, measure) for measure in measures]
-            own = [str(e) if m == "right_of_two" else f"{e.value:.3f}" for m, e in zip(measures, found, strict=True)]
-            lead = "default" if name == DEFAULT else str(self.difference(name, DEFAULT))
-            boxed = [value(name) for value in columns.values()]
-            made.append([name, *own, lead, *("–" if v is None else f"{v:.3f}" for v in boxed)])
-        return [*headings, *columns], made
-
-    @property
-    def heading(self) -> str:
-        """Under which circumstances the numbers came about."""
-        counts = self._counts()
-        n = ", ".join(f"{MEASURES[measure]}: {count}" for measure, count in counts.items() if "energy" not in measure)
-        return (
-            f"{self.encoder}, {self.seen_as}, {self.reference} of {self.n_references} images in {self.n_classes} "
-            f"classes, images or composites ({n}), 95 % bootstrap intervals, seed {self.seed}"
-        )
-
-    def table(self) -> str:
-        """A Markdown table with a heading line."""
-        headings, rows = self.cells()
-        lines = [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
-        lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in rows]
-        return "\n".join([self.heading, "", *lines, *(f"\n{note}" for note in self.notes)])
-
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Write the table and some composites with their maps as one HTML file."""
-        names = [name for name in self.values if name not in {"random", "centre", "full"}]
-        rows: list[list[Tile | None]] = []
-        for size in dict.fromkeys(example.image.size for example in self.examples):
-            own = [example for example in self.examples if example.image.size == size]
-            rows += sheet(
-                [example.image for example in own],
-                {name: torch.stack([rectify(example.maps[name]) for example in own]) for name in names},
-                views=[Box(0, 0, *size)] * len(own),
-                captions=[f"asked for {example.label}" for example in own],
-            )
-        notes = [self.heading, *self.notes]
-        return write_page(path, rows, title="Explanations compared", notes=notes, table=self.cells(), kind="jpeg")

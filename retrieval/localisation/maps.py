@@ -193,7 +193,8 @@ def _extractor(name: str) -> Any:
         raise MissingExtraError("maps of torchcam need the package torchcam: pip install 'distcam[bench]'") from error
     found = getattr(methods, name, None)
     if not isinstance(found, type):
-        raise InputError(f"torchcam has no {name!r}, nearest: {closest(name, [*methods.__all__])}")
+        known = [kind for kind in vars(methods) if kind.endswith("CAM")]
+        raise InputError(f"torchcam has no {name!r}, nearest: {closest(name, known)}")
     return found
 
 

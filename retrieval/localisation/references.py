@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from ...encoders import Inference
+from ...encoders import Encoder, Encoding, Inference
 from ...encoders.folding import border_mean, fold
 from ...encoders.layers import plain_name
 from ...encoders.regions import MaskPooling, pooled_under
@@ -78,28 +78,30 @@ def encode_both_ways(
         if batch.encoding is not None:
             own = [weights.pop(file) for file, _ in batch.items]
             found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
-            both = (batch.encoding, pooled_under(inference.encoder, batch.encoding, own))
-            encoder, maps = inference.encoder, batch.encoding.feature_map
-            response = fold(maps, pooling=encoder.pooling, head=encoder.head)
-            whole = [each for encoding in both for each in (encoding.pooled, encoding.embedding)]
-            vectors.append(tuple(each.cpu() for each in (*whole, border_mean(response.map))))
+            vectors.append(_vectors(inference.encoder, batch.encoding, own))
         if progress is not None:
             progress(len(found) + len(skipped))
     if under is not None:
         under.tell()
     if not found:
         raise InputError(f"none of the images could be used; the first: {[*skipped, 'there are none'][0]}")
-    pooled, embedding, pooled_masked, embedding_masked, border = (
-        torch.cat(part) for part in zip(*vectors, strict=True)
-    )
+    pooled, embedding, *masked, border = (torch.cat(part) for part in zip(*vectors, strict=True))
     return EncodedBothWays(
         files=tuple(file for file, _ in found),
         whole=(pooled, embedding),
-        masked=(pooled_masked, embedding_masked),
+        masked=(masked[0], masked[1]),
         has_mask=torch.tensor([has_mask for _, has_mask in found]),
         border=border,
         skipped=tuple(skipped),
     )
+
+
+def _vectors(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Pooled vectors and embeddings of whole images, the same under masks, and the borders of response maps."""
+    response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head)
+    both = (encoding, pooled_under(encoder, encoding, weights))
+    vectors = [each for own in both for each in (own.pooled, own.embedding)]
+    return tuple(each.cpu() for each in (*vectors, border_mean(response.map)))
 
 
 @dataclass(frozen=True, eq=False)
