@@ -85,7 +85,6 @@ class TextEncoding:
     vector: Float[Tensor, "1 d"]
     image: Encoding | StoredEncoding | None = None
     weight: float = 1.0
-    constant = None
 
     @cached_property
     def embedding(self) -> Float[Tensor, "1 d"]:
@@ -99,7 +98,8 @@ class TextEncoding:
         """The response map of an image joined with the text, which is the same at every place."""
         words = normalize(self.vector.to(response), dim=1)[..., None, None]
         length = response.mean((-2, -1), keepdim=True).norm(dim=1, keepdim=True)
-        return self.weight * words + (1 - self.weight) * response / length.clamp(min=1e-12)
+        joined: Tensor = self.weight * words + (1 - self.weight) * response / length.clamp(min=1e-12)
+        return joined
 
     @property
     def fine(self) -> Tensor | None:

@@ -16,7 +16,7 @@ def renamed_by_library(network: nn.Module, tensors: Mapping[str, Tensor]) -> dic
     found: Any = None
     with suppress(Exception):  # whatever a file provokes that is another network's
         if home.startswith("timm."):
-            found = sys.modules[home].checkpoint_filter_fn(dict(tensors), network)  # type: ignore[attr-defined]
+            found = sys.modules[home].checkpoint_filter_fn(dict(tensors), network)
         elif home.startswith("transformers."):
             loading: Any = type(network)
             told = {"config": network.config, "state_dict": dict(tensors), "output_loading_info": True}
