@@ -27,9 +27,6 @@ def with_detail(encoder: Encoder, detail: Detail) -> Encoder:
     """A copy of an encoder whose feature maps have more rows and columns; the encoder itself for "plain".
 
     "fine" dilates the last stage, see `dilate_last_stage`; "finer" enlarges the input by `LARGER`, in multiples of 32.
-
-    Raises:
-        InputError: `detail` is not known, or the network cannot be read that way; the message says why.
     """
     if detail not in DETAILS:
         raise InputError(f"detail={detail!r} is not known; choose one of {', '.join(DETAILS)}")
@@ -70,9 +67,6 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
     The last convolutions or poolings with a stride, found by watching an image of this height and width, step by 1;
     kernels behind them are spread by 2, and what averages the whole map averages every second place. No weight changes,
     and the new map holds the old one at every second row and column, which is tried on noise.
-
-    Raises:
-        InputError: the map comes from no such layer, or would not hold the old one.
 
     Source: Chen et al., DeepLab, 2018, §3.1 (atrous convolution).
     """

@@ -65,11 +65,7 @@ def fine_layer(network: nn.Module, size: tuple[int, int]) -> str | None:
 
 
 def named_fine_layer(network: nn.Module, layer: str) -> str:
-    """The layer's full name in a network that may be wrapped: `layer2` also means `source.layer2`, and the reverse.
-
-    Raises:
-        InputError: there is no such layer; the message holds the three nearest names.
-    """
+    """The layer's full name in a network that may be wrapped: `layer2` also means `source.layer2`, and the reverse."""
     names = [name for name, _ in network.named_modules() if name]
     within = [name for name in names if plain_name(name) == layer or name.endswith(f".{layer}")]
     around = [name for name in names if layer.endswith(f".{name}")]

@@ -38,9 +38,6 @@ def read_out(model: nn.Module, readout: str = "auto", *, layer: str | None = Non
         model: a network of timm, transformers or open_clip, or any other that returns a map, tokens or a vector.
         readout: one of `READOUTS`.
         layer: read the output of this layer in place of the model's own.
-
-    Raises:
-        InputError: an unknown readout or layer, or a readout that this model has not.
     """
     if readout not in READOUTS:
         raise InputError(f"no readout {readout!r}; nearest: {closest(readout, list(READOUTS))}")

@@ -105,11 +105,7 @@ def text_tower(
 def restored_tower(
     whole: nn.Module | None, name: str, options: Mapping[str, Any], *, tensors: dict[str, Tensor]
 ) -> TextTower | None:
-    """The text tower of a checkpoint, whose weights are yet to be loaded; its tokenizer leaves the tensors.
-
-    Raises:
-        WeightsError: a tokenizer's file of a strange name.
-    """
+    """The text tower of a checkpoint, whose weights are yet to be loaded; its tokenizer leaves the tensors."""
     files = {each.removeprefix(_KEPT): tensors.pop(each) for each in list(tensors) if each.startswith(_KEPT)}
     if whole is None or not any(each.startswith("text.") for each in tensors):
         return None

@@ -70,11 +70,6 @@ def export_encoder(encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8
         encoder: in evaluation mode; its head must be affine, or the map would hold to first order only.
         path: `.onnx` (needs the extra `onnx`), or `.pt2` for `torch.export.load`.
         pixels: images to check on, at least two, as the encoder's transform leaves them.
-
-    Raises:
-        InputError: another ending, fewer images, a pooling or a head without an exact map.
-        DistcamError: the program answers otherwise than the encoder, by more than 1e-4; nothing is kept.
-        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
     """
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):

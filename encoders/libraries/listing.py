@@ -41,12 +41,7 @@ class Listed:
 
 
 def listed(word: str | None = None, only: str | None = None) -> tuple[list[Listed], list[str]]:
-    """The names that hold a word or fit a pattern, and the extras that would add names.
-
-    Raises:
-        InputError: no name fits; the message lists the nearest.
-        MissingExtraError: the one library that is asked for is not installed.
-    """
+    """The names that hold a word or fit a pattern, and the extras that would add names."""
     sources: dict[str, Callable[[], Iterator[Listed]]] = {
         "torchvision": _torchvisions,
         "timm": _timms,

@@ -57,11 +57,7 @@ class LibraryModel:
 
 
 def library(prefix: str) -> Any:
-    """The library that names with this prefix belong to.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The library that names with this prefix belong to."""
     name = LIBRARIES[prefix]
     try:
         with warnings.catch_warnings():
@@ -74,13 +70,7 @@ def library(prefix: str) -> Any:
 
 
 def build_model(name: str, options: Mapping[str, Any], *, is_pretrained: bool = False) -> LibraryModel:
-    """The network that a name stands for, with the library's own weights or freshly drawn ones.
-
-    Raises:
-        InputError: unknown name (the nearest are listed) or options.
-        MissingExtraError: the library is not installed.
-        WeightsError: something is neither in the library's cache nor to be had.
-    """
+    """The network that a name stands for, with the library's own weights or freshly drawn ones."""
     prefix = library_of(name)
     if prefix is None or name == f"{prefix}:":
         raise InputError(f"expected a name behind the colon, such as timm:resnet50, got {name!r}")

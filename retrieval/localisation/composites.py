@@ -32,11 +32,7 @@ class Photograph(NamedTuple):
 def split_off(
     images: Iterable[Photograph], n: int, *, generator: torch.Generator
 ) -> tuple[list[Photograph], list[Photograph]]:
-    """About n images drawn evenly from the classes, at most half of each class, and the images that are left.
-
-    Raises:
-        InputError: fewer than two classes have two images.
-    """
+    """About n images drawn evenly from the classes, at most half of each class, and the images that are left."""
     by_class: dict[str, list[Photograph]] = {}
     for image in images:
         by_class.setdefault(image.label, []).append(image)

@@ -86,9 +86,6 @@ def benchmark_explanations(
         seed: of the draws.
         strict: stop at the first image that cannot be used.
         progress: called with (images done, images in all).
-
-    Raises:
-        InputError: fewer than two classes with a reference.
     """
     if composites < 2:
         raise InputError(f"composites={composites} should be 2 or more, so that there is an interval")
