@@ -1,8 +1,4 @@
-"""The fast path from images to encodings, without gradient.
-
-Batch norms are absorbed into convolutions, memory is laid out channels last, arithmetic is bfloat16 where the hardware
-has it, and images are decoded while the network runs.
-"""
+"""The fast path from images to encodings, without gradient; images are decoded while the network runs."""
 
 from __future__ import annotations
 

@@ -87,16 +87,14 @@ def project(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
     return box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
 
 
-def sample_mask(
-    mask: Bool[NDArray[Any], "height width"], transform: Transform
-) -> tuple[Bool[NDArray[Any], "h w"], Bool[NDArray[Any], "h w"]]:
-    """A mask of an image as the network's input shows it (nearest pixel), and where the input shows the image."""
+def sample_mask(mask: NDArray[Any], transform: Transform) -> tuple[NDArray[Any], Bool[NDArray[Any], "h w"]]:
+    """A mask of an image as the network's input shows it (nearest pixel), 0 beyond the image, and where that is not."""
     height, width = mask.shape
     view = transform.view(width, height)
     y = np.floor(view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height).astype(int)
     x = np.floor(view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width).astype(int)
     inside = ((y >= 0) & (y < height))[:, None] & (x >= 0) & (x < width)
-    return mask[y.clip(0, height - 1)][:, x.clip(0, width - 1)] & inside, inside
+    return mask[y.clip(0, height - 1)][:, x.clip(0, width - 1)] * inside, inside
 
 
 def box_in_input(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
