@@ -190,15 +190,14 @@ def query(
         if lines:
             _ = retriever.lines.layer  # read in the queries' own pass
     options: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance, "verify": verify}
+    options |= {} if text and words is None else {"text": words, "text_weight": text_weight}
     skipped: list[Path] = []
     if text and words is None:
         results = retriever.query_text(text, **options)
     elif ids:
         area = _area([], region, mask, mask_class)
-        options |= {"text": words, "text_weight": text_weight}
         results = [retriever.query_stored(image, region=area, **options) for image in ids]
     else:
-        options |= {"text": words, "text_weight": text_weight}
         try:
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
         except ImageError:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .encoder import Encoder
-from .layers import eagerly, evaluating
+from .layers import watch_parts
 
 Detail = Literal["plain", "fine", "finer"]
 DETAILS: tuple[Detail, ...] = get_args(Detail)
@@ -103,20 +103,11 @@ def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_Run], Tensor]:
     """The runs of convolutions and poolings in one forward pass, in order, and the map."""
     runs: list[_Run] = []
 
-    def watch(part: nn.Module, inputs: Any, output: Any) -> None:
-        if inputs[0].ndim == 4:
+    def watch(_name: str, part: nn.Module, inputs: Any, output: Any) -> None:
+        if (isinstance(part, (*_STEPPING, nn.AdaptiveAvgPool2d)) or _squeezes(part)) and inputs[0].ndim == 4:
             runs.append(_Run(part, inputs[0].shape[2], output.shape[2]))
 
-    kinds = (*_STEPPING, nn.AdaptiveAvgPool2d)
-    parts = [part for part in network.modules() if isinstance(part, kinds) or _squeezes(part)]
-    handles = [part.register_forward_hook(watch) for part in parts]
-    try:
-        with torch.no_grad(), eagerly(network), evaluating(network):
-            found: Tensor = network(probe)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return runs, found
+    return runs, watch_parts(network, probe, after=watch)
 
 
 def _sides(value: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,12 @@ def position_of(point: tuple[float | int, float | int], view: Box, shape: tuple[
     row = int((y - view.top) / view.height * shape[0])
     column = int((x - view.left) / view.width * shape[1])
     return min(row, shape[0] - 1), min(column, shape[1] - 1)
+
+
+def middle_of(position: Sequence[int], view: Box, shape: Sequence[int]) -> tuple[float, float]:
+    """The point (x, y) in the middle of a position (row, column) of a map over `view`."""
+    row, column = ((index + 0.5) / n for index, n in zip(position, shape, strict=True))
+    return view.left + column * view.width, view.top + row * view.height
 
 
 def visible_box(box: Box, size: tuple[int, int], *, is_said: bool = True) -> Box:
