@@ -37,15 +37,10 @@ class Ranked(TypedDict, total=False):
 
 
 class Asked(Ranked, total=False):
-    """Options of a query with images.
+    """Options of a query with images."""
 
-    Attributes:
-        text: words to join each image with: what is searched is the weighted mean of the two unit vectors.
-        text_weight: of the text in that mean, by default 0.5; the image has the rest.
-    """
-
-    text: str | None
-    text_weight: float
+    text: str | None  # words to join each image with: what is searched is the weighted mean of the two unit vectors
+    text_weight: float  # of the text in that mean, by default 0.5; the image has the rest.
 
 
 def text_queries(inference: Encodes, texts: Sequence[str]) -> list[Query]:

@@ -24,20 +24,13 @@ _READOUTS = {"token": "class", "tok": "class", "avg": "mean", "map": "attention"
 
 @dataclass(frozen=True)
 class Listed:
-    """A name for `Encoder.load`.
-
-    Attributes:
-        width: of the embedding; None where only the network itself would tell.
-        size: height and width of its images.
-        readout: the vector that is searched by default.
-        licence: of its published weights, where the library tells it.
-    """
+    """A name for `Encoder.load`."""
 
     name: str
-    width: int | None = None
-    size: tuple[int, int] | None = None
-    readout: str | None = None
-    licence: str | None = None
+    width: int | None = None  # of the embedding; None where only the network itself would tell
+    size: tuple[int, int] | None = None  # height and width of its images
+    readout: str | None = None  # the vector that is searched by default
+    licence: str | None = None  # of its published weights, where the library tells it
 
 
 def listed(word: str | None = None, only: str | None = None) -> tuple[list[Listed], list[str]]:

@@ -15,14 +15,10 @@ class Background:
     """Mean over images of the border of their response maps, each divided by its vector's length for the cosine.
 
     An image's own share is not kept: images that leave take the mean with them, as if they were like those that stay.
-
-    Attributes:
-        images: how many images the mean stands for.
-        mean: d numbers, little-endian float32 in base64.
     """
 
-    images: int
-    mean: str
+    images: int  # how many images the mean stands for
+    mean: str  # d numbers, little-endian float32 in base64
 
     def __post_init__(self) -> None:
         if self.images < 0 or not np.isfinite(self.vector).all():

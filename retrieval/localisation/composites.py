@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,17 +15,11 @@ from ...encoders import Inference
 from ...errors import InputError, ShapeError
 from ...metrics.localisation import energy_shares
 from ...metrics.maps import rectify, upsample
+from .references import Photograph
 
 Grid = tuple[int, int]  # rows and columns of photographs
 TWO: Grid = (1, 2)
 FOUR: Grid = (2, 2)
-
-
-class Photograph(NamedTuple):
-    """An image with one object, and the object's class."""
-
-    file: Path
-    label: str
 
 
 def split_off(
