@@ -38,13 +38,7 @@ def measure_scale(
 ) -> LineScale:
     """The channel mean of fine maps, and the quantiles of inliers between each image and the three least similar to it.
 
-    Args:
-        fine: of a sample of the gallery.
-        response: of the same images, see `fold`.
-        similarity: of each image to each.
-        layer: the fine maps' name.
-        metric: as the gallery compares.
-        images: where each lies on its map, see `Places.of`.
+    All are of one sample of a gallery; `images` says where each lies on its map, see `Places.of`.
     """
     mean = fine.to(torch.float32).mean((0, 2, 3))
     count = len(fine)
@@ -66,15 +60,7 @@ def measure_scale(
 
 
 def count_alike(method: str, query: Any, matches: Sequence[Any], *, metric: Metric = "cosine") -> list[int]:
-    """The number of places that lie alike on a query and each match.
-
-    Args:
-        method: "lines" compares `Places`, one transform of a hundred lines; "lightglue" and "loftr" compare image files
-            or Pillow images by kornia's matchers, one homography of all their pairs.
-        query: one of them.
-        matches: several.
-        metric: as the gallery compares, for lines.
-    """
+    """The number of places that lie alike on a query and each match: `Places`, or images for kornia's matchers."""
     if method == "lines":
         return [find_lines(query, match, metric=metric).inliers for match in matches]
     matcher = matcher_of(method)
@@ -109,14 +95,8 @@ _FEATURES = 1024
 class KorniaMatcher:
     """The number of places, of the hundred surest pairs, that one similarity transform explains.
 
-    Args:
-        name: "loftr" or "lightglue".
-        network: from two images (1, 3, h, w) in [0, 1] to points (n, 2), partners (n, 2) and confidences; by default
-            kornia's with its published weights, which it downloads once.
-
-    Raises:
-        MissingExtraError: kornia is not installed.
-        InputError: its weights are neither at hand nor to be had.
+    A network goes from two images (1, 3, h, w) in [0, 1] to points (n, 2), partners (n, 2) and confidences; by default
+    it is kornia's, with published weights that it downloads once.
     """
 
     def __init__(self, name: str, network: Any = None) -> None:

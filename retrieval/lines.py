@@ -168,12 +168,7 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
 
 
 class LineFinder:
-    """The places of a retriever's images, and the scale of its gallery's lines; one belongs to each retriever.
-
-    Args:
-        retriever: whose images.
-        layer: to read fine maps from; by default the gallery's, or the last block with stride 8.
-    """
+    """The places of a retriever's images, and the scale of its gallery's lines; one belongs to each retriever."""
 
     def __init__(self, retriever: Retriever, layer: str = "auto") -> None:
         self._retriever = retriever

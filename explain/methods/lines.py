@@ -40,17 +40,11 @@ LARGEST_TURN = math.radians(60)
 
 @dataclass(frozen=True, eq=False)
 class SimilarityTransform:
-    """`w = a z + b` on points written as complex numbers: scale |a|, rotation arg a, shift b.
-
-    Attributes:
-        a: scale and rotation.
-        b: the shift, in cells.
-        is_inlier: of each pair of points, whether it lies within `TOLERANCE · max(1, |a|)` cells of the transform.
-    """
+    """`w = a z + b` on points (cells) written as complex numbers: scale |a|, rotation arg a, shift b."""
 
     a: complex
     b: complex
-    is_inlier: Bool[Tensor, " n"]
+    is_inlier: Bool[Tensor, " n"]  # of each pair: it lies within `TOLERANCE · max(1, |a|)` cells of the transform
 
     @property
     def scale(self) -> float:
@@ -70,14 +64,7 @@ def fit_similarity(
 
     Every two pairs that are `LEAST_APART` on both sides define a transform; it counts if its scale lies in `SCALES` and
     its rotation within ±60°. Exchanging the sides gives the inverse with the same inliers. Of equals the first counts.
-
-    Args:
-        points: (x, y) in cells; at most some hundred, as all pairs of them are tried.
-        partners: theirs.
-        strength: at least 0.
-
-    Returns:
-        None where no two pairs define a transform.
+    Points are (x, y) in cells, some hundred at most, as all pairs are tried; None where no two define a transform.
 
     >>> points = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [4.0, 4.0]])
     >>> found = fit_similarity(points, torch.tensor([[1.0, 0.0], [5.0, 0.0], [1.0, 4.0], [0.0, 9.0]]), torch.ones(4))

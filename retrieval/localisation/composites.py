@@ -78,15 +78,11 @@ def composed(photographs: Tensor, grid: Grid) -> Tensor:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The way photographs become one input of the network.
-
-    Every photograph is as large as the network's input; `is_reduced` says that the network takes no other size, so the
-    composite is scaled into it.
-    """
+    """The way photographs, each as large as the network's input, become one input of the network."""
 
     size: tuple[int, int]
     fill: tuple[int, int, int]
-    is_reduced: bool
+    is_reduced: bool  # the network takes no other size, so the composite is scaled into it
 
     @classmethod
     def of(cls, inference: Inference) -> Canvas:

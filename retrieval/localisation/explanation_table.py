@@ -43,29 +43,15 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class ExplanationTable:
-    """Explanations of several methods, measured on the same composites and images.
+    """Explanations of several methods, measured on the same composites and images; see `LocalisationTable`."""
 
-    Attributes:
-        values: by method and measure a number for each composite, or single image.
-        encoder: its short name.
-        seen_as: what images became, and the precision of the arithmetic.
-        reference: "prototypes" or "nearest".
-        n_references: images behind the prototypes, or to match with.
-        n_classes: of the references.
-        is_reduced: the network takes one size only, so the photographs of a composite are smaller than single ones.
-        boxes: measures that need boxes, where there are any.
-        examples: some composites with their maps.
-        n_samples: bootstrap samples.
-        seed: of the bootstrap and the draws.
-    """
-
-    values: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+    values: Mapping[str, Mapping[str, Tensor]] = field(repr=False)  # by method and measure one of each composite, image
     encoder: str
     seen_as: str
     reference: str
     n_references: int
     n_classes: int
-    is_reduced: bool = False
+    is_reduced: bool = False  # the network takes one size only, so photographs are smaller in composites than alone
     boxes: LocalisationTable | None = None
     examples: tuple[Example, ...] = field(default=(), repr=False)
     n_samples: int = 1000

@@ -77,23 +77,7 @@ def benchmark_explanations(
     Photographs of two and of four classes are put into one image, and every method is asked for each of them: the map
     should be higher on the photograph asked for than on the others. Single images say how much a map depends on its
     reference (rank correlation with the map for another class), and how much the similarity hangs on what it shows
-    first (insertion minus deletion).
-
-    Args:
-        images: with their classes, not among the references.
-        encoder: left as it is.
-        references: what the images are compared with.
-        composites: how many of two, how many of four, and how many single images.
-        methods: names as in `parse_methods`; `default_methods` if left out.
-        reference: class prototypes, or the nearest image.
-        classifier: the network's own, for "cam".
-        faithful: single images on which insertion and deletion are measured; 22 passes for each method. 0: none.
-        device: see `Inference`.
-        precision: see `Inference`.
-        n_samples: bootstrap samples for the intervals.
-        seed: of the draws.
-        strict: stop at the first image that cannot be used.
-        progress: called with (images done, images in all).
+    first (insertion minus deletion), on `faithful` of them at 22 passes for each method. See `localise` for the rest.
     """
     if composites < 2:
         raise InputError(f"composites={composites} should be 2 or more, so that there is an interval")
