@@ -28,23 +28,14 @@ Rule = Callable[["Following", Call, Any, Any], Any]  # the pass, the function an
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What comes directly from places in a tensor whose rows are tokens (or in a vector, which is one row).
+    """What comes directly from places in a tensor whose rows are tokens (or in a vector, which is one row)."""
 
-    Attributes:
-        of_row: from a row's number to its parts, float32; computed when asked for.
-        shape: rows and columns of the places.
-        is_whole: the places are all there is but biases, as in a mean: no token, MLP or start takes part.
-        n_followed: self-attentions whose parts are in it.
-        map: the map itself, where the tensor is its plain mean.
-        first_rows: values of the first rows, while it is an attention's output, whose layout is yet to be confirmed.
-    """
-
-    of_row: Callable[[int], Float[Tensor, "b places d"]]
-    shape: tuple[int, int]
-    is_whole: bool = False
-    n_followed: int = 0
-    map: Float[Tensor, "b d h w"] | None = None
-    first_rows: Float[Tensor, "b n d"] | None = None
+    of_row: Callable[[int], Float[Tensor, "b places d"]]  # parts of a row by its number, float32; made when asked for
+    shape: tuple[int, int]  # rows and columns of the places
+    is_whole: bool = False  # nothing else but biases is in it, as in a mean: no token, MLP or start
+    n_followed: int = 0  # self-attentions whose parts are in it
+    map: Float[Tensor, "b d h w"] | None = None  # the map itself, where the tensor is its plain mean
+    first_rows: Float[Tensor, "b n d"] | None = None  # of an attention's output, until its layout is confirmed
 
     def then(self, change: Callable[[Tensor, int], Tensor]) -> Contribution:
         """Behind a linear operation; it gets the parts and the number of their row."""
@@ -162,21 +153,13 @@ def row_of(rows: Float[Tensor, "b n d"], row: int) -> Float[Tensor, "b 1 d"]:
 
 # --- Attentions -------------------------------------------------------------------------------------------------------
 
-Weights = Callable[[int], Float[Tensor, "b n heads"]]
+Weights = Callable[[int], Float[Tensor, "b n heads"]]  # what the row of a number reads of each token
 
 
 def attended(
     mode: Following, weights: Weights, values: Tensor, output: Tensor, *, n_queries: int
 ) -> Contribution | None:
-    """The contribution of places in an attention's output, heads one behind the other.
-
-    Args:
-        mode: the pass.
-        weights: from a row's number to what it reads of each token, (b, n, heads).
-        values: (b, heads, n, d).
-        output: (b, heads, queries, d).
-        n_queries: how many tokens read.
-    """
+    """The contribution of places in an attention's output (b, heads, queries, d) of values (b, heads, n, d)."""
     grid = mode.grid_of(values.shape[-2])
     if values.ndim != 4 or values.shape[0] != mode.n_images or grid is None:
         return None

@@ -33,12 +33,7 @@ def read_out(model: nn.Module, readout: str = "auto", *, layer: str | None = Non
     The mean of a grid or of tokens is the map itself. A class token and an attention pooling are sums, of which those
     terms that come directly from a place are that place's: the values that attentions read there, projected. All else
     (the token's start, MLPs, other tokens, biases) is the same at every place. Norms are held at their spread. Nothing
-    in the network is changed.
-
-    Args:
-        model: a network of timm, transformers or open_clip, or any other that returns a map, tokens or a vector.
-        readout: one of `READOUTS`.
-        layer: read the output of this layer in place of the model's own.
+    in the network, of whatever library, is changed. A `layer` is read in place of the model's own output.
     """
     if readout not in READOUTS:
         raise InputError(f"no readout {readout!r}; nearest: {closest(readout, list(READOUTS))}")
@@ -73,20 +68,14 @@ def telling_constants() -> Iterator[list[Tensor]]:
 
 
 class ReadOut(nn.Module):
-    """A network read out as a map whose mean over places is the vector that is searched.
-
-    Attributes:
-        source: the network.
-        readout: one of `READOUTS`.
-        is_exact: False once a run has shown that an activation behind the pooling is followed to first order only.
-        has_places: False once a run has shown that no place can be followed to the vector; the map then has one place.
-    """
+    """A network read out as a map whose mean over places is the vector that is searched."""
 
     def __init__(self, source: nn.Module, readout: str) -> None:
         super().__init__()
         self.source = source
         self.readout = readout
-        self.is_exact = self.has_places = True
+        self.is_exact = True  # until a run shows that an activation behind the pooling is followed to first order only
+        self.has_places = True  # until a run shows that none can be followed to the vector; the map then has one place
         self._first_is_mean = first_key_is_mean(source)
         self._starts_in_tail = False  # threads begin behind `features_of`
         self._is_costly = True  # the map is not the mean's own
