@@ -15,8 +15,8 @@ from .filters.tree import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
 from .reports import AddReport, SyncReport
+from .storage.background import MapChoice
 from .storage.hdf5 import Array
-from .storage.map_choice import MapChoice
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder

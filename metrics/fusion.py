@@ -90,27 +90,16 @@ USUAL_FUSION = Fusion(Logistic(0.1, -2.8), Logistic(0.91, -3.3), "the usual pair
 
 @dataclass(frozen=True)
 class Verification:
-    """A look at the gallery's own labelled images: what sorting the first `k` anew by lines would have done.
+    """A look at the gallery's own labelled images: what sorting the first `k` anew by lines would have done."""
 
-    Attributes:
-        fusion: the calibrations, fitted on the other half of the images.
-        k: how many matches were sorted anew.
-        queries: how many images asked, each without itself.
-        before: share whose first match is of their class.
-        after: the same when sorted anew.
-        low: end of the 95 % interval of the difference, paired.
-        high: the other end.
-        generation: of the gallery.
-    """
-
-    fusion: Fusion
+    fusion: Fusion  # fitted on the other half of the images
     k: int
-    queries: int
-    before: float
-    after: float
-    low: float
-    high: float
-    generation: int
+    queries: int  # that asked, each without itself
+    before: float  # share whose first match is of their class
+    after: float  # the same when sorted anew
+    low: float  # end of the paired 95 % interval of the difference
+    high: float  # the other end
+    generation: int  # of the gallery
 
     @property
     def helps(self) -> bool | None:

@@ -120,16 +120,12 @@ class Canvas:
 
 
 class Pointing(NamedTuple):
-    """Where the maps of composites point; (b, n) for b composites of n photographs, each asked for.
+    """Where the maps of composites point; (b, n) for b composites of n photographs, each asked for."""
 
-    Attributes:
-        preference: share of the other photographs on which the map is lower, in the mean, than on the one asked for; a
-            tie counts one half, and one half is chance.
-        energy: share of the map's energy on the photograph asked for; 1/n is chance.
-    """
-
-    preference: Float[Tensor, "b n"]
-    energy: Float[Tensor, "b n"]
+    preference: Float[
+        Tensor, "b n"
+    ]  # share of the others on which the map's mean is lower; one half is chance, or a tie
+    energy: Float[Tensor, "b n"]  # share of the map's energy on the photograph asked for; 1/n is chance
 
 
 def pointing(maps: Float[Tensor, "b n h w"], cells: Float[Tensor, "n rows columns"]) -> Pointing:

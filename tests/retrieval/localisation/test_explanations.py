@@ -13,7 +13,7 @@ from distcam.encoders import Encoder, Inference
 from distcam.errors import InputError
 from distcam.images import list_images
 from distcam.index import Gallery
-from distcam.index.storage.map_choice import MapChoice
+from distcam.index.storage.background import MapChoice
 from distcam.retrieval import Retriever
 from distcam.retrieval.localisation.explanation_table import DEFAULT, ExplanationTable
 from distcam.retrieval.localisation.explanations import (
