@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ImageError, InputError
-from ..files import replacing, write_text
+from ..files import write_text
 from ..remarks import remark
 from . import train
 from .command import Commands, refuse_unused
@@ -303,6 +303,7 @@ def explain(
     require_images([probe, match, *(different or ())])
     from ..datasets.reid_benchmarks import shows_people
     from ..encoders import Inference
+    from ..explain.drawing.page import save_drawing
     from ..reid.pairs import BODY_PARTS, STRIPES, explain_pair, pairs_panel
     from .options import read_stripes
 
@@ -320,14 +321,8 @@ def explain(
                 raise
             remark(f"{error}; it is left out", strict=strict)
     if out_path is not None:
-        with replacing(out_path) as aside:
-            if out_path.suffix.lower() != ".npz":
-                pairs_panel(pairs).save(aside)
-            else:
-                import numpy as np
-
-                maps = {f"{i}/{name}": m for i, p in enumerate(pairs.values()) for name, m in p.to_arrays().items()}
-                np.savez_compressed(aside, allow_pickle=False, **maps)
+        maps = {f"{i}/{name}": m for i, p in enumerate(pairs.values()) for name, m in p.to_arrays().items()}
+        save_drawing(out_path, "", lambda: pairs_panel(pairs), lambda: maps)
     if as_json:
         print_json([{"title": title, "match": str(files[title]), **pair.to_dict()} for title, pair in pairs.items()])
         return

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .encoder import Encoder
-from .layers import eagerly, evaluating
+from .layers import watch_parts
 
 Detail = Literal["plain", "fine", "finer"]
 DETAILS: tuple[Detail, ...] = get_args(Detail)
@@ -27,9 +27,6 @@ def with_detail(encoder: Encoder, detail: Detail) -> Encoder:
     """A copy of an encoder whose feature maps have more rows and columns; the encoder itself for "plain".
 
     "fine" dilates the last stage, see `dilate_last_stage`; "finer" enlarges the input by `LARGER`, in multiples of 32.
-
-    Raises:
-        InputError: `detail` is not known, or the network cannot be read that way; the message says why.
     """
     if detail not in DETAILS:
         raise InputError(f"detail={detail!r} is not known; choose one of {', '.join(DETAILS)}")
@@ -71,9 +68,6 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
     kernels behind them are spread by 2, and what averages the whole map averages every second place. No weight changes,
     and the new map holds the old one at every second row and column, which is tried on noise.
 
-    Raises:
-        InputError: the map comes from no such layer, or would not hold the old one.
-
     Source: Chen et al., DeepLab, 2018, §3.1 (atrous convolution).
     """
     probe = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -109,20 +103,11 @@ def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_Run], Tensor]:
     """The runs of convolutions and poolings in one forward pass, in order, and the map."""
     runs: list[_Run] = []
 
-    def watch(part: nn.Module, inputs: Any, output: Any) -> None:
-        if inputs[0].ndim == 4:
+    def watch(_name: str, part: nn.Module, inputs: Any, output: Any) -> None:
+        if (isinstance(part, (*_STEPPING, nn.AdaptiveAvgPool2d)) or _squeezes(part)) and inputs[0].ndim == 4:
             runs.append(_Run(part, inputs[0].shape[2], output.shape[2]))
 
-    kinds = (*_STEPPING, nn.AdaptiveAvgPool2d)
-    parts = [part for part in network.modules() if isinstance(part, kinds) or _squeezes(part)]
-    handles = [part.register_forward_hook(watch) for part in parts]
-    try:
-        with torch.no_grad(), eagerly(network), evaluating(network):
-            found: Tensor = network(probe)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return runs, found
+    return runs, watch_parts(network, probe, after=watch)
 
 
 def _sides(value: int | tuple[int, ...]) -> tuple[int, ...]:

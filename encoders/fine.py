@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError, ShapeError
 from .encoder import Encoder
 from .encoding import Encoding
-from .layers import as_feature_map, closest, eagerly, evaluating, plain_name, run_watched
+from .layers import as_feature_map, closest, eagerly, plain_name, run_watched, watch_parts
 
 FINE_STRIDE = 8
 _WITHIN = 0.35  # octaves: valid convolutions make 35 rows of 299 where a stride of 8 would leave 38
@@ -31,29 +31,15 @@ def fine_layer(network: nn.Module, size: tuple[int, int]) -> str | None:
     events: list[tuple[str, int | None, int | None]] = []  # name, stride of the input (at its start), of the output
     runs: Counter[str] = Counter()
 
-    def before(name: str) -> Any:
-        def hook(_module: nn.Module, args: Any) -> None:
-            runs[name] += 1
-            events.append((name, _octave(args[0] if args else None, size), None))
+    def before(name: str, _part: nn.Module, inputs: Any) -> None:
+        runs[name] += 1
+        events.append((name, _octave(inputs[0] if inputs else None, size), None))
 
-        return hook
+    def after(name: str, _part: nn.Module, _inputs: Any, output: Any) -> None:
+        events.append((name, None, _octave(output, size)))
 
-    def after(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            events.append((name, None, _octave(output, size)))
-
-        return hook
-
-    parts = [(name, part) for name, part in network.named_modules() if name]
-    handles = [part.register_forward_pre_hook(before(name)) for name, part in parts]
-    handles += [part.register_forward_hook(after(name)) for name, part in parts]
-    parameter = next(network.parameters(), torch.zeros(()))
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), eagerly(network), evaluating(network):
-            output = network(torch.zeros(1, 3, *size, dtype=parameter.dtype, device=parameter.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    image = next(network.parameters(), torch.zeros(())).new_zeros(1, 3, *size)
+    output = watch_parts(network, image, before=before, after=after)
     fine = round(math.log2(FINE_STRIDE))
     if _octave(output, size) == fine:
         return None
@@ -65,11 +51,7 @@ def fine_layer(network: nn.Module, size: tuple[int, int]) -> str | None:
 
 
 def named_fine_layer(network: nn.Module, layer: str) -> str:
-    """The layer's full name in a network that may be wrapped: `layer2` also means `source.layer2`, and the reverse.
-
-    Raises:
-        InputError: there is no such layer; the message holds the three nearest names.
-    """
+    """The layer's full name in a network that may be wrapped: `layer2` also means `source.layer2`, and the reverse."""
     names = [name for name, _ in network.named_modules() if name]
     within = [name for name in names if plain_name(name) == layer or name.endswith(f".{layer}")]
     around = [name for name in names if layer.endswith(f".{name}")]

@@ -7,11 +7,13 @@ rest is a name of the network is tried, and the one wins with which most tensors
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,6 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from ..remarks import remark
 from .layers import plain_name
-from .libraries.renaming import renamed_by_library
 
 _DEEPEST = 12  # parts of a name that are tried as a prefix: a file's names are not trusted
 _COUNTER = "num_batches_tracked"
@@ -320,3 +321,18 @@ def _refuse(origin: str, names: list[str], reason: str, *, advice: str = "") -> 
     if names:
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise WeightsError(f"{origin}: {len(names)} {reason} ({some}){advice}")
+
+
+def renamed_by_library(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that timm or transformers would give them for this network; else as they are."""
+    home = type(network).__module__
+    found: Any = None
+    with suppress(Exception):  # whatever a file provokes that is another network's
+        if home.startswith("timm."):
+            found = sys.modules[home].checkpoint_filter_fn(dict(tensors), network)
+        elif home.startswith("transformers."):
+            loading: Any = type(network)
+            told = {"config": network.config, "state_dict": dict(tensors), "output_loading_info": True}
+            loaded, report = loading.from_pretrained(None, **told)
+            found = None if report["missing_keys"] or report["mismatched_keys"] else loaded.state_dict()
+    return dict(found or tensors)

@@ -33,12 +33,6 @@ class VerifiedDistances:
     """Distances whose smallest K of each query are handed out anew, in the order of two fused probabilities.
 
     Images that the protocol keeps from a query are passed over, and everything behind the first K stays as it is.
-
-    Attributes:
-        shape: numbers of queries and gallery images.
-        dtype: of the distances.
-        bounds: as before.
-        summary: what was done, in words.
     """
 
     def __init__(

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..encoders.detail import SAYS
 from ..encoders.regions import region_mask
-from ..errors import ImageError, InputError
+from ..errors import ImageError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
+from ..explain.drawing.page import save_drawing
 from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
 from ..explain.drawing.rendering import contour, draw_box
 from ..explain.methods.dist_cam import WeightOptions
 from ..explain.weightings import RECTIFIED, SIGNED, WORDS
-from ..files import replacing
 from ..images import Box, read_image
 from ..index.filters.tree import Eq
 from .evidence import Evidence, Reference, Space
@@ -308,18 +308,10 @@ class Explanation:
         Raises:
             InputError: any other ending.
         """
-        path = Path(path)
-        kind = path.suffix.lower()
-        if kind == ".html":
+        if Path(path).suffix.lower() == ".html":
             return write_report(path, [self], lines=lines)
-        if kind not in {".png", ".jpg", ".jpeg", ".npz"}:
-            raise InputError(f"{path.name}: an explanation is saved as .png, .jpg, .npz or .html")
-        with replacing(path) as aside:
-            if kind == ".npz":
-                np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
-            else:
-                self.show(look, lines=lines).save(aside)
-        return path
+        what = "an explanation is saved as .png, .jpg, .npz or .html"
+        return save_drawing(path, what, lambda: self.show(look, lines=lines), self.to_arrays)
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Raw maps, with Dist-CAM beside them, the words, reference names and views as plain arrays."""

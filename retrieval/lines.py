@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..errors import ImageError, InputError
+from ..explain.drawing.page import save_drawing
 from ..explain.drawing.panels import Tile, grid
 from ..explain.drawing.rendering import draw_links
 from ..explain.methods.correspondence import pairwise_shares
 from ..explain.methods.lines import Lines, Places, find_lines
-from ..explain.places import image_in_view
+from ..explain.places import image_in_view, middle_of
 from ..explain.verification import SAMPLE, count_alike, measure_scale, parse_verify
-from ..files import replacing
 from ..images import Box, image_size, read_image
 from ..metrics.distances import SearchSpec, comparable, distances_to
 from ..metrics.fusion import USUAL_FUSION, Fusion, LineScale
@@ -95,16 +94,7 @@ class MatchLines:
         Raises:
             InputError: any other ending.
         """
-        path = Path(path)
-        kind = path.suffix.lower()
-        if kind not in (".png", ".jpg", ".jpeg", ".npz"):
-            raise InputError(f"{path.name}: lines are saved as .png, .jpg or .npz")
-        with replacing(path) as aside:
-            if kind == ".npz":
-                np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
-            else:
-                self.show().save(aside)
-        return path
+        return save_drawing(path, "lines are saved as .png, .jpg or .npz", self.show, self.to_arrays)
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The lines as plain arrays."""
@@ -171,27 +161,14 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
     shown = found.strongest(k, inliers=found.inliers > least)
     transform = ranking.retriever.encoder.transform
     views = transform.view(*ranking.query.size), transform.view(*read_image(match.file).size)
-    ours = _middles(shown.query, views[0], found.query_shape)
-    theirs = _middles(shown.match, views[1], found.match_shape)
+    ours = [middle_of(cell, views[0], found.query_shape) for cell in shown.query.tolist()]
+    theirs = [middle_of(cell, views[1], found.match_shape) for cell in shown.match.tolist()]
     drawn = tuple(Line(*each) for each in zip(ours, theirs, shown.strength.tolist(), strict=True))
     return MatchLines(match, drawn, found.inliers, len(found), finder.scale, found, ranking)
 
 
-def _middles(cells: Tensor, view: Box, shape: tuple[int, int]) -> list[Point]:
-    """The middles of cells (row, column) of a map that divides a view evenly."""
-    return [
-        (view.left + (column + 0.5) / shape[1] * view.width, view.top + (row + 0.5) / shape[0] * view.height)
-        for row, column in cells.tolist()
-    ]
-
-
 class LineFinder:
-    """The places of a retriever's images, and the scale of its gallery's lines; one belongs to each retriever.
-
-    Args:
-        retriever: whose images.
-        layer: to read fine maps from; by default the gallery's, or the last block with stride 8.
-    """
+    """The places of a retriever's images, and the scale of its gallery's lines; one belongs to each retriever."""
 
     def __init__(self, retriever: Retriever, layer: str = "auto") -> None:
         self._retriever = retriever

@@ -24,29 +24,17 @@ _READOUTS = {"token": "class", "tok": "class", "avg": "mean", "map": "attention"
 
 @dataclass(frozen=True)
 class Listed:
-    """A name for `Encoder.load`.
-
-    Attributes:
-        width: of the embedding; None where only the network itself would tell.
-        size: height and width of its images.
-        readout: the vector that is searched by default.
-        licence: of its published weights, where the library tells it.
-    """
+    """A name for `Encoder.load`."""
 
     name: str
-    width: int | None = None
-    size: tuple[int, int] | None = None
-    readout: str | None = None
-    licence: str | None = None
+    width: int | None = None  # of the embedding; None where only the network itself would tell
+    size: tuple[int, int] | None = None  # height and width of its images
+    readout: str | None = None  # the vector that is searched by default
+    licence: str | None = None  # of its published weights, where the library tells it
 
 
 def listed(word: str | None = None, only: str | None = None) -> tuple[list[Listed], list[str]]:
-    """The names that hold a word or fit a pattern, and the extras that would add names.
-
-    Raises:
-        InputError: no name fits; the message lists the nearest.
-        MissingExtraError: the one library that is asked for is not installed.
-    """
+    """The names that hold a word or fit a pattern, and the extras that would add names."""
     sources: dict[str, Callable[[], Iterator[Listed]]] = {
         "torchvision": _torchvisions,
         "timm": _timms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,6 +32,26 @@ from ...remarks import remark
 Reference = Literal["prototypes", "nearest"]
 Images = Iterable[tuple[Path, str]]
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
+
+
+class Photograph(NamedTuple):
+    """An image with one object and the object's class; `path` below a listing's folder is the key of its mask."""
+
+    file: Path
+    label: str
+    path: str = ""
+
+
+def photographs(listing: Listing, *, strict: bool = False) -> list[Photograph]:
+    """The labelled images of a listing; how many have no label is a remark."""
+    found = [Photograph(listing.file(each), each.label, each.path) for each in listing if each.label is not None]
+    if not found:
+        raise InputError(f"{listing.root} has no labels; expected a folder of class folders, or a CSV with path,label")
+    if len(found) < len(listing):
+        bare = next(record.path for record in listing if record.label is None)
+        count = f"{len(listing) - len(found):,} of {len(listing):,} images"
+        remark(f"{count} have no label and are left out, such as {bare}", strict=strict)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +153,7 @@ class References:
     @classmethod
     def encode(
         cls,
-        listing: Listing,
+        images: Listing | Iterable[Photograph],
         inference: Inference,
         *,
         metric: Metric = "cosine",
@@ -141,50 +161,18 @@ class References:
         strict: bool = False,
         progress: Progress | None = None,
     ) -> References:
-        """The labelled images of a listing, one forward pass each.
+        """The labelled images of a listing, or photographs, one forward pass each.
 
         Raises:
             InputError: fewer than two classes are left.
             ImageError: with `strict`, an image that cannot be used.
         """
-        label_of = {listing.file(record): record.label for record in listing if record.label is not None}
-        images = [(listing.file(record), record.path) for record in listing if record.label is not None]
-        if len(label_of) < len(listing):
-            bare = next(record.path for record in listing if record.label is None)
-            message = f"{len(listing) - len(label_of):,} of {len(listing):,} references have no label and are left out"
-            remark(f"{message}, such as {bare}", strict=strict)
-        return cls._encoded(label_of, images, inference, metric, masks=masks, strict=strict, progress=progress)
-
-    @classmethod
-    def of_photographs(
-        cls,
-        photographs: Iterable[tuple[Path, str]],
-        inference: Inference,
-        *,
-        metric: Metric = "cosine",
-        strict: bool = False,
-        progress: Progress | None = None,
-    ) -> References:
-        """References of files with a label each, one forward pass each; errors as of `encode`."""
-        label_of = dict(photographs)
-        images = [(file, str(file)) for file in label_of]
-        return cls._encoded(label_of, images, inference, metric, strict=strict, progress=progress)
-
-    @classmethod
-    def _encoded(
-        cls,
-        label_of: Mapping[Path, str | None],
-        images: Sequence[tuple[Path, str]],
-        inference: Inference,
-        metric: Metric,
-        *,
-        masks: MaskFolder | None = None,
-        strict: bool,
-        progress: Progress | None,
-    ) -> References:
-        report = None if progress is None else lambda done: progress(done, len(images))
-        found = encode_both_ways(images, inference, masks, strict=strict, progress=report)
-        names = [label_of[file] or "" for file in found.files]
+        listed = photographs(images, strict=strict) if isinstance(images, Listing) else images
+        known = {photograph.file: photograph for photograph in listed}
+        keyed = [(file, photograph.path or str(file)) for file, photograph in known.items()]
+        report = None if progress is None else lambda done: progress(done, len(known))
+        found = encode_both_ways(keyed, inference, masks, strict=strict, progress=report)
+        names = [known[file].label for file in found.files]
         if len(set(names)) < 2:
             raise InputError(f"the references have {len(set(names))} classes; at least two are compared")
         if found.skipped:
