@@ -74,9 +74,12 @@ class MatchLines:
     @property
     def caption(self) -> str:
         """The lines in words."""
+        return self._alike if self.has_geometry else f"no common geometry ({self._alike})"
+
+    @property
+    def _alike(self) -> str:
         usual = f"unrelated images: {self.scale.null[0]}"
-        alike = f"{self.inliers} of {counted(self.candidates, 'place')} lie alike; {usual}"
-        return alike if self.has_geometry else f"no common geometry ({alike})"
+        return f"{self.inliers} of {counted(self.candidates, 'place')} lie alike; {usual}"
 
     def show(self, *, tile_size: int = 480) -> Image:
         """Query and match side by side with their lines: as wide as they are strong, thin grey without geometry."""
@@ -86,7 +89,8 @@ class MatchLines:
         """What `show` draws, for a grid of several."""
         query, match = self._ranking.query.image, read_image(self.match.file)
         joined = draw_links(query, match, self.lines, is_faint=not self.has_geometry)
-        return Tile(joined, title=f"query, and {self.match.rank} · {self.match.label or '–'}", caption=self.caption)
+        title = f"query, and {self.match.rank} · {self.match.label or '–'}"
+        return Tile(joined, title=title if self.has_geometry else f"{title}: no common geometry", caption=self._alike)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write what `show` draws (`.png`, `.jpg`), or the lines as arrays (`.npz`).
@@ -142,12 +146,13 @@ def _fractions(point: Point, size: tuple[int, int]) -> tuple[float, float]:
     return round(point[0] / size[0], 4), round(point[1] / size[1], 4)
 
 
-def lines_sheet(matches: Sequence[MatchLines | None], *, tile_size: int = 480) -> Image:
-    """The lines of several matches, two beside one another."""
+def lines_sheet(matches: Sequence[MatchLines | None], *, width: int = 1000, tile_size: int = 480) -> Image:
+    """The lines of several matches, two beside one another, or as many as the width takes."""
     tiles = [each.tile() for each in matches if each is not None]
     if not tiles:
         raise InputError("there is no match whose image can be shown, so there are no lines")
-    return grid([tiles[start : start + 2] for start in range(0, len(tiles), 2)], tile_size=tile_size)
+    beside = max(2, width // tile_size)
+    return grid([tiles[start : start + beside] for start in range(0, len(tiles), beside)], tile_size=tile_size)
 
 
 def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:

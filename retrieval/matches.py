@@ -234,7 +234,7 @@ class Matches(Ranking):
             against: "match" (every match), a rank (3 or "rank:3"), "prototype" (the nearest class prototype), or a
                 class label ("why not that class?"). "label:match" is a class that is called match.
             versus: another rank, prototype, or label: the maps then show what pulls the query to `against` rather than
-                to this one, positive where it does and negative where it does the opposite.
+                to this one, positive where it does and negative where it does the opposite. Itself is left out.
             weighting: how channels are weighted, see `distcam.explain.channel_weights`. The maps of "dist", the
                 paper's, are in `Explanation.dist_maps` as well. Left out: what the gallery's `map_choice` says, else
                 "root_ratio".
@@ -263,10 +263,18 @@ class Matches(Ranking):
             evidence.mean(weighting)  # refused before anything is computed
         references, vectors = evidence.references(against)
         opposite, opposite_vector = None, None
+        if versus is not None and weighting == "caam":
+            raise InputError("the weighting caam is the same for every reference: it has nothing to say on `versus`")
         if versus == "match":
-            raise InputError("versus='match' would be all matches; name one by its rank, such as versus=2 or 'rank:2'")
+            raise InputError("`versus='match'` would be all matches; name one by its rank, such as rank:2")
         if versus is not None:
             (opposite,), opposite_vector = evidence.references(versus)
+            kept = [place for place, reference in enumerate(references) if reference != opposite]
+            if not kept:
+                raise InputError(
+                    f"`against` and `versus` both name {opposite.short_name}: nothing tells it from itself"
+                )
+            references, vectors = tuple(references[place] for place in kept), vectors[kept]
         return Explanation(references, weighting, mean, opposite, evidence, vectors, opposite_vector, tau, norm)
 
     def correspondence(self, rank: int = 1, *, space: Space = "metric") -> PictureCorrespondence:
