@@ -85,8 +85,12 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
         stepped = {id(run.part) for run in steps}
         behind = {id(run.part): run.part for run in runs[first:] if run.before == rows and id(run.part) not in stepped}
         offset = int(any(type(run.part).__name__.endswith("Same") for run in steps))  # pads more behind than before
-        for part in behind.values():
-            _spread(part)
+        for part in behind.values():  # a kernel of a single pixel, and an average, stay
+            if max(_sides(part.kernel_size)) == 1 or isinstance(part, nn.AvgPool2d):
+                continue
+            part.dilation = tuple(2 * side for side in _sides(part.dilation))
+            if not isinstance(part.padding, str):
+                part.padding = tuple(2 * side for side in _sides(part.padding))
         for part in whole:  # squeeze and excitation
             _average_every_second(part, rows, offset)
         why = "dilated, its map would not hold the usual one"
@@ -112,15 +116,6 @@ def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_Run], Tensor]:
 
 def _sides(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _spread(part: Any) -> None:
-    """Spread a kernel by 2; one of a single pixel, and an average, stay."""
-    if max(_sides(part.kernel_size)) == 1 or isinstance(part, nn.AvgPool2d):
-        return
-    part.dilation = tuple(2 * side for side in _sides(part.dilation))
-    if not isinstance(part.padding, str):
-        part.padding = tuple(2 * side for side in _sides(part.padding))
 
 
 def _squeezes(part: nn.Module) -> bool:

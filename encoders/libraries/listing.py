@@ -36,7 +36,7 @@ class Listed:
 def listed(word: str | None = None, only: str | None = None) -> tuple[list[Listed], list[str]]:
     """The names that hold a word or fit a pattern, and the extras that would add names."""
     sources: dict[str, Callable[[], Iterator[Listed]]] = {
-        "torchvision": _torchvisions,
+        "torchvision": lambda: map(Listed, available_architectures()),
         "timm": _timms,
         "hf": _hugging_faces,
         "open_clip": _open_clips,
@@ -52,19 +52,11 @@ def listed(word: str | None = None, only: str | None = None) -> tuple[list[Liste
             if only is not None:
                 raise
             absent.append(LIBRARIES[prefix])
-    found = [each for each in names if _fits(each.name, word)]
+    found = [each for each in names if word is None or fnmatchcase(each.name.lower(), f"*{word.lower()}*")]
     if not found and names:
         near = closest(str(word), [each.name.partition(":")[2] or each.name for each in names])
         raise InputError(f"no encoder's name holds {word!r}; nearest: {near}")
     return ([_laid_out(each) for each in found] if len(found) <= MOST else found), absent
-
-
-def _fits(name: str, word: str | None) -> bool:
-    return word is None or fnmatchcase(name.lower(), f"*{word.lower()}*")
-
-
-def _torchvisions() -> Iterator[Listed]:
-    yield from (Listed(name) for name in available_architectures())
 
 
 def _timms() -> Iterator[Listed]:

@@ -84,7 +84,8 @@ def fit_similarity(
     if not len(kept):
         return None
     a, size = a[kept], size[kept]
-    b = w[first[kept]] - _turned(a, z[first[kept]])
+    x, y = z[first[kept]].unbind(1)
+    b = w[first[kept]] - torch.stack([a[:, 0] * x - a[:, 1] * y, a[:, 1] * x + a[:, 0] * y], 1)
     is_inlier = _squared_errors(a, b, z, w) <= (TOLERANCE * size.clamp(min=1)).square()[:, None] * (1 + 1e-9)
     best = int((is_inlier.to(torch.float32) @ strength.to(torch.float32)).argmax())
     return SimilarityTransform(complex(*a[best].tolist()), complex(*b[best].tolist()), is_inlier[best])
@@ -98,11 +99,6 @@ def _squared_errors(a: Tensor, b: Tensor, z: Tensor, w: Tensor) -> Float[Tensor,
     own = [a.square().sum(1, keepdim=True), b.square().sum(1, keepdim=True), torch.ones_like(a[:, :1])]
     theirs = [z.square().sum(1, keepdim=True), ones, w.square().sum(1, keepdim=True)]
     return torch.cat([*own, 2 * turned, -2 * a, -2 * b], 1) @ torch.cat([*theirs, z, across, w], 1).T
-
-
-def _turned(a: Tensor, z: Tensor) -> Tensor:
-    """The products of complex numbers written as rows (real, imaginary)."""
-    return torch.stack([a[:, 0] * z[:, 0] - a[:, 1] * z[:, 1], a[:, 1] * z[:, 0] + a[:, 0] * z[:, 1]], 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,13 +205,13 @@ def find_lines(
         )
     place, partner, sharp = _mutual_best(query.cells, match.cells, tau)
     shares = pairwise_shares(query.response, match.response, metric=metric).flatten(2).flatten(0, 1)
-    sides = zip((query, match), (place, partner), strict=True)
-    one, other = (_bilinear(_grid(side), side.shape).to(shares)[:, chosen].T for side, chosen in sides)
+    sides = ((query, place), (match, partner))
+    one, other = (_bilinear(side.response.shape[-2:], side.shape).to(shares)[:, chosen].T for side, chosen in sides)
     strength = sharp * ((one @ shares) * other).sum(1).clamp(min=0)
     strength = strength * (query.is_seen[place] & match.is_seen[partner])
     order = strength.argsort(descending=True, stable=True)[:strongest]
     order = order[strength[order] > 0]
-    cells = [_row_column(chosen[order], side.shape[1]) for side, chosen in ((query, place), (match, partner))]
+    cells = [torch.stack(torch.unravel_index(at[order], side.shape), 1) for side, at in sides]
     transform = fit_similarity(cells[0].flip(1).float(), cells[1].flip(1).float(), strength[order])
     return Lines(cells[0], cells[1], strength[order], transform, query.shape, match.shape)
 
@@ -235,16 +231,8 @@ def _mutual_best(one: Tensor, other: Tensor, tau: float) -> tuple[Tensor, Tensor
     return place, partner, best[place].square()
 
 
-def _grid(side: Places) -> tuple[int, int]:
-    return side.response.shape[-2], side.response.shape[-1]
-
-
 @lru_cache(maxsize=16)
-def _bilinear(coarse: tuple[int, int], fine: tuple[int, int]) -> Float[Tensor, "m n"]:
+def _bilinear(coarse: tuple[int, ...], fine: tuple[int, int]) -> Float[Tensor, "m n"]:
     """The weights by which each of m coarse positions enters each of n fine ones."""
     count = coarse[0] * coarse[1]
     return interpolate(torch.eye(count).reshape(1, count, *coarse), fine, mode="bilinear")[0].flatten(1)
-
-
-def _row_column(cells: Tensor, columns: int) -> Tensor:
-    return torch.stack([cells.div(columns, rounding_mode="floor"), cells % columns], 1)

@@ -122,9 +122,7 @@ class Canvas:
 class Pointing(NamedTuple):
     """Where the maps of composites point; (b, n) for b composites of n photographs, each asked for."""
 
-    preference: Float[
-        Tensor, "b n"
-    ]  # share of the others on which the map's mean is lower; one half is chance, or a tie
+    preference: Float[Tensor, "b n"]  # share of the others on which the map is lower in the mean; a tie is one half
     energy: Float[Tensor, "b n"]  # share of the map's energy on the photograph asked for; 1/n is chance
 
 

@@ -84,7 +84,11 @@ def benchmark_explanations(
     inference = Inference(encoder, device=device, precision=precision)
     known = [image for image in images if image.label in references.labels]
     if classifier is not None and methods is None:
-        classifier = _usable(classifier, references)
+        try:
+            classifier.for_references(references)
+        except InputError as error:
+            remark(f"no row for `cam`: {error}")
+            classifier = None
     if methods is None:
         methods = default_methods(references, reference, has_classifier=classifier is not None)
     generator = torch.Generator().manual_seed(seed)
@@ -115,15 +119,6 @@ def benchmark_explanations(
         n_samples=n_samples,
         seed=seed,
     )
-
-
-def _usable(classifier: LinearClassifier, references: References) -> LinearClassifier | None:
-    try:
-        classifier.for_references(references)
-    except InputError as error:
-        remark(f"no row for `cam`: {error}")
-        return None
-    return classifier
 
 
 class _Run:
