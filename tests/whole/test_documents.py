@@ -139,3 +139,4 @@ def test_commands_and_options_exist(block: Block) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+@pytest.mark.filterwarnings("ignore:what lines are measured against:distcam.DistcamWarning")
