@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders import Encoder
-from ..encoders.detail import Detail
+from ..encoders.fine import Detail
 from ..encoders.folding import Response, fold
 from ..encoders.heads import Identity
 from ..encoders.regions import MaskPooling, weights_of
