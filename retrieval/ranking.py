@@ -247,6 +247,7 @@ class UnknownInference:
 class _UnknownEncoder:
     fingerprint: str
     short_name: str
+    text = None
 
     def __getattr__(self, name: str) -> NoReturn:
         UnknownInference.__call__(cast(UnknownInference, self), name)

@@ -22,8 +22,8 @@ BRANCHES = [
     (
         "query {gallery} {photo}",
         "without --explain",
-        "--against prototype --versus cat --weighting dot --space backbone --point 3,3 --style box --scale shared "
-        "--colours gray",
+        "--against prototype --versus cat --weighting dot --mean half --detail fine --space backbone --point 3,3 "
+        "--style box --scale shared --colours gray --lines",
     ),
     (
         "query {gallery} {photo} --explain why.html",
@@ -32,6 +32,9 @@ BRANCHES = [
     ),
     ("query {gallery} {photo} --explain maps --style box", "by the style box", "--colours gray"),
     ("query {gallery} {photo}", "without --mask", "--mask-class 3"),
+    ("query {gallery} {photo}", "without --lines or --verify", "--fine-layer layer2"),
+    ("query {gallery} {photo} --explain why.html --weighting dist", "by the weighting dist", "--mean half"),
+    ("query {gallery} {photo}", "without an image to join with --text", "--text-weight 0.3"),
     ("query {gallery} {photo}", "where no image of the gallery is opened", "--root ."),
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
@@ -127,7 +130,7 @@ BRANCHES = [
 
 # Options that every branch of their command uses; all others must stand in `BRANCHES`.
 ALWAYS = {
-    "query": "ids k where region mask reject max_distance explain encoder strict as_json",
+    "query": "ids k where region mask reject max_distance text verify explain encoder strict as_json",
     "index build": "max_pixels out_path encoder weights layer fit image_size labels store_maps masks metric "
     "batch_size workers "
     "device index backend overwrite engine strict as_json",

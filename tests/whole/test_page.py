@@ -26,7 +26,10 @@ playwright = pytest.importorskip(
 )
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no `chromium` to test the page in")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no `chromium` to test the page in"),
+    pytest.mark.filterwarnings("ignore:what lines are measured against:distcam.remarks.DistcamWarning"),
+]
 
 PATIENCE_MS = 8000
 HOSTILE = "<img src=x onerror=alert(1)>"
