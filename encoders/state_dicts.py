@@ -32,10 +32,6 @@ _BESIDE = re.compile(
 )
 
 
-_NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]|^bn\.")  # fast-reid's, the strong baseline's, MiewID's
-_GEM = re.compile(r"(^|\.)(pool\w*|gem\w*|gap|global_pool)\.p$")  # a learnt exponent of generalised-mean pooling
-
-
 class StateDict(dict[str, Tensor]):
     """Named tensors of a file."""
 
@@ -180,33 +176,6 @@ def is_beside_the_network(name: str, expected: Collection[str]) -> bool:
     first = name.partition(".")[0]
     is_part = any(own.partition(".")[0] == first for own in expected)
     return not is_part and _BESIDE.search(name) is not None
-
-
-def neck_among(left: Mapping[str, Tensor]) -> str:
-    """Prefix of the one complete batch-norm neck among left-over tensors; "" if there is none.
-
-    >>> neck_among({f"bottleneck.0.{n}": torch.ones(4) for n in ("weight", "bias", "running_mean", "running_var")})
-    'bottleneck.0.'
-    """
-    statistics = ("weight", "bias", "running_mean", "running_var")
-    places = [name.removesuffix("running_mean") for name in left if name.endswith(".running_mean")]
-    necks = [
-        place
-        for place in places
-        if _NECK.search(place)
-        and all(f"{place}{name}" in left and left[f"{place}{name}"].ndim == 1 for name in statistics)
-    ]
-    return necks[0] if len(necks) == 1 else ""
-
-
-def exponent_among(left: Mapping[str, Tensor]) -> str:
-    """Name of the one exponent of a generalised-mean pooling among left-over tensors; "" if there is none.
-
-    >>> exponent_among({"heads.pool_layer.p": torch.tensor([3.0]), "heads.weight": torch.ones(4, 2)})
-    'heads.pool_layer.p'
-    """
-    found = [name for name, tensor in left.items() if _GEM.search(name) and tensor.numel() == 1]
-    return found[0] if len(found) == 1 and float(left[found[0]]) > 0 else ""
 
 
 def common_beginning(names: Collection[str]) -> str:

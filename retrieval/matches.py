@@ -33,7 +33,7 @@ from .ranking import Match, Ranking, TextEncoding
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..encoders.detail import Detail
+    from ..encoders.fine import Detail
     from ..explain import Mean, Norm, Weighting
     from ..index.rejection import Rejection
 

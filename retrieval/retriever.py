@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..encoders import Encoder, Encoding, Inference
-from ..encoders.detail import Detail, with_detail
+from ..encoders.fine import Detail, with_detail
 from ..encoders.inference import whole_encoder
 from ..encoders.regions import Region, pool_region, weights_of
 from ..errors import GalleryError, InputError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -231,8 +231,8 @@ def from_gallery(
     rows = np.array([known[photograph].id for photograph in kept], np.uint64)
     pooled, embeddings = (torch.from_numpy(read(rows)) for read in (gallery.pooled, gallery.embeddings))
     names, files = [photograph.label for photograph in kept], [photograph.file for photograph in kept]
-    border = None if gallery.background is None else torch.from_numpy(gallery.background)
-    return asked, References.of(names, pooled, embeddings, metric=gallery.metric, border=border, files=files)
+    given: dict[str, Any] = {"metric": gallery.metric, "border": gallery.background, "files": files}
+    return asked, References.of(names, pooled, embeddings, **given)
 
 
 def from_images(

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from ...encoders import Encoder, Encoding, Inference
 from ...encoders.folding import border_mean, fold
@@ -28,6 +28,7 @@ from ...index.prototypes import PrototypeStore
 from ...metrics import Metric
 from ...progress import Progress
 from ...remarks import remark
+from ..evidence import surroundings_of
 
 Reference = Literal["prototypes", "nearest"]
 Images = Iterable[tuple[Path, str]]
@@ -182,7 +183,7 @@ class References:
         borders = found.border.numpy()
         if metric == "cosine":
             borders = borders / np.linalg.norm(found.masked[1].numpy(), axis=1, keepdims=True).clip(1e-12)
-        return cls.of(names, *found.masked, border=torch.from_numpy(borders).float().mean(0), **given)
+        return cls.of(names, *found.masked, border=borders.mean(0, dtype=np.float64).astype(np.float32), **given)
 
     @classmethod
     def of(
@@ -192,7 +193,7 @@ class References:
         embeddings: Tensor,
         *,
         metric: Metric = "cosine",
-        border: Tensor | None = None,
+        border: NDArray[np.float32] | None = None,
         files: Sequence[Path] = (),
         skipped: Sequence[str] = (),
     ) -> References:
@@ -207,13 +208,7 @@ class References:
             pooled=pooled,
             embeddings=embeddings,
             prototypes=torch.from_numpy(store.all_embeddings()),
-            surroundings=Surroundings(
-                mean=torch.from_numpy(store.mean_embedding()),
-                magnitude=torch.from_numpy(store.mean_magnitude()),
-                border=border,
-                images=len(names),
-                classes=len(store.labels),
-            ),
+            surroundings=surroundings_of(store, border),
             metric=metric,
             skipped=tuple(skipped),
         )
@@ -300,22 +295,16 @@ def read_classifier(architecture: str, weights: str | os.PathLike[str], *, poole
 
 def linear_probe(references: References, *, decay: float = 1e-2) -> LinearClassifier:
     """A softmax classifier learnt on the references' pooled vectors: CAM for encoders that have no classifier."""
-    vectors, n_classes = references.pooled, len(references.labels)
+    from sklearn.linear_model import LogisticRegression
+
+    vectors, is_binary = references.pooled, len(references.labels) == 2
     mean, spread = vectors.mean(0), vectors.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
-    weight = torch.zeros(n_classes, vectors.shape[1], requires_grad=True)
-    bias = torch.zeros(n_classes, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-    standard = (vectors - mean) / spread
-
-    def closure() -> float:
-        optimiser.zero_grad()
-        loss = functional.cross_entropy(standard @ weight.T + bias, references.classes)
-        loss = loss + decay * weight.square().sum() / 2
-        torch.autograd.backward(loss, inputs=[weight, bias])
-        return float(loss.detach())
-
-    with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-    raw = (weight / spread).detach()
-    return LinearClassifier(raw, (bias - raw @ mean).detach())
+    strength = (2 if is_binary else 1) / (decay * len(vectors))  # of two classes one row is learnt, which both share
+    model = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
+    model.fit(((vectors - mean) / spread).numpy(), references.classes.numpy())
+    weight, bias = (torch.from_numpy(part).float() for part in (model.coef_, model.intercept_))
+    if is_binary:
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    raw = weight / spread
+    return LinearClassifier(raw, bias - raw @ mean)
