@@ -160,6 +160,8 @@ def query(
     _refuse_unused(
         ids, region, mask, explain, weighting=weighting, style=style, colours=colours, joined=words is not None
     )
+    if against != "match" and not against.startswith("rank:"):
+        refuse_unused(f"by --against {against}, which is no image", "lines")
     if not lines and verify is None:
         refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
     require_file(encoder, "--encoder")

@@ -31,6 +31,7 @@ BRANCHES = [
         "--point 3,3 --style box --scale each --colours gray",
     ),
     ("query {gallery} {photo} --explain maps --style box", "by the style box", "--colours gray"),
+    ("query {gallery} {photo} --explain why.html --against prototype", "by --against prototype", "--lines"),
     ("query {gallery} {photo}", "without --mask", "--mask-class 3"),
     ("query {gallery} {photo}", "without --lines or --verify", "--fine-layer layer2"),
     ("query {gallery} {photo} --explain why.html --weighting dist", "by the weighting dist", "--mean half"),
