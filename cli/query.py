@@ -198,8 +198,8 @@ def query(
     if text and words is None:
         results = retriever.query_text(text, **options)
     elif ids:
-        area = _area([], region, mask, mask_class)
-        results = [retriever.query_stored(image, region=area, **options) for image in ids]
+        options["region"] = _area([], region, mask, mask_class)
+        results = [retriever.query_stored(image, **options) for image in ids]
     else:
         try:
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
@@ -212,10 +212,9 @@ def query(
     if explain is not None:
         asked: dict[str, Any] = {"against": against, "versus": versus, "weighting": weighting}
         asked |= {"mean": mean, "space": space, "detail": detail}
-        style_options: dict[str, Any] = {"style": style, "scale": scale}
-        style_options["colours"] = colours or ("inferno" if versus is None else "blue-orange")
-        marked = None if point is None else read_point(point)
-        written = _write(results, explain, style_options, marked, lines=lines, **asked)
+        colours = colours or ("inferno" if versus is None else "blue-orange")
+        drawn: dict[str, Any] = {"style": style, "scale": scale, "colours": colours}
+        written = _write(results, explain, drawn, None if point is None else read_point(point), lines=lines, **asked)
     if as_json:
         print_json([matches.to_dict() for matches in results])
     else:
@@ -266,9 +265,8 @@ def _refuse_unused(
         raise InputError(f"--explain writes OUT.html, OUT.png, OUT.npz or a folder, not {explain.name}")
     elif explain.suffix:
         whom = "the report, which has its own switches" if explain.suffix.lower() == ".html" else "one file"
-        refuse_unused(
-            f"by {whom}", *_UNUSED_BY.get(explain.suffix.lower(), ()), "point", remedy="give --explain a folder"
-        )
+        unused = _UNUSED_BY.get(explain.suffix.lower(), ())
+        refuse_unused(f"by {whom}", "point", *unused, remedy="give --explain a folder")
     if weighting not in (None, "root_ratio"):
         refuse_unused(f"by the weighting {weighting}", "mean")
     if style != "overlay" and colours != "blue-orange":
