@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
 _DRAWINGS = (".png", ".jpg", ".jpeg")
+_UNUSED_BY = {".html": ("style", "scale", "colours"), ".npz": ("style", "scale", "colours", "lines")}
 _EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlier query may have written
 
 
@@ -160,6 +161,8 @@ def query(
     _refuse_unused(
         ids, region, mask, explain, weighting=weighting, style=style, colours=colours, joined=words is not None
     )
+    if against != "match" and not against.startswith("rank:"):
+        refuse_unused(f"by --against {against}, which is no image", "lines")
     if not lines and verify is None:
         refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
     require_file(encoder, "--encoder")
@@ -263,10 +266,9 @@ def _refuse_unused(
         raise InputError(f"--explain writes OUT.html, OUT.png, OUT.npz or a folder, not {explain.name}")
     elif explain.suffix:
         whom = "the report, which has its own switches" if explain.suffix.lower() == ".html" else "one file"
-        drawn = () if explain.suffix.lower() in _DRAWINGS else ("style", "scale", "colours")
-        if explain.suffix.lower() == ".npz":
-            drawn = (*drawn, "lines")
-        refuse_unused(f"by {whom}", "point", *drawn, remedy="give --explain a folder")
+        refuse_unused(
+            f"by {whom}", *_UNUSED_BY.get(explain.suffix.lower(), ()), "point", remedy="give --explain a folder"
+        )
     if weighting not in (None, "root_ratio"):
         refuse_unused(f"by the weighting {weighting}", "mean")
     if style != "overlay" and colours != "blue-orange":

@@ -166,6 +166,7 @@ def evaluate(
     if features is None:
         require_encoder(encoder, weights, layer)
     read = _read(data, format_name, option)
+    from ..explain.verification import parse_verify
     from ..reid.assessment import assess
     from ..reid.policies import changed_protocol, remark_on_placeholders
     from ..reid.refinement import Refinement
@@ -181,6 +182,8 @@ def evaluate(
         reranking = number_of(k1, "--rerank", int), number_of(k2, "--rerank", int), number_of(share, "--rerank", float)
     if verify is not None and (rerank is not None or features is not None):
         raise InputError("--verify looks at images in order of their distances; leave out --rerank and --features")
+    if verify is not None:
+        parse_verify(verify)  # before anything is encoded
     refinement = Refinement(camera_norm, multi_query, expansion, reranking)
     rule = changed_protocol(read.protocol, protocol)
     remark_on_placeholders(read, rule)
@@ -216,16 +219,17 @@ def evaluate(
         import torch
 
         neighbours_on = device if device != "auto" else "cuda" if torch.cuda.is_available() else None
-    found = assess(
-        read,
-        vectors,
-        metric=metric,
-        protocol=rule,
-        refinement=refinement,
-        single_gallery_shot=single_gallery_shot,
-        device=neighbours_on,
-        verified=None if verify is None else verifier(loaded, verify, device=device),
-    )
+    with progress_bar("evaluating" if verify is None else "verifying") as progress:
+        found = assess(
+            read,
+            vectors,
+            metric=metric,
+            protocol=rule,
+            refinement=refinement,
+            single_gallery_shot=single_gallery_shot,
+            device=neighbours_on,
+            verified=None if verify is None else verifier(loaded, verify, device=device, progress=progress),
+        )
     if out is not None:
         results = found.to_dict(per_query=True)
         if out.suffix.lower() == ".h5":

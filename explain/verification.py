@@ -76,10 +76,13 @@ def parse_verify(value: int | str) -> tuple[str, int]:
     name, colon, number = ("lines", ":", str(value)) if str(value).isdecimal() else str(value).partition(":")
     if name not in VERIFIERS or (colon and not number.isdecimal()):
         raise InputError(
-            f"verify={value!r} is not understood; expected how many matches (20), one of {', '.join(VERIFIERS)}, or "
+            f"`verify={value!r}` is not understood; expected how many matches (20), one of {', '.join(VERIFIERS)}, or "
             "both (lines:20)"
         )
-    return name, int(number) if colon else 20
+    most = int(number) if colon else 20
+    if most < 2:
+        raise InputError(f"`verify={value!r}` leaves nothing to sort anew; expected 2 matches or more")
+    return name, most
 
 
 VERIFIERS = ("lines", "lightglue", "loftr")

@@ -83,10 +83,12 @@ class VerifiedDistances:
         return rows
 
 
-def verifier(encoder: Encoder, verify: int | str, *, device: str = "auto") -> Callable[..., VerifiedDistances]:
+def verifier(
+    encoder: Encoder, verify: int | str, *, device: str = "auto", progress: Progress | None = None
+) -> Callable[..., VerifiedDistances]:
     """`VerifiedDistances` of this encoder, for `assess`; InputError if `verify` is not understood."""
     parse_verify(verify)
-    return partial(VerifiedDistances, encoder=encoder, verify=verify, device=device)
+    return partial(VerifiedDistances, encoder=encoder, verify=verify, device=device, progress=progress)
 
 
 class _Eye:

@@ -58,7 +58,7 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.detail != "plain" and self.ranking.query.weights is not None:
-            raise InputError("detail='plain' is all there is for a region of the query; leave `detail` out")
+            raise InputError("`detail='plain'` is all there is for a region of the query; leave `detail` out")
         if self.space not in ("metric", "backbone"):
             raise InputError(f"space must be 'metric' or 'backbone', got {self.space!r}")
 
@@ -69,7 +69,7 @@ class Evidence:
         encoding = query.encoding
         if self.detail != "plain":
             if isinstance(encoding, TextEncoding):
-                raise InputError("a text is explained on its matches, where detail is plain; leave detail out")
+                raise InputError("a text is explained on its matches, where detail is plain; leave `detail` out")
             detailed = self.ranking.retriever.detailed(self.detail).encode_images([query.image])
             return self._folded(detailed.feature_map, None, detailed.constant)
         if not isinstance(encoding, TextEncoding):

@@ -20,7 +20,7 @@ from ..explain.drawing.page import save_drawing
 from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
 from ..explain.drawing.rendering import contour, draw_box
 from ..explain.methods.dist_cam import WeightOptions
-from ..explain.weightings import RECTIFIED, SIGNED, WORDS
+from ..explain.weightings import DEPENDS, RECTIFIED, SIGNED, WORDS
 from ..images import Box, read_image
 from ..index.filters.tree import Eq
 from .evidence import Evidence, Reference, Space
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..index.storage.segments import Record
-
-_DEPENDS = {
-    0.95: "It hardly depends on the match: against an unrelated image it would look the same",
-    0.75: "It depends a little on the match",
-    0.4: "It depends in part on the match",
-    -1.0: "It depends on the match: against an unrelated image it would look different",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +164,7 @@ class Explanation:
             ]
             said += [f"No place speaks for {', '.join(empty)} by this weighting."] if empty else []
         if self.sensitivity is not None:
-            means = next(text for least, text in _DEPENDS.items() if self.sensitivity >= least)
+            means = next(text for least, text in DEPENDS.items() if self.sensitivity >= least)
             said.append(f"{means} (rank correlation {self.sensitivity:.2f}).")
         if self.unexplained is not None:
             share = 1 - self.unexplained[0]

@@ -146,13 +146,14 @@ def _fractions(point: Point, size: tuple[int, int]) -> tuple[float, float]:
     return round(point[0] / size[0], 4), round(point[1] / size[1], 4)
 
 
-def lines_sheet(matches: Sequence[MatchLines | None], *, width: int = 1000, tile_size: int = 480) -> Image:
+def lines_sheet(matches: Sequence[MatchLines | None], *, width: int = 1000) -> Image:
     """The lines of several matches, two beside one another, or as many as the width takes."""
     tiles = [each.tile() for each in matches if each is not None]
     if not tiles:
         raise InputError("there is no match whose image can be shown, so there are no lines")
-    beside = max(2, width // tile_size)
-    return grid([tiles[start : start + beside] for start in range(0, len(tiles), beside)], tile_size=tile_size)
+    beside = max(2, width // 480)
+    rows = [tiles[start : start + beside] for start in range(0, len(tiles), beside)]
+    return grid(rows, tile_size=max(480, width // beside - 16))
 
 
 def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:

@@ -192,7 +192,7 @@ class Retriever:
         """
         self._rejection(**options)
         if options.get("verify"):
-            raise InputError("lines verify matches of images, and a text has no places; leave verify out")
+            raise InputError("lines verify matches of images, and a text has no places; leave `verify` out")
         results = self.rank(text_queries(self.inference, [texts] if isinstance(texts, str) else texts), **options)
         return results[0] if isinstance(texts, str) else results
 

@@ -125,7 +125,7 @@ class Surroundings:
         if name == "gallery":
             return Setting(name, "root_ratio", mean, size)
         if self.border is None:
-            raise InputError(f"mean={name!r} needs the gallery's background, and {_OLD}; or leave it out")
+            raise InputError(f"`mean={name!r}` needs the gallery's background, and {_OLD}; or leave it out")
         border, far = self.border, self.border.abs()
         if name == "max":
             mean, size = torch.where(mean.abs() >= far, mean, border), torch.maximum(size, far)

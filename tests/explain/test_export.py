@@ -78,3 +78,14 @@ def test_what_has_no_exact_map_or_no_such_format_is_refused(encoder, pixels, tmp
         export.export_encoder(encoder, tmp_path / "e.bin", pixels)
     with pytest.raises(InputError, match="at least two images"):
         export.export_encoder(encoder, tmp_path / "e.pt2", pixels[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "built"),
+    [("mobilenetv2_035", {}), ("vit_tiny_patch16_224", {"options": {"depth": 1, "img_size": 32}, "readout": "mean"})],
+)
+def test_means_of_maps_and_of_tokens_are_exported_with_a_free_batch(name, built, tmp_path) -> None:
+    pytest.importorskip("timm", reason="needs pip install 'distcam[timm]'")
+    encoder = Encoder.load(f"timm:{name}", weights="random", transform=Transform(32), **built)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), np.uint8))
+    assert export.export_encoder(encoder, tmp_path / "e.pt2", images).difference <= 1e-4

@@ -110,6 +110,7 @@ def place(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @named([one for one in BLOCKS if one.kind == "python" and one.is_run])
+@pytest.mark.filterwarnings("ignore:what lines are measured against:distcam.DistcamWarning")
 def test_python_runs(block: Block, place: Path) -> None:
     if "photos.gallery" in block.code and "Gallery.build" in block.code:
         shutil.rmtree("photos.gallery")
