@@ -26,7 +26,7 @@ from .console import (
 from .options import AsJson, Device, FineLayer, GalleryEncoder, GalleryPath, Strict, read_box, read_point
 
 if TYPE_CHECKING:
-    from ..retrieval import Matches, Query
+    from ..retrieval import Matches
 
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
 _DRAWINGS = (".png", ".jpg", ".jpeg")
@@ -307,12 +307,6 @@ def _area(images: list[Path], region: str | None, mask: Path | None, mask_class:
     return [region_of_file(file, category=mask_class) for file in files]
 
 
-def _file_stem(query: Query) -> str:
-    """The stem of an image's name; of a text its beginning without what file systems refuse."""
-    path = query.source if isinstance(query.source, str | Path) else query.name
-    return Path(path).stem if query.has_image else re.sub(r"[^\w-]+", "-", query.name)[:40].strip("-")
-
-
 def _write(
     results: list[Matches],
     target: Path,
@@ -336,7 +330,10 @@ def _write(
         return explanations[0].save(target, DrawStyle(**style), lines=lines)
     target.mkdir(parents=True, exist_ok=True)
     for number, (matches, explanation) in enumerate(zip(results, explanations, strict=True), start=1):
-        name = f"{number:03d}-{_file_stem(matches.query)}"
+        query = matches.query  # a text is named by its beginning, without what file systems refuse
+        path = query.source if isinstance(query.source, str | Path) else query.name
+        stem = Path(path).stem if query.has_image else re.sub(r"[^\w-]+", "-", query.name)[:40].strip("-")
+        name = f"{number:03d}-{stem}"
         explanation.save(target / f"{name}.png", DrawStyle(**style), lines=lines)
         explanation.save(target / f"{name}.npz")
         for match in matches if point is not None else ():

@@ -1,4 +1,3 @@
-from .app import create_app, run
-from .settings import Settings
-
-__all__ = ["Settings", "create_app", "run"]
+from .app import create_app as create_app
+from .app import run as run
+from .settings import Settings as Settings

@@ -1,12 +1,6 @@
-from .blueprint import Blueprint, blueprints
-from .scene_set import SceneSet, write_scenes
-from .walkers import WalkerSet, write_walkers
-
-__all__ = [
-    "Blueprint",
-    "SceneSet",
-    "WalkerSet",
-    "blueprints",
-    "write_scenes",
-    "write_walkers",
-]
+from .blueprint import Blueprint as Blueprint
+from .blueprint import blueprints as blueprints
+from .scene_set import SceneSet as SceneSet
+from .scene_set import write_scenes as write_scenes
+from .walkers import WalkerSet as WalkerSet
+from .walkers import write_walkers as write_walkers
