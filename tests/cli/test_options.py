@@ -284,3 +284,9 @@ def test_a_default_that_is_typed_is_refused_as_well(places, monkeypatch, capsys)
 )
 def test_errors_name_options_as_they_are_typed(command, message, expected) -> None:
     assert option_names(message, commands()[command]) == expected
+
+
+def test_a_readout_can_be_named_wherever_weights_are_given() -> None:
+    takes = {words: set(options_of(command).values()) for words, command in commands().items()}
+    loading = {words for words, names in takes.items() if "weights" in names} - {"fewshot report"}  # as its results say
+    assert loading == {words for words, names in takes.items() if "readout" in names}
