@@ -28,13 +28,12 @@ from distcam.images.boxes.formats import read_boxes
 from distcam.images.boxes.joined import BoxedImages, boxed_images
 from distcam.metrics.intervals import bootstrap_weights
 from distcam.retrieval import References, localise, read_classifier
-from distcam.retrieval.localisation.composites import Photograph, split_off
+from distcam.retrieval.localisation.composites import split_off
 from distcam.retrieval.localisation.explanation_table import DEFAULT, ExplanationTable
 from distcam.retrieval.localisation.explanations import benchmark_explanations, default_methods
 from distcam.retrieval.localisation.maps import FLOORS
-from distcam.retrieval.localisation.references import LinearClassifier
+from distcam.retrieval.localisation.references import LinearClassifier, Photograph, photographs
 from distcam.retrieval.localisation.results import MEASURES, Estimate, estimate
-from distcam.retrieval.localisation.subjects import photographs
 
 Cells = list[ExplanationTable]
 SHOWN = ("right_of_two", "energy_of_two", "right_of_four", "energy_of_four", "sensitivity", "insertion_deletion")
@@ -108,7 +107,7 @@ def measured(options: argparse.Namespace, write: Callable[[str], None]) -> dict[
         for title in options.encoders or ENCODERS:
             start = time.process_time()
             encoder, classifier = ENCODERS[title](options.data / "weights")
-            references = References.of_photographs(kept, Inference(encoder, precision="fp32"))
+            references = References.encode(kept, Inference(encoder, precision="fp32"))
             own = classifier if name == "imagenette" else None
             for kind, cells in tables.items():
                 found = default_methods(references, kind, has_classifier=own is not None)

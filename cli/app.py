@@ -21,7 +21,6 @@ from . import (
     encoders,
     env,
     evaluate,
-    export,
     fewshot,
     index,
     localize,
@@ -58,7 +57,7 @@ app.command(name="train", cls=ReadsImages, epilog=train.EXAMPLE)(train.train)
 app.command(name="serve", cls=ReadsImages, epilog=serve.EXAMPLE)(serve.serve)
 networks = Commands(cls=FirstByDefault, help="Names for `--encoder`, and encoders for other runtimes.")
 networks.command(name="list", epilog=encoders.EXAMPLE)(encoders.encoders)
-networks.command(name="export", epilog=export.EXAMPLE)(export.export)
+networks.command(name="export", epilog=encoders.EXPORT_EXAMPLE)(encoders.export)
 app.add_typer(networks, name="encoders")
 app.command(name="demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command(name="env", epilog=env.EXAMPLE)(env.env)

@@ -75,9 +75,8 @@ def explanations(
     from ..index import Gallery
     from ..index.storage.manifest import MANIFEST_NAME
     from ..retrieval import localise, read_classifier
-    from ..retrieval.localisation.explanations import benchmark_explanations
+    from ..retrieval.localisation.explanations import benchmark_explanations, from_gallery, from_images, gallery_encoder
     from ..retrieval.localisation.maps import FLOORS
-    from ..retrieval.localisation.subjects import from_gallery, from_images, gallery_encoder
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     if boxes is not None and queries is None:

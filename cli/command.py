@@ -132,7 +132,7 @@ def option_names(message: str, command: TyperCommand | None = None) -> str:
         option = max(parameter.opts, key=len)
         for word in {parameter.name, option.removeprefix("--").replace("-", "_")}:
             message = re.sub(rf"`{word}(?:=(?:True|…))?`", option, message)
-            message = re.sub(rf"`{word}=['\"]?([\w.-]+)['\"]?`", rf"{option} \1", message)
+            message = re.sub(rf"`{word}=['\"]?([\w.:-]+)['\"]?`", rf"{option} \1", message)
             message = re.sub(rf"{before}{word}=True{after}", option, message)
             message = re.sub(rf"{before}{word}=('[^']*') is not known", rf"{option} \1 is not known", message)
             message = re.sub(rf"\bpass {word}{after}(?!=)", f"pass {option}", message)

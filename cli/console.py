@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,9 +19,9 @@ from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
 from ..encoders.names import OWN_ARCHITECTURES, needs_weights, refuse_weight_file
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from ..progress import Progress
-from ..remarks import DistcamWarning
+from ..remarks import DistcamWarning, Skipped
 from .command import option_names
 
 if TYPE_CHECKING:
@@ -226,3 +226,46 @@ def require_images(sources: Iterable[str | Path]) -> None:
     for source in map(str, sources):
         if not Path(source).exists():
             list_images(source, labels="none")
+
+
+def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
+    """List on stderr the files that could not be used, with the reasons."""
+    if not skipped:
+        return
+    err.print(Text(f"{len(skipped)} of the files could not be used:", style="yellow"))
+    for item in skipped[:most]:
+        err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
+    if len(skipped) > most:
+        err.print(f"  … and {len(skipped) - most} more (all with --json)")
+
+
+def listed_images(sources: Sequence[str]) -> list[Path]:
+    """The query images that the arguments name: files as they are, and what folders, tables and patterns hold."""
+    from ..images import list_images
+
+    found: list[Path] = []
+    for source in sources:
+        if Path(source).is_file() and not source.lower().endswith(".csv"):
+            found.append(Path(source))
+            continue
+        listing = list_images(source, labels="none")
+        found += [listing.file(record) for record in listing]
+        for problem in listing.problems:
+            note(problem)
+    return found
+
+
+def readable_images(images: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The images that can be read, and the others, which are named on stderr."""
+    from ..images import read_image
+
+    skipped: dict[Path, Skipped] = {}
+    for image in images:
+        try:
+            read_image(image)
+        except ImageError as error:
+            skipped[image] = Skipped(str(image), error.reason)
+    report_skipped(list(skipped.values()))
+    if len(skipped) == len(images):
+        raise InputError(f"none of the {len(images)} query images can be read")
+    return [image for image in images if image not in skipped], list(skipped)

@@ -109,11 +109,7 @@ def demo(
 
 
 def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoResult:
-    """The demo without its text: fills `folder` and returns what was measured.
-
-    Raises:
-        InputError: the folder holds something that no demo wrote.
-    """
+    """The demo without its text: fills `folder` and returns what was measured."""
     size = size or DemoSize()
     started = time.perf_counter()
     if folder.exists() and any(folder.iterdir()):

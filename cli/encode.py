@@ -8,8 +8,16 @@ from typing import Annotated
 import typer
 
 from ..remarks import counted
-from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, resumable, say
-from .index.manage import report_skipped
+from .console import (
+    load_encoder,
+    print_json,
+    progress_bar,
+    report_skipped,
+    require_encoder,
+    require_images,
+    resumable,
+    say,
+)
 from .options import (
     AsJson,
     BatchSize,

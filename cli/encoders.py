@@ -1,15 +1,17 @@
-"""`distcam encoders`: the names that `--encoder` takes."""
+"""`distcam encoders`: the names that `--encoder` takes, and encoders written for other runtimes."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.table import Column, Table
 
-from .console import note, out, print_json
-from .options import AsJson
+from ..errors import InputError
+from .console import load_encoder, note, out, print_json, say
+from .options import AsJson, Fit, ImageSize, Layer, Readout, Weights
 
 EXAMPLE = "Example: `distcam encoders dinov2`, `distcam encoders 'vit_small*' --library timm --json`"
 
@@ -42,3 +44,71 @@ def encoders(
     out.print(table)
     if library in (None, "hf"):
         note("hf: takes any name of the Hugging Face hub and any folder with its files; listed are those in its cache")
+
+
+EXPORT_EXAMPLE = "Example: `distcam encoders export photos.gallery --onnx encoder.onnx --images photos/`"
+_CHECKED = 8  # images, at most
+
+
+def export(
+    encoder: Annotated[str, typer.Argument(help="A CHECKPOINT, a gallery (its encoder), or an architecture.")],
+    weights: Weights = None,
+    layer: Layer = None,
+    readout: Readout = None,
+    image_size: ImageSize = None,
+    fit: Fit = None,
+    onnx: Annotated[Path | None, typer.Option(help="Write FILE.onnx for ONNX Runtime and kin.")] = None,
+    torch_file: Annotated[Path | None, typer.Option("--torch", help="Write FILE.pt2 for `torch.export.load`.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Check on up to eight of these images. Default: on three scenes drawn for it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an encoder with two outputs, embedding and response map, so that a service elsewhere can explain too."""
+    targets = {".onnx": onnx, ".pt2": torch_file}
+    for suffix, path in targets.items():
+        if path is not None and path.suffix != suffix:
+            raise InputError(f"{path}: expected a file name that ends in {suffix}")
+    if onnx is None and torch_file is None:
+        raise InputError("nothing to write: give --onnx FILE.onnx, --torch FILE.pt2, or both")
+    if Path(encoder).is_dir():
+        encoder = _kept_by(Path(encoder))
+    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout).eval()
+    import torch
+
+    from ..explain.export import export_encoder
+    from ..images import list_images, read_image
+
+    if images is None:
+        import numpy as np
+
+        from ..synthetic.blueprint import blueprints
+        from ..synthetic.scene import draw_scene
+
+        drawn = np.random.default_rng(0)
+        pictures = [draw_scene([each], generator=drawn, size=256).image for each in blueprints(3)]
+    else:
+        listing = list_images(images, labels="none")
+        pictures = [read_image(listing.file(record)) for record in list(listing)[:_CHECKED]]
+    pixels = torch.stack([loaded.transform(picture) for picture in pictures])
+    written = [export_encoder(loaded, path, pixels) for path in targets.values() if path is not None]
+    if as_json:
+        print_json([{"path": str(each.path), **each.described, "difference": each.difference} for each in written])
+        return
+    for each in written:
+        say(
+            f"{loaded.short_name} written to {each.path}, described in {each.path.with_suffix('.json').name}: the "
+            f"largest difference on {each.images} images is {each.difference:.1e}"
+        )
+
+
+def _kept_by(folder: Path) -> str:
+    """The checkpoint that a gallery keeps."""
+    from ..index import Gallery
+
+    with Gallery.open(folder) as gallery:
+        if gallery.encoder_path is None:
+            raise InputError(
+                f"{folder} keeps no copy of its encoder {gallery.manifest.encoder.short_name}; name a file"
+            )
+        return str(gallery.encoder_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,8 +11,19 @@ import typer
 from ..errors import ImageError, InputError
 from ..explain.weightings import Mean, Weighting
 from .command import refuse_unused
-from .console import err, note, note_unfinished_build, out, print_json, progress_bar, require_file, say
-from .options import AsJson, Device, FineLayer, read_box, read_point
+from .console import (
+    err,
+    listed_images,
+    note,
+    note_unfinished_build,
+    out,
+    print_json,
+    progress_bar,
+    readable_images,
+    require_file,
+    say,
+)
+from .options import AsJson, Device, FineLayer, GalleryEncoder, GalleryPath, Strict, read_box, read_point
 
 if TYPE_CHECKING:
     from ..retrieval import Matches, Query
@@ -24,7 +34,7 @@ _EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlie
 
 
 def query(
-    gallery: Annotated[Path, typer.Argument(help="The gallery's folder.")],
+    gallery: GalleryPath,
     images: Annotated[
         list[str] | None,
         typer.Argument(
@@ -135,12 +145,10 @@ def query(
         ),
     ] = None,
     fine_layer: FineLayer = "auto",
-    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    encoder: GalleryEncoder = None,
     root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
     device: Device = "auto",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at what is otherwise passed over or assumed: an unreadable image, …")
-    ] = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest gallery images of each query, and explain every match."""
@@ -152,6 +160,8 @@ def query(
     _refuse_unused(
         ids, region, mask, explain, weighting=weighting, style=style, colours=colours, joined=words is not None
     )
+    if against != "match" and not against.startswith("rank:"):
+        refuse_unused(f"by --against {against}, which is no image", "lines")
     if not lines and verify is None:
         refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
     require_file(encoder, "--encoder")
@@ -159,7 +169,7 @@ def query(
     from ..index import Gallery
 
     opened = Gallery.open(gallery, root=root)
-    probes = _listed(images or ())
+    probes = listed_images(images or ())
     if explain is not None:
         _require_place(explain, len(ids or probes or text or ()))
     for hint in opened.filter_hints(where) if where is not None else ():
@@ -181,34 +191,26 @@ def query(
         retriever = Retriever(opened, own, device=device, fine_layer=fine_layer)
         if lines:
             _ = retriever.lines.layer  # read in the queries' own pass
-    options: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance}
-    options["verify"] = verify
+    options: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance, "verify": verify}
+    options |= {} if text and words is None else {"text": words, "text_weight": text_weight}
     skipped: list[Path] = []
     if text and words is None:
         results = retriever.query_text(text, **options)
     elif ids:
         area = _area([], region, mask, mask_class)
-        options |= {"text": words, "text_weight": text_weight}
         results = [retriever.query_stored(image, region=area, **options) for image in ids]
     else:
-        options |= {"text": words, "text_weight": text_weight}
         try:
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
         except ImageError:
             if strict or len(probes) == 1:
                 raise
-            probes, skipped = _readable(probes)
+            probes, skipped = readable_images(probes)
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
     written = None
     if explain is not None:
-        asked = {
-            "against": against,
-            "versus": versus,
-            "weighting": weighting,
-            "mean": mean,
-            "space": space,
-            "detail": detail,
-        }
+        asked: dict[str, Any] = {"against": against, "versus": versus, "weighting": weighting}
+        asked |= {"mean": mean, "space": space, "detail": detail}
         style_options: dict[str, Any] = {"style": style, "scale": scale}
         style_options["colours"] = colours or ("inferno" if versus is None else "blue-orange")
         marked = None if point is None else read_point(point)
@@ -273,40 +275,6 @@ def _refuse_unused(
         refuse_unused(f"by the style {style}, which draws lines", "colours")
     if mask is None:
         refuse_unused("without --mask", "mask_class", remedy="add --mask FILE or FOLDER")
-
-
-def _listed(sources: Sequence[str]) -> list[Path]:
-    """The query images that the arguments name: files as they are, and what folders, tables and patterns hold."""
-    from ..images import list_images
-
-    found: list[Path] = []
-    for source in sources:
-        if Path(source).is_file() and not source.lower().endswith(".csv"):
-            found.append(Path(source))
-            continue
-        listing = list_images(source, labels="none")
-        found += [listing.file(record) for record in listing]
-        for problem in listing.problems:
-            note(problem)
-    return found
-
-
-def _readable(images: list[Path]) -> tuple[list[Path], list[Path]]:
-    """The images that can be read, and the others, which are named on stderr."""
-    from ..images import read_image
-    from ..remarks import Skipped
-    from .index.manage import report_skipped
-
-    skipped: dict[Path, Skipped] = {}
-    for image in images:
-        try:
-            read_image(image)
-        except ImageError as error:
-            skipped[image] = Skipped(str(image), error.reason)
-    report_skipped(list(skipped.values()))
-    if len(skipped) == len(images):
-        raise InputError(f"none of the {len(images)} query images can be read")
-    return [image for image in images if image not in skipped], list(skipped)
 
 
 def _require_place(target: Path, queries: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ImageError, InputError
-from ..files import replacing, write_text
+from ..files import write_text
 from ..remarks import remark
 from . import train
 from .command import Commands, refuse_unused
@@ -179,6 +179,7 @@ def evaluate(
     if features is None:
         require_encoder(encoder, weights, layer)
     read = _read(data, format_name, option)
+    from ..explain.verification import parse_verify
     from ..reid.assessment import assess
     from ..reid.policies import changed_protocol, remark_on_placeholders
     from ..reid.refinement import Refinement
@@ -194,6 +195,8 @@ def evaluate(
         reranking = number_of(k1, "--rerank", int), number_of(k2, "--rerank", int), number_of(share, "--rerank", float)
     if verify is not None and (rerank is not None or features is not None):
         raise InputError("--verify looks at images in order of their distances; leave out --rerank and --features")
+    if verify is not None:
+        parse_verify(verify)  # before anything is encoded
     refinement = Refinement(camera_norm, multi_query, expansion, reranking)
     rule = changed_protocol(read.protocol, protocol)
     remark_on_placeholders(read, rule)
@@ -229,16 +232,17 @@ def evaluate(
         import torch
 
         neighbours_on = device if device != "auto" else "cuda" if torch.cuda.is_available() else None
-    found = assess(
-        read,
-        vectors,
-        metric=metric,
-        protocol=rule,
-        refinement=refinement,
-        single_gallery_shot=single_gallery_shot,
-        device=neighbours_on,
-        verified=None if verify is None else verifier(loaded, verify, device=device),
-    )
+    with progress_bar("evaluating" if verify is None else "verifying") as progress:
+        found = assess(
+            read,
+            vectors,
+            metric=metric,
+            protocol=rule,
+            refinement=refinement,
+            single_gallery_shot=single_gallery_shot,
+            device=neighbours_on,
+            verified=None if verify is None else verifier(loaded, verify, device=device, progress=progress),
+        )
     if out is not None:
         results = found.to_dict(per_query=True)
         if out.suffix.lower() == ".h5":
@@ -317,6 +321,7 @@ def explain(
     require_images([probe, match, *(different or ())])
     from ..datasets.reid_benchmarks import shows_people
     from ..encoders import Inference
+    from ..explain.drawing.page import save_drawing
     from ..reid.pairs import BODY_PARTS, STRIPES, explain_pair, pairs_panel
     from .options import read_stripes
 
@@ -335,14 +340,8 @@ def explain(
                 raise
             remark(f"{error}; it is left out", strict=strict)
     if out_path is not None:
-        with replacing(out_path) as aside:
-            if out_path.suffix.lower() != ".npz":
-                pairs_panel(pairs).save(aside)
-            else:
-                import numpy as np
-
-                maps = {f"{i}/{name}": m for i, p in enumerate(pairs.values()) for name, m in p.to_arrays().items()}
-                np.savez_compressed(aside, allow_pickle=False, **maps)
+        maps = {f"{i}/{name}": m for i, p in enumerate(pairs.values()) for name, m in p.to_arrays().items()}
+        save_drawing(out_path, "", lambda: pairs_panel(pairs), lambda: maps)
     if as_json:
         print_json([{"title": title, "match": str(files[title]), **pair.to_dict()} for title, pair in pairs.items()])
         return

@@ -1,36 +1,24 @@
-from .backbones.few_shot import Conv4, DropBlock, ResNet12, WideResNet
-from .backbones.registry import available_architectures
-from .backbones.resnet38 import ResNet38
-from .encoder import Encoder
-from .encoding import Encoding
-from .heads import GAP, Affine, BNNeck, GeM, Head, Identity, Linear, Pooling, Sequential, affine_of
-from .inference import Batch, Failure, Inference
-from .layers import evaluating
-from .trained_on import Overlap, TrainedOn
-
-__all__ = [
-    "GAP",
-    "Affine",
-    "BNNeck",
-    "Batch",
-    "Conv4",
-    "DropBlock",
-    "Encoder",
-    "Encoding",
-    "Failure",
-    "GeM",
-    "Head",
-    "Identity",
-    "Inference",
-    "Linear",
-    "Overlap",
-    "Pooling",
-    "ResNet12",
-    "ResNet38",
-    "Sequential",
-    "TrainedOn",
-    "WideResNet",
-    "affine_of",
-    "available_architectures",
-    "evaluating",
-]
+from .backbones.few_shot import Conv4 as Conv4
+from .backbones.few_shot import DropBlock as DropBlock
+from .backbones.few_shot import ResNet12 as ResNet12
+from .backbones.few_shot import WideResNet as WideResNet
+from .backbones.registry import available_architectures as available_architectures
+from .backbones.resnet38 import ResNet38 as ResNet38
+from .encoder import Encoder as Encoder
+from .encoding import Encoding as Encoding
+from .heads import GAP as GAP
+from .heads import Affine as Affine
+from .heads import BNNeck as BNNeck
+from .heads import GeM as GeM
+from .heads import Head as Head
+from .heads import Identity as Identity
+from .heads import Linear as Linear
+from .heads import Pooling as Pooling
+from .heads import Sequential as Sequential
+from .heads import affine_of as affine_of
+from .inference import Batch as Batch
+from .inference import Failure as Failure
+from .inference import Inference as Inference
+from .layers import evaluating as evaluating
+from .trained_on import Overlap as Overlap
+from .trained_on import TrainedOn as TrainedOn

@@ -9,8 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attentions import attended, multi_head, scaled_dot_product, shares_of, softmax
-from .contributions import N_ROWS, Call, Contribution, Following, Rule, row_of
+from .contributions import (
+    N_ROWS,
+    Call,
+    Contribution,
+    Following,
+    Rule,
+    attended,
+    multi_head,
+    row_of,
+    scaled_dot_product,
+    shares_of,
+    softmax,
+)
 
 
 def _same(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:

@@ -1,12 +1,13 @@
-"""The fine layer of a network: where its map has stride 8, read in the same forward pass as the last one."""
+"""Finer maps of a network: of the layer with stride 8, of its last stage dilated, or of a larger image."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import InputError, ShapeError
 from .encoder import Encoder
 from .encoding import Encoding
-from .layers import as_feature_map, closest, eagerly, evaluating, plain_name, run_watched
+from .layers import as_feature_map, closest, eagerly, plain_name, run_watched, watch_parts
 
 FINE_STRIDE = 8
 _WITHIN = 0.35  # octaves: valid convolutions make 35 rows of 299 where a stride of 8 would leave 38
@@ -31,29 +32,15 @@ def fine_layer(network: nn.Module, size: tuple[int, int]) -> str | None:
     events: list[tuple[str, int | None, int | None]] = []  # name, stride of the input (at its start), of the output
     runs: Counter[str] = Counter()
 
-    def before(name: str) -> Any:
-        def hook(_module: nn.Module, args: Any) -> None:
-            runs[name] += 1
-            events.append((name, _octave(args[0] if args else None, size), None))
+    def before(name: str, _part: nn.Module, inputs: Any) -> None:
+        runs[name] += 1
+        events.append((name, _octave(inputs[0] if inputs else None, size), None))
 
-        return hook
+    def after(name: str, _part: nn.Module, _inputs: Any, output: Any) -> None:
+        events.append((name, None, _octave(output, size)))
 
-    def after(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            events.append((name, None, _octave(output, size)))
-
-        return hook
-
-    parts = [(name, part) for name, part in network.named_modules() if name]
-    handles = [part.register_forward_pre_hook(before(name)) for name, part in parts]
-    handles += [part.register_forward_hook(after(name)) for name, part in parts]
-    parameter = next(network.parameters(), torch.zeros(()))
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), eagerly(network), evaluating(network):
-            output = network(torch.zeros(1, 3, *size, dtype=parameter.dtype, device=parameter.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    image = next(network.parameters(), torch.zeros(())).new_zeros(1, 3, *size)
+    output = watch_parts(network, image, before=before, after=after)
     fine = round(math.log2(FINE_STRIDE))
     if _octave(output, size) == fine:
         return None
@@ -65,11 +52,7 @@ def fine_layer(network: nn.Module, size: tuple[int, int]) -> str | None:
 
 
 def named_fine_layer(network: nn.Module, layer: str) -> str:
-    """The layer's full name in a network that may be wrapped: `layer2` also means `source.layer2`, and the reverse.
-
-    Raises:
-        InputError: there is no such layer; the message holds the three nearest names.
-    """
+    """The layer's full name in a network that may be wrapped: `layer2` also means `source.layer2`, and the reverse."""
     names = [name for name, _ in network.named_modules() if name]
     within = [name for name in names if plain_name(name) == layer or name.endswith(f".{layer}")]
     around = [name for name in names if layer.endswith(f".{name}")]
@@ -133,3 +116,132 @@ class FineTap:
         with eagerly(self._encoder):
             encoding = run_watched(self._encoder, f"backbone.{self.layer}", images, keep)
         return replace(encoding, fine=kept[0])  # copied: what comes after the layer may work in place
+
+
+# --- Detail of a copy: the last stage dilated, which keeps every value it had, or a larger image ----------------------
+
+Detail = Literal["plain", "fine", "finer"]
+DETAILS: tuple[Detail, ...] = get_args(Detail)
+LARGER = 1.43  # of the input's sides for "finer", as measured in docs/results/
+SAYS: dict[Detail, str] = {
+    "plain": "",
+    "fine": "The last stage of the network steps by one, so the map has twice the rows and columns and holds the usual "
+    "one at every second.",
+    "finer": "The map is that of a larger image, whose vector differs a little from the one that ranked.",
+}
+
+
+def with_detail(encoder: Encoder, detail: Detail) -> Encoder:
+    """A copy of an encoder whose feature maps have more rows and columns; the encoder itself for "plain".
+
+    "fine" dilates the last stage, see `dilate_last_stage`; "finer" enlarges the input by `LARGER`, in multiples of 32.
+    """
+    if detail not in DETAILS:
+        raise InputError(f"detail={detail!r} is not known; choose one of {', '.join(DETAILS)}")
+    if detail == "plain":
+        return encoder
+    copy = deepcopy(encoder).eval()
+    height, width = encoder.transform.height, encoder.transform.width
+    if detail == "fine":
+        dilate_last_stage(copy.backbone, (height, width), name=encoder.architecture)
+        return copy
+    rows, columns = (round(LARGER * side / 32) * 32 for side in (height, width))
+    copy.transform = encoder.transform.adapted(size=(max(rows, height + 32), max(columns, width + 32)))
+    try:
+        with torch.no_grad():
+            copy(next(copy.parameters()).new_zeros(1, 3, copy.transform.height, copy.transform.width))
+    except (InputError, RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"detail='finer' needs a network that takes images of any size, and {encoder.architecture} does not: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return copy
+
+
+_STEPPING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+
+
+class _Run(NamedTuple):
+    """One run of a convolution or pooling: its rows before and after."""
+
+    part: Any
+    before: int
+    after: int
+
+
+def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -> None:
+    """Let a network's last stage step by 1 in place, so that its map has twice the rows and columns.
+
+    The last convolutions or poolings with a stride, found by watching an image of this height and width, step by 1;
+    kernels behind them are spread by 2, and what averages the whole map averages every second place. No weight changes,
+    and the new map holds the old one at every second row and column, which is tried on noise.
+
+    Source: Chen et al., DeepLab, 2018, §3.1 (atrous convolution).
+    """
+    probe = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    probe = probe.to(next(network.parameters()))
+    runs, plain = _watched(network, probe)
+    rows = plain.shape[2]
+    whole = [run.part for run in runs if run.before == rows and not isinstance(run.part, _STEPPING)]
+    runs = [run for run in runs if isinstance(run.part, _STEPPING)]
+    steps = [run for run in runs if _sides(run.part.stride)[0] == 2 and run.after == rows and run.before > 1.4 * rows]
+    why = "no convolution or pooling with a stride of 2 leads to its last map"
+    if steps:
+        first = next(place for place, run in enumerate(runs) if run is steps[0])
+        for run in steps:
+            run.part.stride = 1 if isinstance(run.part.stride, int) else (1, 1)
+        stepped = {id(run.part) for run in steps}
+        behind = {id(run.part): run.part for run in runs[first:] if run.before == rows and id(run.part) not in stepped}
+        offset = int(any(type(run.part).__name__.endswith("Same") for run in steps))  # pads more behind than before
+        for part in behind.values():  # a kernel of a single pixel, and an average, stay
+            if max(_sides(part.kernel_size)) == 1 or isinstance(part, nn.AvgPool2d):
+                continue
+            part.dilation = tuple(2 * side for side in _sides(part.dilation))
+            if not isinstance(part.padding, str):
+                part.padding = tuple(2 * side for side in _sides(part.padding))
+        for part in whole:  # squeeze and excitation
+            _average_every_second(part, rows, offset)
+        why = "dilated, its map would not hold the usual one"
+        try:
+            fine = _watched(network, probe)[1][..., offset::2, offset::2][..., :rows, : plain.shape[3]]
+            if fine.shape == plain.shape and torch.allclose(fine, plain, rtol=0, atol=1e-3 * float(plain.abs().max())):
+                return
+        except RuntimeError as error:  # a pooling that may not be padded so far, branches of different sizes
+            why = f"dilated, it does not run ({str(error).splitlines()[0]})"
+    raise InputError(f"detail='fine' is not for {name}: {why}; take detail='finer', or another --layer")
+
+
+def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_Run], Tensor]:
+    """The runs of convolutions and poolings in one forward pass, in order, and the map."""
+    runs: list[_Run] = []
+
+    def watch(_name: str, part: nn.Module, inputs: Any, output: Any) -> None:
+        if (isinstance(part, (*_STEPPING, nn.AdaptiveAvgPool2d)) or _squeezes(part)) and inputs[0].ndim == 4:
+            runs.append(_Run(part, inputs[0].shape[2], output.shape[2]))
+
+    return runs, watch_parts(network, probe, after=watch)
+
+
+def _sides(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _squeezes(part: nn.Module) -> bool:
+    """True for timm's squeeze and excitation, which averages by a method and not by a module."""
+    return type(part).__name__ in ("SqueezeExcite", "SEModule", "EffectiveSEModule")
+
+
+def _average_every_second(part: nn.Module, rows: int, offset: int) -> None:
+    """Let what averages a whole map average the places that the usual one has."""
+    means: list[Tensor] = []
+
+    def before(_part: nn.Module, inputs: Any) -> Any:
+        (maps,) = inputs
+        kept = maps[..., offset::2, offset::2] if maps.shape[2] > rows else maps
+        means[:] = [kept.mean((2, 3), keepdim=True)]
+        return None if _squeezes(part) else (kept,)
+
+    part.register_forward_pre_hook(before)
+    if _squeezes(part):
+        reduce = next(child for child in part.modules() if isinstance(child, nn.Conv2d))
+        reduce.register_forward_pre_hook(lambda _part, _inputs: (means[0],))

@@ -1,8 +1,4 @@
-"""The fast path from images to encodings, without gradient.
-
-Batch norms are absorbed into convolutions, memory is laid out channels last, arithmetic is bfloat16 where the hardware
-has it, and images are decoded while the network runs.
-"""
+"""The fast path from images to encodings, without gradient; images are decoded while the network runs."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ from ..images.transform import Transform
 from .encoder import Encoder
 from .encoding import Encoding
 from .fine import FineTap
-from .layers import unwrapped
+from .layers import unwrapped, watch_parts
 from .readouts import making_maps
 
 T = TypeVar("T")
@@ -326,22 +322,16 @@ def _pairs(network: nn.Module, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
     inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
 
-    def after(module: nn.Module, _args: Any, output: Any) -> None:
+    def after(_name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
         # A weight that hooks compute anew before each pass (old weight norm, pruning) is no parameter to be replaced.
         if type(module) is nn.Conv2d and "weight" in module._parameters:
             outputs.append((module, output))
 
-    def before(module: nn.Module, args: Any) -> None:
+    def before(_name: str, module: nn.Module, args: Any) -> None:
         if type(module) is nn.BatchNorm2d and module.track_running_stats:
             inputs.append((module, args[0]))
 
-    handles = [module.register_forward_hook(after) for module in network.modules()]
-    handles += [module.register_forward_pre_hook(before) for module in network.modules()]
-    try:
-        network(probe)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watch_parts(network, probe, before=before, after=after)
     runs = [module for module, _ in [*outputs, *inputs]]
     # The tensors are held until here, so that `is` means the same tensor and not the same address used again.
     return [

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,6 +64,28 @@ def run_watched(network: nn.Module, layer: str, images: Tensor, watch: Callable[
     return output
 
 
+def watch_parts(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    before: Callable[[str, nn.Module, Any], None] | None = None,
+    after: Callable[[str, nn.Module, Any, Any], None] | None = None,
+) -> Any:
+    """The network's output in evaluation mode, while each part's name, module, inputs (and output) are shown."""
+    handles = []
+    for name, part in network.named_modules():
+        if before is not None:
+            handles.append(part.register_forward_pre_hook(partial(before, name)))
+        if after is not None:
+            handles.append(part.register_forward_hook(partial(after, name)))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), eagerly(network), evaluating(network):
+            return network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def returned_by(layer: str, output: Any) -> Tensor:
     """A copy of what a layer returned, for keeping: gradients flow through it.
 
@@ -92,24 +115,16 @@ def require_feature_map(network: nn.Module, size: tuple[int, int]) -> None:
     image = parameter.new_zeros(1, 3, *size)
     maps: list[str] = []
 
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim in (3, 4) and output.numel() > output.shape[1]:
-                with suppress(ShapeError):
-                    as_feature_map(output, size, origin=name)
-                    maps.append(name)
+    def keep(name: str, _part: nn.Module, _inputs: Any, output: Any) -> None:
+        if name and isinstance(output, Tensor) and output.ndim in (3, 4) and output.numel() > output.shape[1]:
+            with suppress(ShapeError):
+                as_feature_map(output, size, origin=name)
+                maps.append(name)
 
-        return hook
-
-    handles = [part.register_forward_hook(keep(name)) for name, part in network.named_modules() if name]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), eagerly(network), evaluating(network):
-            output = network(image)
+        output = watch_parts(network, image, after=keep)
     except Exception:  # a network of the user's own may want something else; its first use will tell
         return
-    finally:
-        for handle in handles:
-            handle.remove()
     if not (isinstance(output, Tensor) and output.ndim == 4):
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         hint = f"; name the layer that does, such as layer={maps[-1]!r}" if maps else "; name the layer that does"

@@ -7,11 +7,13 @@ rest is a name of the network is tried, and the one wins with which most tensors
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,6 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from ..remarks import remark
 from .layers import plain_name
-from .libraries.renaming import renamed_by_library
 
 _DEEPEST = 12  # parts of a name that are tried as a prefix: a file's names are not trusted
 _COUNTER = "num_batches_tracked"
@@ -29,10 +30,6 @@ _BESIDE = re.compile(
     r"centers?|prox(y|ies)|pool\w*|gem\w*|gap|arcface|cosface|margin|queue\w*|n_averaged|miner|metric\w*|teacher|momentum\w*|ema)([._]|\d|$)",
     re.IGNORECASE,
 )
-
-
-_NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]|^bn\.")  # fast-reid's, the strong baseline's, MiewID's
-_GEM = re.compile(r"(^|\.)(pool\w*|gem\w*|gap|global_pool)\.p$")  # a learnt exponent of generalised-mean pooling
 
 
 class StateDict(dict[str, Tensor]):
@@ -181,33 +178,6 @@ def is_beside_the_network(name: str, expected: Collection[str]) -> bool:
     return not is_part and _BESIDE.search(name) is not None
 
 
-def neck_among(left: Mapping[str, Tensor]) -> str:
-    """Prefix of the one complete batch-norm neck among left-over tensors; "" if there is none.
-
-    >>> neck_among({f"bottleneck.0.{n}": torch.ones(4) for n in ("weight", "bias", "running_mean", "running_var")})
-    'bottleneck.0.'
-    """
-    statistics = ("weight", "bias", "running_mean", "running_var")
-    places = [name.removesuffix("running_mean") for name in left if name.endswith(".running_mean")]
-    necks = [
-        place
-        for place in places
-        if _NECK.search(place)
-        and all(f"{place}{name}" in left and left[f"{place}{name}"].ndim == 1 for name in statistics)
-    ]
-    return necks[0] if len(necks) == 1 else ""
-
-
-def exponent_among(left: Mapping[str, Tensor]) -> str:
-    """Name of the one exponent of a generalised-mean pooling among left-over tensors; "" if there is none.
-
-    >>> exponent_among({"heads.pool_layer.p": torch.tensor([3.0]), "heads.weight": torch.ones(4, 2)})
-    'heads.pool_layer.p'
-    """
-    found = [name for name, tensor in left.items() if _GEM.search(name) and tensor.numel() == 1]
-    return found[0] if len(found) == 1 and float(left[found[0]]) > 0 else ""
-
-
 def common_beginning(names: Collection[str]) -> str:
     """The parts that all names of a file begin with, with the dot behind them.
 
@@ -320,3 +290,18 @@ def _refuse(origin: str, names: list[str], reason: str, *, advice: str = "") -> 
     if names:
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         raise WeightsError(f"{origin}: {len(names)} {reason} ({some}){advice}")
+
+
+def renamed_by_library(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that timm or transformers would give them for this network; else as they are."""
+    home = type(network).__module__
+    found: Any = None
+    with suppress(Exception):  # whatever a file provokes that is another network's
+        if home.startswith("timm."):
+            found = sys.modules[home].checkpoint_filter_fn(dict(tensors), network)
+        elif home.startswith("transformers."):
+            loading: Any = type(network)
+            told = {"config": network.config, "state_dict": dict(tensors), "output_loading_info": True}
+            loaded, report = loading.from_pretrained(None, **told)
+            found = None if report["missing_keys"] or report["mismatched_keys"] else loaded.state_dict()
+    return dict(found or tensors)

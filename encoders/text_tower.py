@@ -30,12 +30,7 @@ _IMAGE_SIDES = ("visual", "vision_model", "visual_projection")
 
 
 class TextTower(nn.Module):
-    """Texts to vectors, exactly as the library's own `encode_text` (open_clip) or `get_text_features` (transformers).
-
-    Args:
-        network: the library's model for images and texts; the image side is let go.
-        tokenizer: the model's own, as the library gives it.
-    """
+    """Texts to vectors, exactly as by `encode_text` of open_clip, or `get_text_features` of transformers."""
 
     def __init__(self, network: nn.Module, tokenizer: Any) -> None:
         super().__init__()
@@ -80,11 +75,7 @@ def text_tower(
 ) -> TextTower | None:
     """The text tower of a model that its library has built; None, with a remark, without a tokenizer or weights.
 
-    Args:
-        whole: for images and texts.
-        name: `open_clip:NAME`, `hf:NAME` or `hf:FOLDER`: the place of the tokenizer.
-        options: of the encoder, the library's configuration among them.
-        state: tensors of a weights file, in place of those that the model has.
+    The tokenizer is found by the model's name; `state` are weights in place of those that the model has.
     """
     try:
         with fetching(name):
@@ -105,11 +96,7 @@ def text_tower(
 def restored_tower(
     whole: nn.Module | None, name: str, options: Mapping[str, Any], *, tensors: dict[str, Tensor]
 ) -> TextTower | None:
-    """The text tower of a checkpoint, whose weights are yet to be loaded; its tokenizer leaves the tensors.
-
-    Raises:
-        WeightsError: a tokenizer's file of a strange name.
-    """
+    """The text tower of a checkpoint, whose weights are yet to be loaded; its tokenizer leaves the tensors."""
     files = {each.removeprefix(_KEPT): tensors.pop(each) for each in list(tensors) if each.startswith(_KEPT)}
     if whole is None or not any(each.startswith("text.") for each in tensors):
         return None

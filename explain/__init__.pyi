@@ -1,68 +1,48 @@
-from ..encoders.folding import fold
-from ..metrics.localisation import energy_in_box, peak_in_box
-from ..metrics.maps import is_constant, normalise, rectify, upsample
-from .checks.faithfulness import Faithfulness, measure_faithfulness
-from .checks.sanity import match_sensitivity
-from .drawing.panels import DrawStyle, Tile, grid, map_tiles
-from .drawing.rendering import colourise, contour, draw_box, overlay
-from .engine import METHODS, ActivationMaps, explain_image
-from .inputs import METRICS, NORMS, Norm
-from .layer_runs import LayerRun, capture
-from .methods.correspondence import Correspondence, correspondence
-from .methods.dist_cam import channel_weights, contrast, dist_cam
-from .methods.lines import Lines, Places, find_lines
-from .methods.surroundings import Surroundings, ratio_maps
-from .places import box_from_map
-from .targets import ClassScore, ComponentAt, PixelScore, Score, Similarity, Target
-from .weightings import MEANS, RECOMMENDED, WEIGHTINGS, Mean, Weighting
-
-__all__ = [
-    "MEANS",
-    "METHODS",
-    "METRICS",
-    "NORMS",
-    "RECOMMENDED",
-    "WEIGHTINGS",
-    "ActivationMaps",
-    "ClassScore",
-    "ComponentAt",
-    "Correspondence",
-    "DrawStyle",
-    "Faithfulness",
-    "LayerRun",
-    "Lines",
-    "Mean",
-    "Norm",
-    "PixelScore",
-    "Places",
-    "Score",
-    "Similarity",
-    "Surroundings",
-    "Target",
-    "Tile",
-    "Weighting",
-    "box_from_map",
-    "capture",
-    "channel_weights",
-    "colourise",
-    "contour",
-    "contrast",
-    "correspondence",
-    "dist_cam",
-    "draw_box",
-    "energy_in_box",
-    "explain_image",
-    "find_lines",
-    "fold",
-    "grid",
-    "is_constant",
-    "map_tiles",
-    "match_sensitivity",
-    "measure_faithfulness",
-    "normalise",
-    "overlay",
-    "peak_in_box",
-    "ratio_maps",
-    "rectify",
-    "upsample",
-]
+from ..encoders.folding import fold as fold
+from ..metrics.localisation import energy_in_box as energy_in_box
+from ..metrics.localisation import peak_in_box as peak_in_box
+from ..metrics.maps import is_constant as is_constant
+from ..metrics.maps import normalise as normalise
+from ..metrics.maps import rectify as rectify
+from ..metrics.maps import upsample as upsample
+from .checks.faithfulness import Faithfulness as Faithfulness
+from .checks.faithfulness import measure_faithfulness as measure_faithfulness
+from .checks.sanity import match_sensitivity as match_sensitivity
+from .drawing.panels import DrawStyle as DrawStyle
+from .drawing.panels import Tile as Tile
+from .drawing.panels import grid as grid
+from .drawing.panels import map_tiles as map_tiles
+from .drawing.rendering import colourise as colourise
+from .drawing.rendering import contour as contour
+from .drawing.rendering import draw_box as draw_box
+from .drawing.rendering import overlay as overlay
+from .engine import METHODS as METHODS
+from .engine import ActivationMaps as ActivationMaps
+from .engine import explain_image as explain_image
+from .inputs import METRICS as METRICS
+from .inputs import NORMS as NORMS
+from .inputs import Norm as Norm
+from .layer_runs import LayerRun as LayerRun
+from .layer_runs import capture as capture
+from .methods.correspondence import Correspondence as Correspondence
+from .methods.correspondence import correspondence as correspondence
+from .methods.dist_cam import channel_weights as channel_weights
+from .methods.dist_cam import contrast as contrast
+from .methods.dist_cam import dist_cam as dist_cam
+from .methods.lines import Lines as Lines
+from .methods.lines import Places as Places
+from .methods.lines import find_lines as find_lines
+from .methods.surroundings import Surroundings as Surroundings
+from .methods.surroundings import ratio_maps as ratio_maps
+from .places import box_from_map as box_from_map
+from .targets import ClassScore as ClassScore
+from .targets import ComponentAt as ComponentAt
+from .targets import PixelScore as PixelScore
+from .targets import Score as Score
+from .targets import Similarity as Similarity
+from .targets import Target as Target
+from .weightings import MEANS as MEANS
+from .weightings import RECOMMENDED as RECOMMENDED
+from .weightings import WEIGHTINGS as WEIGHTINGS
+from .weightings import Mean as Mean
+from .weightings import Weighting as Weighting

@@ -31,20 +31,12 @@ _OUTPUTS = ("embedding", "response_map")
 
 @dataclass(frozen=True)
 class Export:
-    """A program that was written, and how far it is from the encoder it was made of.
-
-    Attributes:
-        path: the program's file.
-        difference: largest absolute difference of the two outputs from the encoder's, divided by the largest absolute
-            value there where that exceeds 1.
-        images: how many the difference was measured on.
-        described: what was written beside it.
-    """
+    """A program that was written, and how far it is from the encoder it was made of."""
 
     path: Path
-    difference: float
-    images: int
-    described: dict[str, Any]
+    difference: float  # largest of the outputs, over the encoder's largest absolute value where that exceeds 1
+    images: int  # that it was measured on
+    described: dict[str, Any]  # what was written beside the program
 
 
 class _Program(nn.Module):
@@ -70,11 +62,6 @@ def export_encoder(encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8
         encoder: in evaluation mode; its head must be affine, or the map would hold to first order only.
         path: `.onnx` (needs the extra `onnx`), or `.pt2` for `torch.export.load`.
         pixels: images to check on, at least two, as the encoder's transform leaves them.
-
-    Raises:
-        InputError: another ending, fewer images, a pooling or a head without an exact map.
-        DistcamError: the program answers otherwise than the encoder, by more than 1e-4; nothing is kept.
-        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
     """
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):

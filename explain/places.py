@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,12 @@ def position_of(point: tuple[float | int, float | int], view: Box, shape: tuple[
     return min(row, shape[0] - 1), min(column, shape[1] - 1)
 
 
+def middle_of(position: Sequence[int], view: Box, shape: Sequence[int]) -> tuple[float, float]:
+    """The point (x, y) in the middle of a position (row, column) of a map over `view`."""
+    row, column = ((index + 0.5) / n for index, n in zip(position, shape, strict=True))
+    return view.left + column * view.width, view.top + row * view.height
+
+
 def visible_box(box: Box, size: tuple[int, int], *, is_said: bool = True) -> Box:
     """The part of a box that lies on an image of `size` (width, height), in its pixels; says if it is not all."""
     width, height = size
@@ -87,16 +94,14 @@ def project(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
     return box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
 
 
-def sample_mask(
-    mask: Bool[NDArray[Any], "height width"], transform: Transform
-) -> tuple[Bool[NDArray[Any], "h w"], Bool[NDArray[Any], "h w"]]:
-    """A mask of an image as the network's input shows it (nearest pixel), and where the input shows the image."""
+def sample_mask(mask: NDArray[Any], transform: Transform) -> tuple[NDArray[Any], Bool[NDArray[Any], "h w"]]:
+    """A mask of an image as the network's input shows it (nearest pixel), 0 beyond the image, and where that is not."""
     height, width = mask.shape
     view = transform.view(width, height)
     y = np.floor(view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height).astype(int)
     x = np.floor(view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width).astype(int)
     inside = ((y >= 0) & (y < height))[:, None] & (x >= 0) & (x < width)
-    return mask[y.clip(0, height - 1)][:, x.clip(0, width - 1)] & inside, inside
+    return mask[y.clip(0, height - 1)][:, x.clip(0, width - 1)] * inside, inside
 
 
 def box_in_input(box: Box, transform: Transform, size: tuple[int, int]) -> Box:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, MissingExtraError
+from ..images import read_image
 from ..images.geometry import Box
 from ..metrics.fusion import NULL_SHARES, USUAL_NULL, LineScale
 from .inputs import Metric
-from .methods.lines import Places, find_lines
+from .methods.lines import STRONGEST, Places, find_lines, fit_similarity
 
 LEAST_SIMILAR = 3
 SAMPLE = 40
@@ -32,13 +38,7 @@ def measure_scale(
 ) -> LineScale:
     """The channel mean of fine maps, and the quantiles of inliers between each image and the three least similar to it.
 
-    Args:
-        fine: of a sample of the gallery.
-        response: of the same images, see `fold`.
-        similarity: of each image to each.
-        layer: the fine maps' name.
-        metric: as the gallery compares.
-        images: where each lies on its map, see `Places.of`.
+    All are of one sample of a gallery; `images` says where each lies on its map, see `Places.of`.
     """
     mean = fine.to(torch.float32).mean((0, 2, 3))
     count = len(fine)
@@ -60,19 +60,9 @@ def measure_scale(
 
 
 def count_alike(method: str, query: Any, matches: Sequence[Any], *, metric: Metric = "cosine") -> list[int]:
-    """The number of places that lie alike on a query and each match.
-
-    Args:
-        method: "lines" compares `Places`, one transform of a hundred lines; "lightglue" and "loftr" compare image files
-            or Pillow images by kornia's matchers, one homography of all their pairs.
-        query: one of them.
-        matches: several.
-        metric: as the gallery compares, for lines.
-    """
+    """The number of places that lie alike on a query and each match: `Places`, or images for kornia's matchers."""
     if method == "lines":
         return [find_lines(query, match, metric=metric).inliers for match in matches]
-    from .kornia_matchers import matcher_of
-
     matcher = matcher_of(method)
     return [matcher(query, match) for match in matches]
 
@@ -86,10 +76,96 @@ def parse_verify(value: int | str) -> tuple[str, int]:
     name, colon, number = ("lines", ":", str(value)) if str(value).isdecimal() else str(value).partition(":")
     if name not in VERIFIERS or (colon and not number.isdecimal()):
         raise InputError(
-            f"verify={value!r} is not understood; expected how many matches (20), one of {', '.join(VERIFIERS)}, or "
+            f"`verify={value!r}` is not understood; expected how many matches (20), one of {', '.join(VERIFIERS)}, or "
             "both (lines:20)"
         )
-    return name, int(number) if colon else 20
+    most = int(number) if colon else 20
+    if most < 2:
+        raise InputError(f"`verify={value!r}` leaves nothing to sort anew; expected 2 matches or more")
+    return name, most
 
 
 VERIFIERS = ("lines", "lightglue", "loftr")
+
+
+# --- Local matchers of kornia, counted like lines: LoFTR, and LightGlue on DISK features; an extra, `distcam[kornia]` -
+
+LONGEST = 480  # pixels of the longer side
+_CELL = 8.0  # pixels that count as one cell: the tolerance is that of lines
+_FEATURES = 1024
+
+
+class KorniaMatcher:
+    """The number of places, of the hundred surest pairs, that one similarity transform explains.
+
+    A network goes from two images (1, 3, h, w) in [0, 1] to points (n, 2), partners (n, 2) and confidences; by default
+    it is kornia's, with published weights that it downloads once.
+    """
+
+    def __init__(self, name: str, network: Any = None) -> None:
+        self.name = name
+        self._match = network or _published(name)
+
+    @torch.no_grad()
+    def __call__(self, query: Any, match: Any) -> int:
+        """The count for two files or Pillow images."""
+        points, partners, confidence = self._match(_pixels(query), _pixels(match))
+        order = confidence.argsort(descending=True, stable=True)[:STRONGEST]
+        found = fit_similarity(points[order] / _CELL, partners[order] / _CELL, confidence[order])
+        return 0 if found is None else int(found.is_inlier.sum())
+
+
+@lru_cache(maxsize=2)
+def matcher_of(name: str) -> KorniaMatcher:
+    """The matcher of this name, made once."""
+    return KorniaMatcher(name)
+
+
+def _published(name: str) -> Any:
+    try:
+        import kornia.feature as features
+    except ImportError as error:
+        raise MissingExtraError(f"--verify {name} needs kornia: pip install 'distcam[kornia]'") from error
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # of every address that was tried
+            warnings.simplefilter("ignore")
+            return loftr(features.LoFTR("outdoor").eval()) if name == "loftr" else lightglue(features)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; torch.hub refuses a damaged file
+        raise InputError(
+            f"the weights of {name} cannot be downloaded ({str(error).splitlines()[0]}); fetch them where there is a "
+            "network: kornia keeps them in ~/.cache/torch/hub/checkpoints, or use --verify lines, which needs none"
+        ) from error
+
+
+def loftr(network: Any) -> Any:
+    """Kornia's LoFTR as a network of `KorniaMatcher`."""
+
+    def match(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = network({"image0": one.mean(1, keepdim=True), "image1": other.mean(1, keepdim=True)})
+        return found["keypoints0"], found["keypoints1"], found["confidence"]
+
+    return match
+
+
+def lightglue(features: Any) -> Any:
+    """Kornia's LightGlue on DISK features, likewise."""
+    disk, glue = features.DISK.from_pretrained("depth").eval(), features.LightGlueMatcher("disk").eval()
+
+    def match(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sides = [disk(image, _FEATURES, pad_if_not_divisible=True)[0] for image in (one, other)]
+        frames = [features.laf_from_center_scale_ori(side.keypoints[None]) for side in sides]
+        sizes = [tuple(image.shape[-2:]) for image in (one, other)]
+        surely, pairs = glue(sides[0].descriptors, sides[1].descriptors, *frames, hw1=sizes[0], hw2=sizes[1])
+        return sides[0].keypoints[pairs[:, 0]], sides[1].keypoints[pairs[:, 1]], surely.flatten()
+
+    return match
+
+
+def _pixels(source: Any) -> Float[Tensor, "1 3 h w"]:
+    """An image in [0, 1], no longer than `LONGEST`, its sides multiples of 8."""
+    image = source if isinstance(source, Image.Image) else read_image(source)
+    scale = min(1.0, LONGEST / max(image.size))
+    width, height = (max(8, int(side * scale) // 8 * 8) for side in image.size)
+    small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).reshape(height, width, 3)
+    return pixels.permute(2, 0, 1)[None].to(torch.float32) / 255

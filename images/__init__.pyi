@@ -1,27 +1,17 @@
-from ..datasets.layouts import DatasetRecord
-from ..datasets.retrieval import Dataset, dataset_layouts, load_dataset
-from .geometry import Box, as_rgb
-from .image_sources import ImageRecord
-from .listing import Listing, list_images
-from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, image_size, pixel_limit, read_image, set_pixel_limit
-from .transform import Transform
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "MIN_SIDE",
-    "Box",
-    "Dataset",
-    "DatasetRecord",
-    "ImageRecord",
-    "Listing",
-    "Transform",
-    "as_rgb",
-    "dataset_layouts",
-    "image_size",
-    "list_images",
-    "load_dataset",
-    "pixel_limit",
-    "read_image",
-    "set_pixel_limit",
-]
+from ..datasets.layouts import DatasetRecord as DatasetRecord
+from ..datasets.retrieval import Dataset as Dataset
+from ..datasets.retrieval import dataset_layouts as dataset_layouts
+from ..datasets.retrieval import load_dataset as load_dataset
+from .geometry import Box as Box
+from .geometry import as_rgb as as_rgb
+from .image_sources import ImageRecord as ImageRecord
+from .listing import Listing as Listing
+from .listing import list_images as list_images
+from .loading import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .loading import MAX_PIXELS as MAX_PIXELS
+from .loading import MIN_SIDE as MIN_SIDE
+from .loading import image_size as image_size
+from .loading import pixel_limit as pixel_limit
+from .loading import read_image as read_image
+from .loading import set_pixel_limit as set_pixel_limit
+from .transform import Transform as Transform

@@ -1,58 +1,36 @@
-from ..metrics.distances import METRICS, Metric, SearchSpec
-from ..remarks import Skipped
-from .backends import verify_gallery
-from .building.encodings import Encodings, encode_to_file, read_encodings
-from .building.ray import RayEngine
-from .faiss.search import FaissSearch
-from .faiss.tuning import TuningReport
-from .filters.tree import And, Eq, Filter, Glob, In, Ne, Not, Or, Range, parse_filter
-from .gallery import Gallery
-from .interop.export import export_gallery
-from .interop.import_ import import_gallery
-from .prototypes import PrototypeStore
-from .rejection import Rejection
-from .reports import AddReport, Problem, SyncReport, VerifyReport
-from .search import Hits, Search
-from .storage.manifest import Tuning
-from .storage.restoring import restore_gallery
-from .storage.segments import Record
-from .sync.sync import watch_folder
-
-__all__ = [
-    "METRICS",
-    "AddReport",
-    "And",
-    "Encodings",
-    "Eq",
-    "FaissSearch",
-    "Filter",
-    "Gallery",
-    "Glob",
-    "Hits",
-    "In",
-    "Metric",
-    "Ne",
-    "Not",
-    "Or",
-    "Problem",
-    "PrototypeStore",
-    "Range",
-    "RayEngine",
-    "Record",
-    "Rejection",
-    "Search",
-    "SearchSpec",
-    "Skipped",
-    "SyncReport",
-    "Tuning",
-    "TuningReport",
-    "VerifyReport",
-    "encode_to_file",
-    "export_gallery",
-    "import_gallery",
-    "parse_filter",
-    "read_encodings",
-    "restore_gallery",
-    "verify_gallery",
-    "watch_folder",
-]
+from ..metrics.distances import METRICS as METRICS
+from ..metrics.distances import Metric as Metric
+from ..metrics.distances import SearchSpec as SearchSpec
+from ..remarks import Skipped as Skipped
+from .backends import verify_gallery as verify_gallery
+from .building.encodings import Encodings as Encodings
+from .building.encodings import encode_to_file as encode_to_file
+from .building.encodings import read_encodings as read_encodings
+from .building.ray import RayEngine as RayEngine
+from .faiss.search import FaissSearch as FaissSearch
+from .faiss.tuning import TuningReport as TuningReport
+from .filters.tree import And as And
+from .filters.tree import Eq as Eq
+from .filters.tree import Filter as Filter
+from .filters.tree import Glob as Glob
+from .filters.tree import In as In
+from .filters.tree import Ne as Ne
+from .filters.tree import Not as Not
+from .filters.tree import Or as Or
+from .filters.tree import Range as Range
+from .filters.tree import parse_filter as parse_filter
+from .gallery import Gallery as Gallery
+from .interop.export import export_gallery as export_gallery
+from .interop.import_ import import_gallery as import_gallery
+from .prototypes import PrototypeStore as PrototypeStore
+from .rejection import Rejection as Rejection
+from .reports import AddReport as AddReport
+from .reports import Problem as Problem
+from .reports import SyncReport as SyncReport
+from .reports import VerifyReport as VerifyReport
+from .search import Hits as Hits
+from .search import Search as Search
+from .storage.manifest import Tuning as Tuning
+from .storage.restoring import restore_gallery as restore_gallery
+from .storage.segments import Record as Record
+from .sync.sync import watch_folder as watch_folder

@@ -1,7 +1,4 @@
-"""The gallery: a folder of encoded images that can be searched, filtered, changed, and that explains its matches.
-
-The folder holds `manifest.json` and the files it names. Reading is in `reader.py`, changing here.
-"""
+"""The gallery: a folder of encoded images with its manifest; reading is in `reader.py`, changing here."""
 
 from __future__ import annotations
 
@@ -18,8 +15,8 @@ from .filters.tree import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
 from .reports import AddReport, SyncReport
+from .storage.background import MapChoice
 from .storage.hdf5 import Array
-from .storage.map_choice import MapChoice
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
@@ -30,8 +27,6 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
     from .building.ray import RayEngine
     from .faiss.tuning import TuningReport
     from .sync.sync import LazyEncoder
-
-_PATIENCE = 60.0  # seconds that a finished tuning waits for another writer
 
 
 class Gallery(GalleryReader):
@@ -235,7 +230,7 @@ class Gallery(GalleryReader):
             progress=progress,
         )
         if not dry_run:
-            with self._writing(patience=_PATIENCE) as writer:
+            with self._writing(patience=60.0) as writer:  # seconds that it waits for another
                 self._require_same_gallery(before)
                 writer.commit(index=report.index, tuning=report.tuning, index_cache=None)
                 self.refresh()

@@ -25,10 +25,10 @@ from .filters.tree import Filter, tree_of
 from .prototypes import PrototypeStore, unit_rows
 from .reports import VerifyReport, describe, read_skipped
 from .search import Hits, Searcher
+from .storage.background import MapChoice
 from .storage.cache import GalleryCache
 from .storage.hdf5 import Array
 from .storage.manifest import FileEntry, Manifest, Spec
-from .storage.map_choice import MapChoice
 from .storage.segments import Record, located
 from .storage.snapshot import Ids, Snapshot, Verify, require_file
 from .storage.writer import GalleryWriter

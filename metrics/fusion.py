@@ -29,7 +29,7 @@ class Logistic:
         return np.asarray(1 / (1 + np.exp(-np.clip(self.slope * np.asarray(scores) + self.intercept, -60, 60))))
 
     @classmethod
-    def fit(cls, scores: ArrayLike, is_same: ArrayLike, *, ridge: float = 1e-3, steps: int = 50) -> Logistic:
+    def fit(cls, scores: ArrayLike, is_same: ArrayLike, *, ridge: float = 1e-3) -> Logistic:
         """The calibration of highest likelihood, held finite by a small ridge on the slope of standardised scores.
 
         A slope below 0 would say that higher scores speak against; it is set to 0, so that the score says nothing.
@@ -38,35 +38,27 @@ class Logistic:
         >>> bool(found(3.0) > found(0.0))
         True
         """
-        values, target = np.asarray(scores, float), np.asarray(is_same, float)
+        from sklearn.linear_model import LogisticRegression
+
+        values, target = np.asarray(scores, float), np.asarray(is_same, bool)
+        if target.all() or not target.any():
+            return cls(0.0, 20.0 if target.any() else -20.0)
         middle, spread = values.mean(), values.std() or 1.0
-        x = np.stack([(values - middle) / spread, np.ones_like(values)], 1)
-        weights, penalty = np.zeros(2), np.array([ridge * len(values), 1e-9])
-        for _ in range(steps):  # Newton
-            p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-            gradient = x.T @ (p - target) + penalty * weights
-            weights -= np.linalg.solve((x.T * np.maximum(p * (1 - p), 1e-6)) @ x + np.diag(penalty), gradient)
-        slope = max(0.0, float(weights[0] / spread))
-        return cls(slope, float(weights[1] - slope * middle))
+        standard = (values[:, None] - middle) / spread
+        model = LogisticRegression(C=1 / (ridge * len(values)), tol=1e-8).fit(standard, target)
+        slope = max(0.0, float(model.coef_[0, 0] / spread))
+        return cls(slope, float(model.intercept_[0] - slope * middle))
 
 
 @dataclass(frozen=True)
 class LineScale:
-    """All that lines of a gallery are measured against.
+    """All that lines of a gallery are measured against."""
 
-    Attributes:
-        layer: of the backbone, from which fine maps are read; "" is the last map.
-        mean: of the fine map's channels, over images and places.
-        null: inliers on unrelated pairs: median, 90 % and 99 % quantile.
-        pairs: how many pairs were measured; 0: the usual quantiles are taken.
-        similarity: mean and standard deviation over pairs of gallery images.
-    """
-
-    layer: str
-    mean: tuple[float, ...]
-    null: tuple[int, int, int]
-    pairs: int
-    similarity: tuple[float, float]
+    layer: str  # of the backbone, from which fine maps are read; "" is the last map
+    mean: tuple[float, ...]  # of the fine map's channels, over images and places
+    null: tuple[int, int, int]  # inliers on unrelated pairs: median, 90 % and 99 % quantile
+    pairs: int  # how many pairs were measured; 0: the usual quantiles are taken
+    similarity: tuple[float, float]  # mean and standard deviation over pairs of gallery images
 
     @property
     def is_measured(self) -> bool:
@@ -81,17 +73,11 @@ class LineScale:
 
 @dataclass(frozen=True)
 class Fusion:
-    """Calibrations of the two scores of a pair, and what they were fitted on.
+    """Calibrations of the two scores of a pair, and what they were fitted on."""
 
-    Attributes:
-        similarity: of the similarity in standard deviations above the mean of `LineScale.similarity`.
-        inliers: of the logarithm of (inliers + 1) / (median on unrelated pairs + 1).
-        source: the pairs.
-    """
-
-    similarity: Logistic
-    inliers: Logistic
-    source: str
+    similarity: Logistic  # of the similarity in standard deviations above the mean of `LineScale.similarity`.
+    inliers: Logistic  # of the logarithm of (inliers + 1) / (median on unrelated pairs + 1)
+    source: str  # the pairs
 
     def __call__(self, similarities: ArrayLike, inliers: ArrayLike, scale: LineScale) -> Floats:
         """The mean of the two probabilities of "the same" for each pair, in [0, 1]."""
@@ -104,27 +90,16 @@ USUAL_FUSION = Fusion(Logistic(0.1, -2.8), Logistic(0.91, -3.3), "the usual pair
 
 @dataclass(frozen=True)
 class Verification:
-    """A look at the gallery's own labelled images: what sorting the first `k` anew by lines would have done.
+    """A look at the gallery's own labelled images: what sorting the first `k` anew by lines would have done."""
 
-    Attributes:
-        fusion: the calibrations, fitted on the other half of the images.
-        k: how many matches were sorted anew.
-        queries: how many images asked, each without itself.
-        before: share whose first match is of their class.
-        after: the same when sorted anew.
-        low: end of the 95 % interval of the difference, paired.
-        high: the other end.
-        generation: of the gallery.
-    """
-
-    fusion: Fusion
+    fusion: Fusion  # fitted on the other half of the images
     k: int
-    queries: int
-    before: float
-    after: float
-    low: float
-    high: float
-    generation: int
+    queries: int  # that asked, each without itself
+    before: float  # share whose first match is of their class
+    after: float  # the same when sorted anew
+    low: float  # end of the paired 95 % interval of the difference
+    high: float  # the other end
+    generation: int  # of the gallery
 
     @property
     def helps(self) -> bool | None:

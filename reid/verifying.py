@@ -33,12 +33,6 @@ class VerifiedDistances:
     """Distances whose smallest K of each query are handed out anew, in the order of two fused probabilities.
 
     Images that the protocol keeps from a query are passed over, and everything behind the first K stays as it is.
-
-    Attributes:
-        shape: numbers of queries and gallery images.
-        dtype: of the distances.
-        bounds: as before.
-        summary: what was done, in words.
     """
 
     def __init__(
@@ -89,10 +83,12 @@ class VerifiedDistances:
         return rows
 
 
-def verifier(encoder: Encoder, verify: int | str, *, device: str = "auto") -> Callable[..., VerifiedDistances]:
+def verifier(
+    encoder: Encoder, verify: int | str, *, device: str = "auto", progress: Progress | None = None
+) -> Callable[..., VerifiedDistances]:
     """`VerifiedDistances` of this encoder, for `assess`; InputError if `verify` is not understood."""
     parse_verify(verify)
-    return partial(VerifiedDistances, encoder=encoder, verify=verify, device=device)
+    return partial(VerifiedDistances, encoder=encoder, verify=verify, device=device, progress=progress)
 
 
 class _Eye:

@@ -1,42 +1,26 @@
-from .benchmarks import EncodingSettings, default_protocol, evaluate_dataset, evaluate_encodings, evaluate_gallery
-from .evaluation import Evaluation, Origin, Protocol, Score, evaluate_embeddings
-from .evidence import Reference
-from .explanation import Explanation
-from .lines import Line, MatchLines
-from .localisation.evaluate import localise
-from .localisation.references import References, read_classifier
-from .localisation.results import LocalisationTable
-from .matches import Matches, PictureCorrespondence, PlacePair
-from .ranking import Match, Query
-from .report import write_report
-from .retriever import Retriever
-from .verifying import calibrate_verification
-
-__all__ = [
-    "EncodingSettings",
-    "Evaluation",
-    "Explanation",
-    "Line",
-    "LocalisationTable",
-    "Match",
-    "MatchLines",
-    "Matches",
-    "Origin",
-    "PictureCorrespondence",
-    "PlacePair",
-    "Protocol",
-    "Query",
-    "Reference",
-    "References",
-    "Retriever",
-    "Score",
-    "calibrate_verification",
-    "default_protocol",
-    "evaluate_dataset",
-    "evaluate_embeddings",
-    "evaluate_encodings",
-    "evaluate_gallery",
-    "localise",
-    "read_classifier",
-    "write_report",
-]
+from .benchmarks import EncodingSettings as EncodingSettings
+from .benchmarks import default_protocol as default_protocol
+from .benchmarks import evaluate_dataset as evaluate_dataset
+from .benchmarks import evaluate_encodings as evaluate_encodings
+from .benchmarks import evaluate_gallery as evaluate_gallery
+from .evaluation import Evaluation as Evaluation
+from .evaluation import Origin as Origin
+from .evaluation import Protocol as Protocol
+from .evaluation import Score as Score
+from .evaluation import evaluate_embeddings as evaluate_embeddings
+from .evidence import Reference as Reference
+from .explanation import Explanation as Explanation
+from .lines import Line as Line
+from .lines import MatchLines as MatchLines
+from .localisation.evaluate import localise as localise
+from .localisation.references import References as References
+from .localisation.references import read_classifier as read_classifier
+from .localisation.results import LocalisationTable as LocalisationTable
+from .matches import Matches as Matches
+from .matches import PictureCorrespondence as PictureCorrespondence
+from .matches import PlacePair as PlacePair
+from .ranking import Match as Match
+from .ranking import Query as Query
+from .report import write_report as write_report
+from .retriever import Retriever as Retriever
+from .verifying import calibrate_verification as calibrate_verification

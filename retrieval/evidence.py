@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders import Encoder
-from ..encoders.detail import Detail
+from ..encoders.fine import Detail
 from ..encoders.folding import Response, fold
 from ..encoders.heads import Identity
 from ..encoders.regions import MaskPooling, weights_of
@@ -27,7 +27,7 @@ from ..index.storage.segments import MASK_COLUMN, NO_MASK
 from .ranking import Encodes, Match, Ranking, TextEncoding
 
 if TYPE_CHECKING:
-    from ..index import Gallery, Record
+    from ..index import Gallery, PrototypeStore, Record
 
 Space = Literal["metric", "backbone"]
 
@@ -58,7 +58,7 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.detail != "plain" and self.ranking.query.weights is not None:
-            raise InputError("detail='plain' is all there is for a region of the query; leave `detail` out")
+            raise InputError("`detail='plain'` is all there is for a region of the query; leave `detail` out")
         if self.space not in ("metric", "backbone"):
             raise InputError(f"space must be 'metric' or 'backbone', got {self.space!r}")
 
@@ -69,7 +69,7 @@ class Evidence:
         encoding = query.encoding
         if self.detail != "plain":
             if isinstance(encoding, TextEncoding):
-                raise InputError("a text is explained on its matches, where detail is plain; leave detail out")
+                raise InputError("a text is explained on its matches, where detail is plain; leave `detail` out")
             detailed = self.ranking.retriever.detailed(self.detail).encode_images([query.image])
             return self._folded(detailed.feature_map, None, detailed.constant)
         if not isinstance(encoding, TextEncoding):
@@ -128,7 +128,8 @@ class Evidence:
         """What `root_ratio` may take off; None where the gallery keeps no statistics of the space."""
         if not self.has_mean:
             return None
-        return surroundings_of(self.ranking.retriever.gallery)
+        gallery = self.ranking.retriever.gallery
+        return surroundings_of(gallery.prototypes, gallery.background)
 
     @property
     def has_mean(self) -> bool:
@@ -190,9 +191,8 @@ def folded(
     return Response(response.map.cpu(), is_exact, None if response.constant is None else response.constant.cpu())
 
 
-def surroundings_of(gallery: Gallery) -> Surroundings:
+def surroundings_of(store: PrototypeStore, background: NDArray[np.float32] | None) -> Surroundings:
     """What a gallery shows on average, in the space that ranks."""
-    store, background = gallery.prototypes, gallery.background
     return Surroundings(
         mean=torch.from_numpy(store.mean_embedding()),
         magnitude=torch.from_numpy(store.mean_magnitude()),

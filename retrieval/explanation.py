@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoders.detail import SAYS
+from ..encoders.fine import SAYS
 from ..encoders.regions import region_mask
-from ..errors import ImageError, InputError
+from ..errors import ImageError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
+from ..explain.drawing.page import save_drawing
 from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
 from ..explain.drawing.rendering import contour, draw_box
 from ..explain.methods.dist_cam import WeightOptions
 from ..explain.weightings import RECTIFIED, SIGNED, WORDS
-from ..files import replacing
 from ..images import Box, read_image
 from ..index.filters.tree import Eq
 from .evidence import Evidence, Reference, Space
@@ -56,7 +56,8 @@ class Explanation:
         query_maps: Float "n h w", raw: neither rectified nor normalised, so maps of one query share one scale. A text
             has "n 1 1"; its `reference_maps` show where it is answered.
         sensitivity: Spearman correlation of the first map with the map against an unrelated gallery image; 1 means that
-            the map does not depend on the match at all. None when the gallery holds no further image, or of a text.
+            the map does not depend on the match at all. None when the gallery holds no further image, of an empty map,
+            or of a text.
     """
 
     references: tuple[Reference, ...]
@@ -76,7 +77,8 @@ class Explanation:
         unrelated = self._evidence.unrelated if self.matches.query.has_image else self._vectors[:0]
         vectors, is_class = torch.cat([self._vectors, unrelated])[None], self.references[0].match is None
         maps, basis = self._maps(self._evidence.query_response.map, vectors, is_class=is_class)
-        sensitivity = float(match_sensitivity(maps[0, [0, -1]])) if len(unrelated) else None
+        depends = len(unrelated) and maps[0, 0].amin() < maps[0, 0].amax()  # an empty map depends on nothing
+        sensitivity = float(match_sensitivity(maps[0, [0, -1]])) if depends else None
         object.__setattr__(self, "query_maps", maps[0, : len(self.references)])
         object.__setattr__(self, "sensitivity", sensitivity)
         object.__setattr__(self, "_basis", basis)
@@ -163,6 +165,11 @@ class Explanation:
         said = [shows]
         if self._basis:
             said.append(f"{self._basis[0].upper()}{self._basis[1:]}.")
+        if self.matches.query.has_image and self.versus is None:
+            empty = [
+                each.short_name for each, own in zip(self.references, self.query_maps, strict=True) if own.max() <= 0
+            ]
+            said += [f"No place speaks for {', '.join(empty)} by this weighting."] if empty else []
         if self.sensitivity is not None:
             means = next(text for least, text in _DEPENDS.items() if self.sensitivity >= least)
             said.append(f"{means} (rank correlation {self.sensitivity:.2f}).")
@@ -241,6 +248,13 @@ class Explanation:
         match = self.references[index].match
         return None if match is None else _image_of(match.file)
 
+    def figures(self, index: int) -> str:
+        """The similarity of a reference, and how many places lie alike if lines verified the match."""
+        reference = self.references[index]
+        similarity = f"{self.matches.retriever.similarity(reference.distance):.3f}"
+        alike = None if reference.match is None else reference.match.inliers
+        return similarity if alike is None else f"{similarity} · {alike} alike"
+
     @property
     def found_reference_maps(self) -> Tensor | None:
         """The `reference_maps`; None as well where a file is gone or damaged since it was encoded."""
@@ -263,7 +277,8 @@ class Explanation:
         With `lines` the places that answer one another stand below, for each match.
         """
         if lines:
-            return below(self.show(look), lines_sheet([self.lines(index) for index in range(len(self))]))
+            maps = self.show(look)
+            return below(maps, lines_sheet([self.lines(index) for index in range(len(self))], width=maps.width))
         look = look or (DrawStyle() if self.versus is None else DrawStyle(colours="blue-orange"))
         has_middle = look.colours == "blue-orange"
 
@@ -289,7 +304,7 @@ class Explanation:
     def _tile(self, index: int, image: Image | None) -> Tile:
         """A reference with its image: of a prototype its nearest member, grey where there is none."""
         reference = self.references[index]
-        caption = f"similarity {self.matches.retriever.similarity(reference.distance):.3f}"
+        caption = f"similarity {self.figures(index)}"
         if self.versus is not None:
             caption += f", rather than {self.versus.short_name}"
         if reference.match is not None:
@@ -308,18 +323,10 @@ class Explanation:
         Raises:
             InputError: any other ending.
         """
-        path = Path(path)
-        kind = path.suffix.lower()
-        if kind == ".html":
+        if Path(path).suffix.lower() == ".html":
             return write_report(path, [self], lines=lines)
-        if kind not in {".png", ".jpg", ".jpeg", ".npz"}:
-            raise InputError(f"{path.name}: an explanation is saved as .png, .jpg, .npz or .html")
-        with replacing(path) as aside:
-            if kind == ".npz":
-                np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
-            else:
-                self.show(look, lines=lines).save(aside)
-        return path
+        what = "an explanation is saved as .png, .jpg, .npz or .html"
+        return save_drawing(path, what, lambda: self.show(look, lines=lines), self.to_arrays)
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Raw maps, with Dist-CAM beside them, the words, reference names and views as plain arrays."""

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..errors import ImageError, InputError
+from ..explain.drawing.page import save_drawing
 from ..explain.drawing.panels import Tile, grid
 from ..explain.drawing.rendering import draw_links
 from ..explain.methods.correspondence import pairwise_shares
 from ..explain.methods.lines import Lines, Places, find_lines
-from ..explain.places import image_in_view
+from ..explain.places import image_in_view, middle_of
 from ..explain.verification import SAMPLE, count_alike, measure_scale, parse_verify
-from ..files import replacing
 from ..images import Box, image_size, read_image
 from ..metrics.distances import SearchSpec, comparable, distances_to
 from ..metrics.fusion import USUAL_FUSION, Fusion, LineScale
@@ -75,9 +74,12 @@ class MatchLines:
     @property
     def caption(self) -> str:
         """The lines in words."""
+        return self._alike if self.has_geometry else f"no common geometry ({self._alike})"
+
+    @property
+    def _alike(self) -> str:
         usual = f"unrelated images: {self.scale.null[0]}"
-        alike = f"{self.inliers} of {counted(self.candidates, 'place')} lie alike; {usual}"
-        return alike if self.has_geometry else f"no common geometry ({alike})"
+        return f"{self.inliers} of {counted(self.candidates, 'place')} lie alike; {usual}"
 
     def show(self, *, tile_size: int = 480) -> Image:
         """Query and match side by side with their lines: as wide as they are strong, thin grey without geometry."""
@@ -87,7 +89,8 @@ class MatchLines:
         """What `show` draws, for a grid of several."""
         query, match = self._ranking.query.image, read_image(self.match.file)
         joined = draw_links(query, match, self.lines, is_faint=not self.has_geometry)
-        return Tile(joined, title=f"query, and {self.match.rank} · {self.match.label or '–'}", caption=self.caption)
+        title = f"query, and {self.match.rank} · {self.match.label or '–'}"
+        return Tile(joined, title=title if self.has_geometry else f"{title}: no common geometry", caption=self._alike)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write what `show` draws (`.png`, `.jpg`), or the lines as arrays (`.npz`).
@@ -95,16 +98,7 @@ class MatchLines:
         Raises:
             InputError: any other ending.
         """
-        path = Path(path)
-        kind = path.suffix.lower()
-        if kind not in (".png", ".jpg", ".jpeg", ".npz"):
-            raise InputError(f"{path.name}: lines are saved as .png, .jpg or .npz")
-        with replacing(path) as aside:
-            if kind == ".npz":
-                np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
-            else:
-                self.show().save(aside)
-        return path
+        return save_drawing(path, "lines are saved as .png, .jpg or .npz", self.show, self.to_arrays)
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The lines as plain arrays."""
@@ -152,12 +146,14 @@ def _fractions(point: Point, size: tuple[int, int]) -> tuple[float, float]:
     return round(point[0] / size[0], 4), round(point[1] / size[1], 4)
 
 
-def lines_sheet(matches: Sequence[MatchLines | None], *, tile_size: int = 480) -> Image:
-    """The lines of several matches, two beside one another."""
+def lines_sheet(matches: Sequence[MatchLines | None], *, width: int = 1000) -> Image:
+    """The lines of several matches, two beside one another, or as many as the width takes."""
     tiles = [each.tile() for each in matches if each is not None]
     if not tiles:
         raise InputError("there is no match whose image can be shown, so there are no lines")
-    return grid([tiles[start : start + 2] for start in range(0, len(tiles), 2)], tile_size=tile_size)
+    beside = max(2, width // 480)
+    rows = [tiles[start : start + beside] for start in range(0, len(tiles), beside)]
+    return grid(rows, tile_size=max(480, width // beside - 16))
 
 
 def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
@@ -171,27 +167,14 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
     shown = found.strongest(k, inliers=found.inliers > least)
     transform = ranking.retriever.encoder.transform
     views = transform.view(*ranking.query.size), transform.view(*read_image(match.file).size)
-    ours = _middles(shown.query, views[0], found.query_shape)
-    theirs = _middles(shown.match, views[1], found.match_shape)
+    ours = [middle_of(cell, views[0], found.query_shape) for cell in shown.query.tolist()]
+    theirs = [middle_of(cell, views[1], found.match_shape) for cell in shown.match.tolist()]
     drawn = tuple(Line(*each) for each in zip(ours, theirs, shown.strength.tolist(), strict=True))
     return MatchLines(match, drawn, found.inliers, len(found), finder.scale, found, ranking)
 
 
-def _middles(cells: Tensor, view: Box, shape: tuple[int, int]) -> list[Point]:
-    """The middles of cells (row, column) of a map that divides a view evenly."""
-    return [
-        (view.left + (column + 0.5) / shape[1] * view.width, view.top + (row + 0.5) / shape[0] * view.height)
-        for row, column in cells.tolist()
-    ]
-
-
 class LineFinder:
-    """The places of a retriever's images, and the scale of its gallery's lines; one belongs to each retriever.
-
-    Args:
-        retriever: whose images.
-        layer: to read fine maps from; by default the gallery's, or the last block with stride 8.
-    """
+    """The places of a retriever's images, and the scale of its gallery's lines; one belongs to each retriever."""
 
     def __init__(self, retriever: Retriever, layer: str = "auto") -> None:
         self._retriever = retriever

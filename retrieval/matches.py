@@ -17,12 +17,12 @@ from rich.text import Text
 from torch import Tensor
 
 from ..errors import InputError
+from ..explain.drawing.page import save_drawing
 from ..explain.drawing.panels import DrawStyle, Tile, grid, map_tiles
 from ..explain.drawing.rendering import draw_points
 from ..explain.methods.correspondence import Correspondence, correspondence
-from ..explain.places import position_of
+from ..explain.places import middle_of, position_of
 from ..explain.weightings import RECOMMENDED
-from ..files import replacing
 from ..images import Box, read_image
 from ..metrics.maps import rectify
 from .evidence import Evidence, Space
@@ -33,7 +33,7 @@ from .ranking import Match, Ranking, TextEncoding
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..encoders.detail import Detail
+    from ..encoders.fine import Detail
     from ..explain import Mean, Norm, Weighting
     from ..index.rejection import Rejection
 
@@ -86,16 +86,11 @@ class PictureCorrespondence:
 
     def pairs(self, limit: int = 10) -> list[PlacePair]:
         """The places that are each other's best partner, as the middles of their positions; largest share first."""
-        rows, columns, match_rows, match_columns = self.parts.shares.shape
-
-        def middle(position: tuple[int, int], view: Box, shape: tuple[int, int]) -> Point:
-            row, column = ((index + 0.5) / n for index, n in zip(position, shape, strict=True))
-            return view.left + column * view.width, view.top + row * view.height
-
+        shape = self.parts.shares.shape
         return [
             PlacePair(
-                middle(pair.query, self.query_view, (rows, columns)),
-                middle(pair.match, self.match_view, (match_rows, match_columns)),
+                middle_of(pair.query, self.query_view, shape[:2]),
+                middle_of(pair.match, self.match_view, shape[2:]),
                 pair.share,
             )
             for pair in self.parts.mutual_pairs(limit)
@@ -125,22 +120,13 @@ class PictureCorrespondence:
         Raises:
             InputError: any other ending.
         """
-        path = Path(path)
-        kind = path.suffix.lower()
-        if kind not in (".png", ".jpg", ".jpeg", ".npz"):
-            raise InputError(f"{path.name}: a correspondence is saved as .png, .jpg or .npz")
-        with replacing(path) as aside:
-            if kind == ".npz":
-                np.savez_compressed(
-                    aside,
-                    shares=self.parts.shares.numpy(),
-                    total=np.array(self.parts.total),
-                    query_view=np.array(self.query_view),
-                    match_view=np.array(self.match_view),
-                )
-            else:
-                self.show(point).save(aside)
-        return path
+
+        def arrays() -> dict[str, Any]:
+            views = {"query_view": np.array(self.query_view), "match_view": np.array(self.match_view)}
+            return {"shares": self.parts.shares.numpy(), "total": np.array(self.parts.total), **views}
+
+        what = "a correspondence is saved as .png, .jpg or .npz"
+        return save_drawing(path, what, lambda: self.show(point), arrays)
 
 
 @dataclass(frozen=True)
@@ -248,7 +234,7 @@ class Matches(Ranking):
             against: "match" (every match), a rank (3 or "rank:3"), "prototype" (the nearest class prototype), or a
                 class label ("why not that class?"). "label:match" is a class that is called match.
             versus: another rank, prototype, or label: the maps then show what pulls the query to `against` rather than
-                to this one, positive where it does and negative where it does the opposite.
+                to this one, positive where it does and negative where it does the opposite. Itself is left out.
             weighting: how channels are weighted, see `distcam.explain.channel_weights`. The maps of "dist", the
                 paper's, are in `Explanation.dist_maps` as well. Left out: what the gallery's `map_choice` says, else
                 "root_ratio".
@@ -277,10 +263,18 @@ class Matches(Ranking):
             evidence.mean(weighting)  # refused before anything is computed
         references, vectors = evidence.references(against)
         opposite, opposite_vector = None, None
+        if versus is not None and weighting == "caam":
+            raise InputError("the weighting caam is the same for every reference: it has nothing to say on `versus`")
         if versus == "match":
-            raise InputError("versus='match' would be all matches; name one by its rank, such as versus=2 or 'rank:2'")
+            raise InputError("`versus='match'` would be all matches; name one by its rank, such as rank:2")
         if versus is not None:
             (opposite,), opposite_vector = evidence.references(versus)
+            kept = [place for place, reference in enumerate(references) if reference != opposite]
+            if not kept:
+                raise InputError(
+                    f"`against` and `versus` both name {opposite.short_name}: nothing tells it from itself"
+                )
+            references, vectors = tuple(references[place] for place in kept), vectors[kept]
         return Explanation(references, weighting, mean, opposite, evidence, vectors, opposite_vector, tau, norm)
 
     def correspondence(self, rank: int = 1, *, space: Space = "metric") -> PictureCorrespondence:

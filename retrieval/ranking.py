@@ -72,19 +72,12 @@ class BareVector:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoding:
-    """A text in the space of image embeddings, alone or joined with the encoding of an image.
+    """A text in the space of image embeddings, alone or joined with the encoding of an image."""
 
-    Attributes:
-        text: the words.
-        vector: theirs, as the text tower gives it.
-        image: the encoding that it is joined with.
-        weight: of the text in the mean of the two unit vectors; 1 without an image.
-    """
-
-    text: str
-    vector: Float[Tensor, "1 d"]
-    image: Encoding | StoredEncoding | None = None
-    weight: float = 1.0
+    text: str  # the words
+    vector: Float[Tensor, "1 d"]  # theirs, as the text tower gives it
+    image: Encoding | StoredEncoding | None = None  # the encoding that it is joined with
+    weight: float = 1.0  # of the text in the mean of the two unit vectors; 1 without an image
 
     @cached_property
     def embedding(self) -> Float[Tensor, "1 d"]:
@@ -254,6 +247,7 @@ class UnknownInference:
 class _UnknownEncoder:
     fingerprint: str
     short_name: str
+    text = None
 
     def __getattr__(self, name: str) -> NoReturn:
         UnknownInference.__call__(cast(UnknownInference, self), name)

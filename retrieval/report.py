@@ -47,7 +47,9 @@ def write_report(
         raise InputError(f"expected {len(explanations)} labels, one per explanation, got {len(labels)}")
     first = explanations[0]
     others = (each for each in WEIGHTINGS if each != first.weighting)
-    weightings = [first.weighting, *(w for w in others if first.has_mean or w not in NEEDS_MEAN - {RECOMMENDED})]
+    unfit = frozenset() if first.has_mean else NEEDS_MEAN - {RECOMMENDED}
+    unfit |= {"caam"} if first.versus else set()  # the same for both sides
+    weightings = [first.weighting, *(w for w in others if w not in unfit)]
     images = Thumbnails(first.view_of)
     queries = [
         _query_data(each, weightings, images) | {"label": label}
@@ -88,6 +90,8 @@ def _query_data(explanation: Explanation, weightings: Sequence[Weighting], image
     notes = []
     if query.region is not None:
         notes.append("Only the region marked on the query was searched for.")
+    if any(match.inliers is not None for match in explanation.matches.matches):
+        notes.append("The first matches are sorted anew, by how many places lie alike as well as by the similarity.")
     return {
         "name": query.short_name,
         "note": " ".join(notes) or None,
@@ -113,7 +117,7 @@ def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbna
         "title": f"{match.rank} · {reference.label or '–'}" if match else f"prototype · {reference.label}",
         "label": reference.label,
         "name": name,
-        "similarity": f"{explanation.matches.retriever.similarity(reference.distance):.3f}",
+        "similarity": explanation.figures(index),
         "image": None if image is None else images.add(f"gallery {number}", image),
         "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants}
         if explanation.matches.query.has_image

@@ -8,13 +8,13 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
 
 from ..encoders import Encoder, Encoding, Inference
-from ..encoders.detail import Detail, with_detail
+from ..encoders.fine import Detail, with_detail
 from ..encoders.inference import whole_encoder
 from ..encoders.regions import Region, pool_region, weights_of
 from ..errors import GalleryError, InputError
@@ -30,41 +30,10 @@ from .evidence import gallery_weights
 from .lines import LineFinder, sorted_by_lines
 from .matches import Matches
 from .ranking import BareVector, Encodes, Match, Query, StoredEncoding, TextEncoding
-from .texts import text_queries, with_text
+from .texts import Asked, Ranked, text_queries, with_text
 
 Regions = Region | Sequence[Region | None] | None
 _Prototypes = tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]
-
-
-class Ranked(TypedDict, total=False):
-    """Options of every way to query.
-
-    Attributes:
-        k: how many matches, by default 10; fewer come back when the gallery (or the filter) holds fewer.
-        where: a filter such as `label=cat` or `year>=2020 and camera!=3`.
-        reject: accept only what is as near as the gallery's own threshold says, see `Gallery.calibrate`.
-        max_distance: the same with a threshold of yours, in units of the gallery's metric.
-        verify: sort the first matches anew by lines, for instances (the same individual, object, place), not for
-            classes: how many (20), or a method with how many ("lines:20", "lightglue:10", "loftr").
-    """
-
-    k: int
-    where: str | None
-    reject: bool
-    max_distance: float | None
-    verify: int | str | None
-
-
-class Asked(Ranked, total=False):
-    """Options of a query with images.
-
-    Attributes:
-        text: words to join each image with: what is searched is the weighted mean of the two unit vectors.
-        text_weight: of the text in that mean, by default 0.5; the image has the rest.
-    """
-
-    text: str | None
-    text_weight: float
 
 
 class Retriever:
@@ -223,7 +192,7 @@ class Retriever:
         """
         self._rejection(**options)
         if options.get("verify"):
-            raise InputError("lines verify matches of images, and a text has no places; leave verify out")
+            raise InputError("lines verify matches of images, and a text has no places; leave `verify` out")
         results = self.rank(text_queries(self.inference, [texts] if isinstance(texts, str) else texts), **options)
         return results[0] if isinstance(texts, str) else results
 

@@ -1,10 +1,10 @@
-"""Texts as queries, alone or joined with an image."""
+"""Options of queries, and texts as queries, alone or joined with an image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,6 +15,32 @@ from .ranking import Encodes, Query, StoredEncoding, TextEncoding
 
 if TYPE_CHECKING:
     from .retriever import Retriever
+
+
+class Ranked(TypedDict, total=False):
+    """Options of every way to query.
+
+    Attributes:
+        k: how many matches, by default 10; fewer come back when the gallery (or the filter) holds fewer.
+        where: a filter such as `label=cat` or `year>=2020 and camera!=3`.
+        reject: accept only what is as near as the gallery's own threshold says, see `Gallery.calibrate`.
+        max_distance: the same with a threshold of yours, in units of the gallery's metric.
+        verify: sort the first matches anew by lines, for instances (the same individual, object, place), not for
+            classes: how many (20), or a method with how many ("lines:20", "lightglue:10", "loftr").
+    """
+
+    k: int
+    where: str | None
+    reject: bool
+    max_distance: float | None
+    verify: int | str | None
+
+
+class Asked(Ranked, total=False):
+    """Options of a query with images."""
+
+    text: str | None  # words to join each image with: what is searched is the weighted mean of the two unit vectors
+    text_weight: float  # of the text in that mean, by default 0.5; the image has the rest.
 
 
 def text_queries(inference: Encodes, texts: Sequence[str]) -> list[Query]:

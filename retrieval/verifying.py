@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..explain.verification import parse_verify
 from ..metrics.fusion import Verification, fit_fusion
+from ..metrics.intervals import bootstrap_interval
 from ..remarks import counted
 from .lines import inliers_of
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from .retriever import Retriever
 
-Answers = NDArray[np.float64]
 _MORE = 4  # so many times K are searched, to have K left when images of the query's own group are passed over
 
 
@@ -94,8 +93,7 @@ def _judged(rows: list[tuple[Any, Any, Any, Any]], retriever: Retriever, k: int)
         for at in np.flatnonzero(half):
             similarity, alike, is_same, _ = rows[at]
             before[at], after[at] = is_same[0], is_same[int(np.argmax(fusion(similarity, alike, scale)))]
-    draws = np.random.default_rng(0).integers(len(rows), size=(2000, len(rows)))
-    low, high = np.quantile((after - before)[draws].mean(1), [0.025, 0.975])
+    gain = bootstrap_interval(after - before)
     every = fit_fusion(*(np.concatenate([row[part] for row in rows]) for part in range(3)), scale=scale, source=source)
-    means = float(before.mean()), float(after.mean()), float(low), float(high)
+    means = float(before.mean()), float(after.mean()), gain.low, gain.high
     return Verification(every, k, len(rows), *means, retriever.gallery.manifest.generation)

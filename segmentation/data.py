@@ -22,6 +22,7 @@ from PIL import Image
 from ..datasets import masked_images as layouts
 from ..datasets.masked_images import CAMVID_CLASSES, Entry
 from ..errors import ImageError, InputError
+from ..explain.places import sample_mask
 from ..files import file_digests
 from ..images import Transform, read_image
 from ..images.loading import image_size
@@ -322,12 +323,7 @@ def label_map(mask: Mask, transform: Transform, *, outside: int = VOID) -> Mask:
 
     What the input shows beyond the image (fit="pad") is `outside`.
     """
-    height, width = mask.shape
-    view = transform.view(width, height)
-    rows = np.floor(view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height).astype(int)
-    columns = np.floor(view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width).astype(int)
-    seen = mask[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)[None]]
-    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None]
+    seen, inside = sample_mask(mask, transform)
     return np.where(inside, seen, np.uint8(outside))
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ...errors import InputError
-from ...files import replacing
 from ..command import refuse_unused
 from ..console import err, load_encoder, note, out, print_json, require_encoder, require_file, require_images, say
 from ..options import AsJson, Fit, ImageSize, Metric, Readout, option_values
@@ -215,41 +214,37 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawSty
     import numpy as np
     import torch
 
-    from ...explain import METHODS, grid
-    from ...explain.drawing.page import write_page
+    from ...explain import METHODS, Tile, grid
+    from ...explain.drawing.page import save_drawing, write_page
     from ...explain.drawing.panels import sheet
     from ...images import Box
 
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}
-    if path.suffix.lower() == ".npz":
-        arrays = {f"maps_{name}": each.numpy() for name, each in maps.items()}
-        first = [next(iter(each.maps.values())) for each in found]
-        with replacing(path) as aside:
-            np.savez_compressed(
-                aside,
-                allow_pickle=False,
-                images=np.array([str(each.path) for each in found]),
-                targets=np.array([each.target for each in found]),
-                scores=np.array([float(maps.scores[0, 0]) for maps in first]),
-                views=np.array([each.view for each in found]),
-                **arrays,
-            )
-        return
+    first = [next(iter(each.maps.values())) for each in found]
+    arrays = {
+        "images": np.array([str(each.path) for each in found]),
+        "targets": np.array([each.target for each in found]),
+        "scores": np.array([float(maps.scores[0, 0]) for maps in first]),
+        "views": np.array([each.view for each in found]),
+        **{f"maps_{name}": each.numpy() for name, each in maps.items()},
+    }
     titled = {METHODS[name].title: each for name, each in maps.items()}
-    rows = sheet(
-        [each.image for each in found],
-        titled,
-        views=[each.view for each in found],
-        look=look,
-        captions=[each.target for each in found],
-    )
+
+    def rows() -> list[list[Tile | None]]:
+        return sheet(
+            [each.image for each in found],
+            titled,
+            views=[each.view for each in found],
+            look=look,
+            captions=[each.target for each in found],
+        )
+
     if path.suffix.lower() == ".html":
         scores = [f"{each.path.name}: {each.target}, score {each.to_dict()['score']:.4g}" for each in found]
         has_unseen = any(each.view.clipped(*each.image.size) != Box(0, 0, *each.image.size) for each in found)
-        write_page(path, rows, title=target, notes=scores, has_unseen=has_unseen)
+        write_page(path, rows(), title=target, notes=scores, has_unseen=has_unseen)
     else:
-        with replacing(path) as aside:
-            grid(rows, tile_size=224).save(aside)
+        save_drawing(path, "", lambda: grid(rows(), tile_size=224), lambda: arrays)
 
 
 def _show(found: Sequence[Explained]) -> None:

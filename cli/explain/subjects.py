@@ -215,7 +215,7 @@ def encoder_subject(asked: Asked, own: Encoder | None, gallery: Path | None, met
     metric = opened.metric if opened is not None else metric or "cosine"
     options: dict[str, Any] = {}
     if opened is not None:
-        around = surroundings_of(opened)
+        around = surroundings_of(opened.prototypes, opened.background)
         options = {"mean": around.mean, "surroundings": around, "is_class": asked.kind == "prototype"}
     if asked.kind == "match":
         with evaluating(encoder), torch.no_grad():

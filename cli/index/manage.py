@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,12 +15,12 @@ from ...errors import InputError
 from ...remarks import counted
 from ..command import Commands, refuse_unused
 from ..console import (
-    err,
     load_encoder,
     note,
     out,
     print_json,
     progress_bar,
+    report_skipped,
     require_encoder,
     require_file,
     require_images,
@@ -55,7 +55,6 @@ from ..options import (
 
 if TYPE_CHECKING:
     from ...index import Gallery, RayEngine
-    from ...remarks import Skipped
 
 app = Commands(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
 
@@ -297,17 +296,6 @@ def note_what_is_due(gallery: Gallery) -> None:
     """Say on stderr when the tuning does not fit the gallery any more."""
     if gallery.is_tuning_due:
         note(f"the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again")
-
-
-def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
-    """List on stderr the files that could not be used, with the reasons."""
-    if not skipped:
-        return
-    err.print(Text(f"{len(skipped)} of the files could not be used:", style="yellow"))
-    for item in skipped[:most]:
-        err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
-    if len(skipped) > most:
-        err.print(f"  … and {len(skipped) - most} more (all with --json)")
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

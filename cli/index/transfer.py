@@ -17,9 +17,9 @@ import typer
 from ...errors import DistcamError, InputError
 from ...remarks import counted
 from ..command import refuse_unused
-from ..console import complain, err, note, print_json, progress_bar, require_file, resumable, say
+from ..console import complain, err, note, print_json, progress_bar, report_skipped, require_file, resumable, say
 from ..options import AsJson, BatchSize, Device, GalleryEncoder, GalleryPath, Index, Labels, Metric, Strict, Workers
-from .manage import note_what_is_due, report_skipped
+from .manage import note_what_is_due
 
 SYNC_EXAMPLE = (
     "Example: `distcam index sync photos.gallery photos/ --dry-run`, then without; `--watch` goes on for ever"

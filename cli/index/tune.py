@@ -231,8 +231,12 @@ def _choose_maps(
     """Keep in the gallery the weighting that leads distcam's default, or that there is none."""
     from ...images import list_images
     from ...index import Gallery
-    from ...retrieval.localisation.explanations import benchmark_explanations, weightings_to_choose
-    from ...retrieval.localisation.subjects import from_gallery, gallery_encoder
+    from ...retrieval.localisation.explanations import (
+        benchmark_explanations,
+        from_gallery,
+        gallery_encoder,
+        weightings_to_choose,
+    )
 
     opened = Gallery.open(folder)
     given = None if queries is None else list_images(queries, labels=labels)

@@ -39,27 +39,16 @@ _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "d
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network from image to feature map, and what its library says of it.
+    """A network from image to feature map, and what its library says of it."""
 
-    Attributes:
-        network: from images (b, 3, H, W) to the map (b, k, h, w).
-        layer: that the map comes from; "" for the library's own end.
-        spare: names in a weights file that nothing needs.
-        name: of the architecture, in messages and checkpoints.
-        options: what builds it again.
-        transform: of the network's own configuration, where it has one.
-        assumed: the part of that transform that no configuration says.
-        whole: the model that the network is a part of, where that has a text tower.
-    """
-
-    network: nn.Module
-    layer: str
-    spare: frozenset[str] = frozenset()
-    name: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    transform: Transform | None = None
-    assumed: str = ""
-    whole: nn.Module | None = None
+    network: nn.Module  # from images (b, 3, H, W) to the map (b, k, h, w)
+    layer: str  # that the map comes from; "" for the library's own end
+    spare: frozenset[str] = frozenset()  # names in a weights file that nothing needs
+    name: str = ""  # of the architecture, in messages and checkpoints
+    options: Mapping[str, Any] = field(default_factory=dict)  # what builds it again
+    transform: Transform | None = None  # of the network's own configuration, where it has one
+    assumed: str = ""  # the part of that transform that no configuration says
+    whole: nn.Module | None = None  # the model that the network is a part of, where that has a text tower
 
     @property
     def source(self) -> nn.Module:

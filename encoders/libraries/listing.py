@@ -24,31 +24,19 @@ _READOUTS = {"token": "class", "tok": "class", "avg": "mean", "map": "attention"
 
 @dataclass(frozen=True)
 class Listed:
-    """A name for `Encoder.load`.
-
-    Attributes:
-        width: of the embedding; None where only the network itself would tell.
-        size: height and width of its images.
-        readout: the vector that is searched by default.
-        licence: of its published weights, where the library tells it.
-    """
+    """A name for `Encoder.load`."""
 
     name: str
-    width: int | None = None
-    size: tuple[int, int] | None = None
-    readout: str | None = None
-    licence: str | None = None
+    width: int | None = None  # of the embedding; None where only the network itself would tell
+    size: tuple[int, int] | None = None  # height and width of its images
+    readout: str | None = None  # the vector that is searched by default
+    licence: str | None = None  # of its published weights, where the library tells it
 
 
 def listed(word: str | None = None, only: str | None = None) -> tuple[list[Listed], list[str]]:
-    """The names that hold a word or fit a pattern, and the extras that would add names.
-
-    Raises:
-        InputError: no name fits; the message lists the nearest.
-        MissingExtraError: the one library that is asked for is not installed.
-    """
+    """The names that hold a word or fit a pattern, and the extras that would add names."""
     sources: dict[str, Callable[[], Iterator[Listed]]] = {
-        "torchvision": _torchvisions,
+        "torchvision": lambda: map(Listed, available_architectures()),
         "timm": _timms,
         "hf": _hugging_faces,
         "open_clip": _open_clips,
@@ -64,19 +52,11 @@ def listed(word: str | None = None, only: str | None = None) -> tuple[list[Liste
             if only is not None:
                 raise
             absent.append(LIBRARIES[prefix])
-    found = [each for each in names if _fits(each.name, word)]
+    found = [each for each in names if word is None or fnmatchcase(each.name.lower(), f"*{word.lower()}*")]
     if not found and names:
         near = closest(str(word), [each.name.partition(":")[2] or each.name for each in names])
         raise InputError(f"no encoder's name holds {word!r}; nearest: {near}")
     return ([_laid_out(each) for each in found] if len(found) <= MOST else found), absent
-
-
-def _fits(name: str, word: str | None) -> bool:
-    return word is None or fnmatchcase(name.lower(), f"*{word.lower()}*")
-
-
-def _torchvisions() -> Iterator[Listed]:
-    yield from (Listed(name) for name in available_architectures())
 
 
 def _timms() -> Iterator[Listed]:

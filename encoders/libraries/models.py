@@ -35,33 +35,19 @@ _BUILDERS = {"timm": "timms", "hf": "hugging_face", "open_clip": "open_clips"}
 
 @dataclass(frozen=True)
 class LibraryModel:
-    """A network as its library builds it.
+    """A network as its library builds it."""
 
-    Attributes:
-        model: from images to whatever it gives.
-        name: with the library's prefix; of a folder the architecture alone, wherever the folder lies.
-        options: what builds it again without the network, as JSON can hold it.
-        transform: of its own configuration.
-        spare: names in a weights file that an encoder does not need, such as a classifier's.
-        assumed: the part of the transform that no configuration says; "" where all is said.
-        whole: the model that `model` is a part of, where it has a text tower too.
-    """
-
-    model: nn.Module
-    name: str
-    options: Mapping[str, Any]
-    transform: Transform
-    spare: frozenset[str] = frozenset()
-    assumed: str = ""
-    whole: nn.Module | None = field(default=None, repr=False)
+    model: nn.Module  # from images to whatever it gives
+    name: str  # with the library's prefix; of a folder the architecture alone, wherever the folder lies
+    options: Mapping[str, Any]  # what builds it again without the network, as JSON can hold it
+    transform: Transform  # of its own configuration
+    spare: frozenset[str] = frozenset()  # names in a weights file that an encoder does not need, as a classifier's
+    assumed: str = ""  # the part of the transform that no configuration says
+    whole: nn.Module | None = field(default=None, repr=False)  # that `model` is a part of, if it has a text tower too
 
 
 def library(prefix: str) -> Any:
-    """The library that names with this prefix belong to.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """The library that names with this prefix belong to."""
     name = LIBRARIES[prefix]
     try:
         with warnings.catch_warnings():
@@ -74,13 +60,7 @@ def library(prefix: str) -> Any:
 
 
 def build_model(name: str, options: Mapping[str, Any], *, is_pretrained: bool = False) -> LibraryModel:
-    """The network that a name stands for, with the library's own weights or freshly drawn ones.
-
-    Raises:
-        InputError: unknown name (the nearest are listed) or options.
-        MissingExtraError: the library is not installed.
-        WeightsError: something is neither in the library's cache nor to be had.
-    """
+    """The network that a name stands for, with the library's own weights or freshly drawn ones."""
     prefix = library_of(name)
     if prefix is None or name == f"{prefix}:":
         raise InputError(f"expected a name behind the colon, such as timm:resnet50, got {name!r}")

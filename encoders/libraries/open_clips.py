@@ -47,12 +47,6 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     )
 
 
-def names() -> list[str]:
-    """The names that open_clip knows."""
-    found: list[str] = library("open_clip").list_models()
-    return found
-
-
 def _parted(open_clip: Any, name: str) -> tuple[str, str | None]:
     """A model's name, and the tag of its weights behind the last stroke, which older names have too: `ViT-B/32`."""
     known = open_clip.list_models()

@@ -26,7 +26,8 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     is_elsewhere = is_folder or name.startswith(_SCHEMES)
     source = options.get("architecture") or (f"local-dir:{folder}" if is_folder else name)
     if not is_elsewhere or "architecture" in options:
-        require_known("timm", source, [source] if timm.is_model(source.partition(".")[0]) else names())
+        known = [*timm.list_models(), *timm.list_pretrained()]  # with and without the tag of their weights
+        require_known("timm", source, [source] if timm.is_model(source.partition(".")[0]) else known)
     model = _created(source, own, pretrained)
     config: Mapping[str, Any] = model.pretrained_cfg
     if is_elsewhere:
@@ -53,12 +54,6 @@ def _assumed(config: Mapping[str, Any]) -> str:
     if filtering not in ("bilinear", "bicubic"):
         return f"its interpolation, {filtering}, is taken as bicubic"
     return "its crop of a squashed image is left out" if config.get("crop_mode") == "squash" and share < 1 else ""
-
-
-def names() -> list[str]:
-    """The names that timm knows, with and without the tag of their weights."""
-    timm = library("timm")
-    return [*timm.list_models(), *timm.list_pretrained()]
 
 
 def _created(source: str, options: Mapping[str, Any], pretrained: bool) -> Any:

@@ -9,17 +9,35 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from ...files import write_text
+from ...errors import InputError
+from ...files import replacing, write_text
 from ...images.geometry import Box
 from .panels import Tile
 from .rendering import colour_table, to_data_uri
 
 DIGITS = 4  # significant digits of a map's values in a report
+
+
+def save_drawing(
+    path: str | PathLike[str], what: str, draw: Callable[[], Image.Image], arrays: Callable[[], dict[str, Any]]
+) -> Path:
+    """Write what `draw` draws (`.png`, `.jpg`), or the arrays behind it (`.npz`); any other ending is refused."""
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in (".png", ".jpg", ".jpeg", ".npz"):
+        raise InputError(f"{path.name}: {what}")
+    with replacing(path) as aside:
+        if kind == ".npz":
+            np.savez_compressed(aside, allow_pickle=False, **arrays())
+        else:
+            draw().save(aside)
+    return path
 
 
 class Thumbnails(dict[str, dict[str, Any]]):

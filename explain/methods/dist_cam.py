@@ -141,7 +141,8 @@ def channel_weights(
       reference has than the gallery's mean, in logarithms (positive pointwise mutual information, with the channel as
       the word and the reference as the text). Rare channels count as much as common ones. The query does not enter.
     - `dot`: s, the dot product's own weights; `dot_centered`: s - mu, what sets the reference apart from the gallery.
-    - `gradcam_cos`: the gradient of the cosine, in closed form. It vanishes as the match gets better.
+    - `gradcam_cos`: the gradient of the cosine, in closed form. It vanishes as the match gets better: like those of
+      `dot_centered`, weights that are no more than the rounding of half precision are 0.
     - `caam`: one weight for all channels active in the query: the class-agnostic map, blind to the reference.
 
     `dist` to `log_ratio` take the sign of s (see the module's text) and, like `caam`, are normalised over the live
@@ -189,11 +190,11 @@ def channel_weights(
         size = checked_magnitude(magnitude, like=mean)
         return _root_ratio(references, mean, size).masked_fill(~alive, 0)
     if weighting in LINEAR:
-        weights = references if mean is None else references - mean
+        weights, least = references if mean is None else references - mean, ROUNDING * _length(references)
         if weighting == "gradcam_cos":  # d cos / d q = (s/|s| - cos · q/|q|) / |q|
             q, s = query / _length(query), references / _length(references)
-            weights = (s - (s * q).sum(-1, keepdim=True) * q) / _length(query)
-        return weights.masked_fill(~alive, 0)
+            weights, least = (s - (s * q).sum(-1, keepdim=True) * q) / _length(query), ROUNDING / _length(query)
+        return weights.masked_fill(~alive | (torch.linalg.vector_norm(weights, dim=-1, keepdim=True) <= least), 0)
     if weighting == "caam":
         return _normalised(torch.ones_like(references), active.expand_as(alive), norm)
     sign = torch.where(references < 0, -1.0, 1.0)

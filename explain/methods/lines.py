@@ -15,6 +15,7 @@ exhaustive transform are ours.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -27,11 +28,77 @@ from ...errors import ShapeError
 from ...images.geometry import Box
 from ..inputs import Metric
 from .correspondence import pairwise_shares
-from .geometry import SimilarityTransform, fit_similarity
 
 TAU = 0.05
 STRONGEST = 100
 LARGEST_GRID = 64 * 64  # cells; a finer map is averaged two by two, as the work grows with their square
+LEAST_APART = 2.0  # cells between the two points that define a transform, on both sides
+TOLERANCE = 1.5  # cells, on the side where cells are larger
+SCALES = (0.5, 2.0)
+LARGEST_TURN = math.radians(60)
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityTransform:
+    """`w = a z + b` on points (cells) written as complex numbers: scale |a|, rotation arg a, shift b."""
+
+    a: complex
+    b: complex
+    is_inlier: Bool[Tensor, " n"]  # of each pair: it lies within `TOLERANCE · max(1, |a|)` cells of the transform
+
+    @property
+    def scale(self) -> float:
+        """How much larger things are on the second side."""
+        return abs(self.a)
+
+    @property
+    def degrees(self) -> float:
+        """Rotation from the first side to the second, clockwise on an image."""
+        return math.degrees(math.atan2(self.a.imag, self.a.real))
+
+
+def fit_similarity(
+    points: Float[Tensor, "n 2"], partners: Float[Tensor, "n 2"], strength: Float[Tensor, " n"]
+) -> SimilarityTransform | None:
+    """The similarity transform from points to partners with the largest summed strength of inliers.
+
+    Every two pairs that are `LEAST_APART` on both sides define a transform; it counts if its scale lies in `SCALES` and
+    its rotation within ±60°. Exchanging the sides gives the inverse with the same inliers. Of equals the first counts.
+    Points are (x, y) in cells, some hundred at most, as all pairs are tried; None where no two define a transform.
+
+    >>> points = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [4.0, 4.0]])
+    >>> found = fit_similarity(points, torch.tensor([[1.0, 0.0], [5.0, 0.0], [1.0, 4.0], [0.0, 9.0]]), torch.ones(4))
+    >>> found.a, found.b, found.is_inlier.tolist()
+    ((1+0j), (1+0j), [True, True, True, False])
+    """
+    first, second = torch.triu_indices(len(points), len(points), 1, device=points.device)
+    z, w = (side.to(torch.float64) for side in (points, partners))
+    dz, dw = z[second] - z[first], w[second] - w[first]
+    lengths = dz.square().sum(1), dw.square().sum(1)
+    squared = lengths[0].clamp(min=1e-12)
+    a = torch.stack([(dw * dz).sum(1), dw[:, 1] * dz[:, 0] - dw[:, 0] * dz[:, 1]], 1) / squared[:, None]
+    size = a.square().sum(1).sqrt()
+    is_valid = (torch.minimum(*lengths) >= LEAST_APART**2) & (size >= SCALES[0]) & (size <= SCALES[1])
+    is_valid &= a[:, 0] >= size * math.cos(LARGEST_TURN) - 1e-6
+    kept = is_valid.nonzero()[:, 0]
+    if not len(kept):
+        return None
+    a, size = a[kept], size[kept]
+    x, y = z[first[kept]].unbind(1)
+    b = w[first[kept]] - torch.stack([a[:, 0] * x - a[:, 1] * y, a[:, 1] * x + a[:, 0] * y], 1)
+    is_inlier = _squared_errors(a, b, z, w) <= (TOLERANCE * size.clamp(min=1)).square()[:, None] * (1 + 1e-9)
+    best = int((is_inlier.to(torch.float32) @ strength.to(torch.float32)).argmax())
+    return SimilarityTransform(complex(*a[best].tolist()), complex(*b[best].tolist()), is_inlier[best])
+
+
+def _squared_errors(a: Tensor, b: Tensor, z: Tensor, w: Tensor) -> Float[Tensor, "m n"]:
+    """|a z + b - w|² of m transforms and n pairs, multiplied out: one matrix product."""
+    turned = torch.stack([a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1], a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]], 1)
+    ones = torch.ones(len(z), 1, dtype=z.dtype, device=z.device)
+    across = torch.stack([(z * w).sum(1), z[:, 0] * w[:, 1] - z[:, 1] * w[:, 0]], 1)
+    own = [a.square().sum(1, keepdim=True), b.square().sum(1, keepdim=True), torch.ones_like(a[:, :1])]
+    theirs = [z.square().sum(1, keepdim=True), ones, w.square().sum(1, keepdim=True)]
+    return torch.cat([*own, 2 * turned, -2 * a, -2 * b], 1) @ torch.cat([*theirs, z, across, w], 1).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +205,13 @@ def find_lines(
         )
     place, partner, sharp = _mutual_best(query.cells, match.cells, tau)
     shares = pairwise_shares(query.response, match.response, metric=metric).flatten(2).flatten(0, 1)
-    sides = zip((query, match), (place, partner), strict=True)
-    one, other = (_bilinear(_grid(side), side.shape).to(shares)[:, chosen].T for side, chosen in sides)
+    sides = ((query, place), (match, partner))
+    one, other = (_bilinear(side.response.shape[-2:], side.shape).to(shares)[:, chosen].T for side, chosen in sides)
     strength = sharp * ((one @ shares) * other).sum(1).clamp(min=0)
     strength = strength * (query.is_seen[place] & match.is_seen[partner])
     order = strength.argsort(descending=True, stable=True)[:strongest]
     order = order[strength[order] > 0]
-    cells = [_row_column(chosen[order], side.shape[1]) for side, chosen in ((query, place), (match, partner))]
+    cells = [torch.stack(torch.unravel_index(at[order], side.shape), 1) for side, at in sides]
     transform = fit_similarity(cells[0].flip(1).float(), cells[1].flip(1).float(), strength[order])
     return Lines(cells[0], cells[1], strength[order], transform, query.shape, match.shape)
 
@@ -164,16 +231,8 @@ def _mutual_best(one: Tensor, other: Tensor, tau: float) -> tuple[Tensor, Tensor
     return place, partner, best[place].square()
 
 
-def _grid(side: Places) -> tuple[int, int]:
-    return side.response.shape[-2], side.response.shape[-1]
-
-
 @lru_cache(maxsize=16)
-def _bilinear(coarse: tuple[int, int], fine: tuple[int, int]) -> Float[Tensor, "m n"]:
+def _bilinear(coarse: tuple[int, ...], fine: tuple[int, int]) -> Float[Tensor, "m n"]:
     """The weights by which each of m coarse positions enters each of n fine ones."""
     count = coarse[0] * coarse[1]
     return interpolate(torch.eye(count).reshape(1, count, *coarse), fine, mode="bilinear")[0].flatten(1)
-
-
-def _row_column(cells: Tensor, columns: int) -> Tensor:
-    return torch.stack([cells.div(columns, rounding_mode="floor"), cells % columns], 1)

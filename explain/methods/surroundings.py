@@ -50,19 +50,12 @@ NOTHING = Setting("dot", "dot", None, None)
 
 @dataclass(frozen=True, eq=False)
 class RatioMaps:
-    """Maps of n references, and for each the setting that made it.
+    """Maps of n references, and for each the setting that made it."""
 
-    Attributes:
-        maps: raw, "*b n h w".
-        settings: by their names, first choice first.
-        chosen: "*b n", the place of each map's setting among them.
-        is_old: True if the gallery knows no border, though one would have been used.
-    """
-
-    maps: Float[Tensor, "*b n h w"]
-    settings: tuple[str, ...]
-    chosen: Int[Tensor, "*b n"]
-    is_old: bool
+    maps: Float[Tensor, "*b n h w"]  # raw, "*b n h w"
+    settings: tuple[str, ...]  # by their names, first choice first
+    chosen: Int[Tensor, "*b n"]  # "*b n", the place of each map's setting among them
+    is_old: bool  # True if the gallery knows no border, though one would have been used
 
     def words(self, n: int) -> str:
         """What the first n maps were set apart from."""
@@ -132,7 +125,7 @@ class Surroundings:
         if name == "gallery":
             return Setting(name, "root_ratio", mean, size)
         if self.border is None:
-            raise InputError(f"mean={name!r} needs the gallery's background, and {_OLD}; or leave it out")
+            raise InputError(f"`mean={name!r}` needs the gallery's background, and {_OLD}; or leave it out")
         border, far = self.border, self.border.abs()
         if name == "max":
             mean, size = torch.where(mean.abs() >= far, mean, border), torch.maximum(size, far)

@@ -1,4 +1,4 @@
-"""The mean background of a gallery's images: one vector that the manifest keeps, brought up to date by every commit."""
+"""Facts in the manifest by which matches are explained: the mean background, and a weighting that was chosen."""
 
 from __future__ import annotations
 
@@ -15,14 +15,10 @@ class Background:
     """Mean over images of the border of their response maps, each divided by its vector's length for the cosine.
 
     An image's own share is not kept: images that leave take the mean with them, as if they were like those that stay.
-
-    Attributes:
-        images: how many images the mean stands for.
-        mean: d numbers, little-endian float32 in base64.
     """
 
-    images: int
-    mean: str
+    images: int  # how many images the mean stands for
+    mean: str  # d numbers, little-endian float32 in base64
 
     def __post_init__(self) -> None:
         if self.images < 0 or not np.isfinite(self.vector).all():
@@ -51,3 +47,26 @@ class Background:
         total = total if old is None else total + n_old * old.vector.astype(np.float64)
         mean = (total / (n_old + n_new)).astype("<f4")
         return cls(n_old + n_new, base64.b64encode(mean.tobytes()).decode("ascii"))
+
+
+@dataclass(frozen=True)
+class MapChoice:
+    """A weighting and the measurements it was chosen by; `distcam benchmark explanations` says what they mean."""
+
+    weighting: str  # one of `WEIGHTINGS`
+    mean: str  # what of the gallery `root_ratio` takes off, see `Surroundings`; "auto" for the others
+    right_of_two: float  # share of composites of two in which its map was higher on the photograph asked for
+    default_right_of_two: float  # the same of distcam's default
+    lead_low: float  # end of the paired 95 % interval of the difference
+    lead_high: float  # the other end
+    composites: int
+    generation: int  # of the gallery at that time
+
+    def __str__(self) -> str:
+        """One sentence."""
+        words = self.weighting + (f" (mean {self.mean})" if self.mean != "auto" else "")
+        return (
+            f"matches are explained by {words}: right in {self.right_of_two:.3f} of {self.composites} composites of "
+            f"two, distcam's default in {self.default_right_of_two:.3f} (difference [{self.lead_low:+.3f}, "
+            f"{self.lead_high:+.3f}])"
+        )

@@ -20,8 +20,7 @@ from ...files import REMEDY, Storage, is_file, read_file
 from ...metrics.distances import METRICS, Metric
 from ...metrics.fusion import LineScale, Verification
 from ..rejection import Rejection
-from .background import Background
-from .map_choice import MapChoice
+from .background import Background, MapChoice
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "distcam-gallery"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,27 +15,17 @@ from ...encoders import Inference
 from ...errors import InputError, ShapeError
 from ...metrics.localisation import energy_shares
 from ...metrics.maps import rectify, upsample
+from .references import Photograph
 
 Grid = tuple[int, int]  # rows and columns of photographs
 TWO: Grid = (1, 2)
 FOUR: Grid = (2, 2)
 
 
-class Photograph(NamedTuple):
-    """An image with one object, and the object's class."""
-
-    file: Path
-    label: str
-
-
 def split_off(
     images: Iterable[Photograph], n: int, *, generator: torch.Generator
 ) -> tuple[list[Photograph], list[Photograph]]:
-    """About n images drawn evenly from the classes, at most half of each class, and the images that are left.
-
-    Raises:
-        InputError: fewer than two classes have two images.
-    """
+    """About n images drawn evenly from the classes, at most half of each class, and the images that are left."""
     by_class: dict[str, list[Photograph]] = {}
     for image in images:
         by_class.setdefault(image.label, []).append(image)
@@ -89,15 +78,11 @@ def composed(photographs: Tensor, grid: Grid) -> Tensor:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The way photographs become one input of the network.
-
-    Every photograph is as large as the network's input; `is_reduced` says that the network takes no other size, so the
-    composite is scaled into it.
-    """
+    """The way photographs, each as large as the network's input, become one input of the network."""
 
     size: tuple[int, int]
     fill: tuple[int, int, int]
-    is_reduced: bool
+    is_reduced: bool  # the network takes no other size, so the composite is scaled into it
 
     @classmethod
     def of(cls, inference: Inference) -> Canvas:
@@ -135,16 +120,10 @@ class Canvas:
 
 
 class Pointing(NamedTuple):
-    """Where the maps of composites point; (b, n) for b composites of n photographs, each asked for.
+    """Where the maps of composites point; (b, n) for b composites of n photographs, each asked for."""
 
-    Attributes:
-        preference: share of the other photographs on which the map is lower, in the mean, than on the one asked for; a
-            tie counts one half, and one half is chance.
-        energy: share of the map's energy on the photograph asked for; 1/n is chance.
-    """
-
-    preference: Float[Tensor, "b n"]
-    energy: Float[Tensor, "b n"]
+    preference: Float[Tensor, "b n"]  # share of the others on which the map is lower in the mean; a tie is one half
+    energy: Float[Tensor, "b n"]  # share of the map's energy on the photograph asked for; 1/n is chance
 
 
 def pointing(maps: Float[Tensor, "b n h w"], cells: Float[Tensor, "n rows columns"]) -> Pointing:

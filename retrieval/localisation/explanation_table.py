@@ -17,8 +17,8 @@ from ...explain import WEIGHTINGS, Tile, rectify
 from ...explain.drawing.page import write_page
 from ...explain.drawing.panels import sheet
 from ...images import Box
-from ...index.storage.map_choice import MapChoice
-from .results import Estimate, LocalisationTable, estimate
+from ...index.storage.background import MapChoice
+from .results import Estimate, LocalisationTable, MeasuredTable
 
 MEASURES = {  # measure: heading of its column
     "right_of_two": "right of two",
@@ -41,43 +41,22 @@ class Example:
     maps: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class ExplanationTable:
-    """Explanations of several methods, measured on the same composites and images.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExplanationTable(MeasuredTable):
+    """Explanations of several methods, measured on the same composites and images."""
 
-    Attributes:
-        values: by method and measure a number for each composite, or single image.
-        encoder: its short name.
-        seen_as: what images became, and the precision of the arithmetic.
-        reference: "prototypes" or "nearest".
-        n_references: images behind the prototypes, or to match with.
-        n_classes: of the references.
-        is_reduced: the network takes one size only, so the photographs of a composite are smaller than single ones.
-        boxes: measures that need boxes, where there are any.
-        examples: some composites with their maps.
-        n_samples: bootstrap samples.
-        seed: of the bootstrap and the draws.
-    """
-
-    values: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
-    encoder: str
-    seen_as: str
-    reference: str
-    n_references: int
-    n_classes: int
-    is_reduced: bool = False
+    values: Mapping[str, Mapping[str, Tensor]] = field(repr=False)  # by method and measure one of each composite, image
+    is_reduced: bool = False  # the network takes one size only, so photographs are smaller in composites than alone
     boxes: LocalisationTable | None = None
     examples: tuple[Example, ...] = field(default=(), repr=False)
-    n_samples: int = 1000
-    seed: int = 0
 
     def estimate(self, method: str, measure: str) -> Estimate:
         """The mean of a measure with its 95 % bootstrap interval over composites."""
-        return self._estimate(self._of(method, measure))
+        return self._mean(self._of(method, measure))
 
     def difference(self, one: str, other: str, measure: str = "right_of_two") -> Estimate:
         """One method minus another, paired over composites."""
-        return self._estimate(self._of(one, measure) - self._of(other, measure))
+        return self._mean(self._of(one, measure) - self._of(other, measure))
 
     def _of(self, method: str, measure: str) -> Tensor:
         for name, known in ((method, self.values), (measure, self.values.get(method, {}))):
@@ -85,8 +64,8 @@ class ExplanationTable:
                 raise InputError(f"no {name!r} in this table; it has {', '.join(known)}")
         return self.values[method][measure]
 
-    def _estimate(self, values: Tensor) -> Estimate:
-        return estimate(lambda w: w @ values.double(), len(values), n_samples=self.n_samples, seed=self.seed)
+    def _mean(self, values: Tensor) -> Estimate:
+        return self._estimate(lambda w: w @ values.double(), len(values))
 
     @property
     def measures(self) -> list[str]:
@@ -136,17 +115,11 @@ class ExplanationTable:
         ]
         best, lead = self.best()
         return {
-            "encoder": self.encoder,
-            "images_as": self.seen_as,
-            "reference": self.reference,
-            "references": self.n_references,
-            "classes": self.n_classes,
+            **self._circumstances(),
             "composites": self._counts(),
             "default": DEFAULT,
             "best": best,
             "lead": None if lead is None else lead._asdict(),
-            "seed": self.seed,
-            "bootstrap_samples": self.n_samples,
             "notes": self.notes,
             "rows": rows,
             "boxes": None if self.boxes is None else self.boxes.to_dict(),
@@ -188,10 +161,7 @@ class ExplanationTable:
         """Under which circumstances the numbers came about."""
         counts = self._counts()
         n = ", ".join(f"{MEASURES[measure]}: {count}" for measure, count in counts.items() if "energy" not in measure)
-        return (
-            f"{self.encoder}, {self.seen_as}, {self.reference} of {self.n_references} images in {self.n_classes} "
-            f"classes, images or composites ({n}), 95 % bootstrap intervals, seed {self.seed}"
-        )
+        return self._heading(f"images or composites ({n})")
 
     def table(self) -> str:
         """A Markdown table with a heading line."""

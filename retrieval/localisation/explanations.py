@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,17 +15,23 @@ from ...errors import ImageError, InputError
 from ...explain import WEIGHTINGS, Similarity
 from ...explain.checks.faithfulness import insertion_deletion
 from ...explain.weightings import MEANS
+from ...images import Listing
+from ...metrics import Metric
 from ...metrics.maps import spearman
 from ...progress import Progress
 from ...remarks import remark
-from .composites import FOUR, TWO, Canvas, Grid, Photograph, draw_composites, pointing
+from .composites import FOUR, TWO, Canvas, Grid, draw_composites, pointing, split_off
 from .explanation_table import UNFIT, Example, ExplanationTable
 from .maps import DEFAULT_METHODS, SHARES, MapMaker
-from .references import LinearClassifier, Reference, References
+from .references import LinearClassifier, Photograph, Reference, References, photographs
+
+if TYPE_CHECKING:
+    from ...index.reader import GalleryReader
 
 SHOWN = 3  # composites of two, and of four, on the page
 THUMBNAIL = 320
 AT_ONCE = 8
+CROWD = 2000  # of a gallery's images so many are looked at
 _GRADIENT = {"gradcam++", "layercam", "hirescam"}  # passes of their own for every question
 
 
@@ -69,33 +77,18 @@ def benchmark_explanations(
     Photographs of two and of four classes are put into one image, and every method is asked for each of them: the map
     should be higher on the photograph asked for than on the others. Single images say how much a map depends on its
     reference (rank correlation with the map for another class), and how much the similarity hangs on what it shows
-    first (insertion minus deletion).
-
-    Args:
-        images: with their classes, not among the references.
-        encoder: left as it is.
-        references: what the images are compared with.
-        composites: how many of two, how many of four, and how many single images.
-        methods: names as in `parse_methods`; `default_methods` if left out.
-        reference: class prototypes, or the nearest image.
-        classifier: the network's own, for "cam".
-        faithful: single images on which insertion and deletion are measured; 22 passes for each method. 0: none.
-        device: see `Inference`.
-        precision: see `Inference`.
-        n_samples: bootstrap samples for the intervals.
-        seed: of the draws.
-        strict: stop at the first image that cannot be used.
-        progress: called with (images done, images in all).
-
-    Raises:
-        InputError: fewer than two classes with a reference.
+    first (insertion minus deletion), on `faithful` of them at 22 passes for each method. See `localise` for the rest.
     """
     if composites < 2:
         raise InputError(f"composites={composites} should be 2 or more, so that there is an interval")
     inference = Inference(encoder, device=device, precision=precision)
     known = [image for image in images if image.label in references.labels]
     if classifier is not None and methods is None:
-        classifier = _usable(classifier, references)
+        try:
+            classifier.for_references(references)
+        except InputError as error:
+            remark(f"no row for `cam`: {error}")
+            classifier = None
     if methods is None:
         methods = default_methods(references, reference, has_classifier=classifier is not None)
     generator = torch.Generator().manual_seed(seed)
@@ -126,15 +119,6 @@ def benchmark_explanations(
         n_samples=n_samples,
         seed=seed,
     )
-
-
-def _usable(classifier: LinearClassifier, references: References) -> LinearClassifier | None:
-    try:
-        classifier.for_references(references)
-    except InputError as error:
-        remark(f"no row for `cam`: {error}")
-        return None
-    return classifier
 
 
 class _Run:
@@ -216,3 +200,53 @@ class _Run:
 
     def _keep(self, name: str, measure: str, values: Tensor) -> None:
         self.values[name].setdefault(measure, []).append(values)
+
+
+# --- What is asked, and what it is compared with ----------------------------------------------------------------------
+
+
+def gallery_encoder(gallery: GalleryReader) -> Encoder:
+    """The encoder that a gallery keeps."""
+    if gallery.encoder_path is None:
+        raise InputError(f"{gallery.folder} keeps no encoder, so there are no maps to compare")
+    return Encoder.load(gallery.encoder_path)
+
+
+def from_gallery(
+    gallery: GalleryReader, queries: Listing | None, n: int, *, seed: int
+) -> tuple[list[Photograph], References]:
+    """Images to ask with, and a gallery's stored vectors without theirs.
+
+    Without `queries` about n of the gallery's images are held out; prototypes are then those of the other images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = gallery.ids
+    if len(ids) > CROWD:
+        ids = np.sort(ids[torch.randperm(len(ids), generator=generator)[:CROWD].numpy()])
+    records = [record for record in gallery.records(ids) if record.label is not None]
+    known = {Photograph(gallery.file(record), str(record.label)): record for record in records}
+    asked, kept = split_off(known, n, generator=generator) if queries is None else (photographs(queries), list(known))
+    if not kept:
+        raise InputError(f"{gallery.folder} has no labels, so it has no classes to point to")
+    rows = np.array([known[photograph].id for photograph in kept], np.uint64)
+    pooled, embeddings = (torch.from_numpy(read(rows)) for read in (gallery.pooled, gallery.embeddings))
+    names, files = [photograph.label for photograph in kept], [photograph.file for photograph in kept]
+    given: dict[str, Any] = {"metric": gallery.metric, "border": gallery.background, "files": files}
+    return asked, References.of(names, pooled, embeddings, **given)
+
+
+def from_images(
+    images: Listing,
+    queries: Listing | None,
+    inference: Inference,
+    n: int,
+    *,
+    metric: Metric = "cosine",
+    seed: int = 0,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> tuple[list[Photograph], References]:
+    """Images to ask with, and the encoded others; without `queries` about n of the images are held out."""
+    known, generator = photographs(images), torch.Generator().manual_seed(seed)
+    asked, kept = split_off(known, n, generator=generator) if queries is None else (photographs(queries), known)
+    return asked, References.encode(kept, inference, metric=metric, strict=strict, progress=progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from ...encoders import Encoder, Encoding, Inference
 from ...encoders.folding import border_mean, fold
@@ -28,10 +28,31 @@ from ...index.prototypes import PrototypeStore
 from ...metrics import Metric
 from ...progress import Progress
 from ...remarks import remark
+from ..evidence import surroundings_of
 
 Reference = Literal["prototypes", "nearest"]
 Images = Iterable[tuple[Path, str]]
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
+
+
+class Photograph(NamedTuple):
+    """An image with one object and the object's class; `path` below a listing's folder is the key of its mask."""
+
+    file: Path
+    label: str
+    path: str = ""
+
+
+def photographs(listing: Listing, *, strict: bool = False) -> list[Photograph]:
+    """The labelled images of a listing; how many have no label is a remark."""
+    found = [Photograph(listing.file(each), each.label, each.path) for each in listing if each.label is not None]
+    if not found:
+        raise InputError(f"{listing.root} has no labels; expected a folder of class folders, or a CSV with path,label")
+    if len(found) < len(listing):
+        bare = next(record.path for record in listing if record.label is None)
+        count = f"{len(listing) - len(found):,} of {len(listing):,} images"
+        remark(f"{count} have no label and are left out, such as {bare}", strict=strict)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +154,7 @@ class References:
     @classmethod
     def encode(
         cls,
-        listing: Listing,
+        images: Listing | Iterable[Photograph],
         inference: Inference,
         *,
         metric: Metric = "cosine",
@@ -141,50 +162,18 @@ class References:
         strict: bool = False,
         progress: Progress | None = None,
     ) -> References:
-        """The labelled images of a listing, one forward pass each.
+        """The labelled images of a listing, or photographs, one forward pass each.
 
         Raises:
             InputError: fewer than two classes are left.
             ImageError: with `strict`, an image that cannot be used.
         """
-        label_of = {listing.file(record): record.label for record in listing if record.label is not None}
-        images = [(listing.file(record), record.path) for record in listing if record.label is not None]
-        if len(label_of) < len(listing):
-            bare = next(record.path for record in listing if record.label is None)
-            message = f"{len(listing) - len(label_of):,} of {len(listing):,} references have no label and are left out"
-            remark(f"{message}, such as {bare}", strict=strict)
-        return cls._encoded(label_of, images, inference, metric, masks=masks, strict=strict, progress=progress)
-
-    @classmethod
-    def of_photographs(
-        cls,
-        photographs: Iterable[tuple[Path, str]],
-        inference: Inference,
-        *,
-        metric: Metric = "cosine",
-        strict: bool = False,
-        progress: Progress | None = None,
-    ) -> References:
-        """References of files with a label each, one forward pass each; errors as of `encode`."""
-        label_of = dict(photographs)
-        images = [(file, str(file)) for file in label_of]
-        return cls._encoded(label_of, images, inference, metric, strict=strict, progress=progress)
-
-    @classmethod
-    def _encoded(
-        cls,
-        label_of: Mapping[Path, str | None],
-        images: Sequence[tuple[Path, str]],
-        inference: Inference,
-        metric: Metric,
-        *,
-        masks: MaskFolder | None = None,
-        strict: bool,
-        progress: Progress | None,
-    ) -> References:
-        report = None if progress is None else lambda done: progress(done, len(images))
-        found = encode_both_ways(images, inference, masks, strict=strict, progress=report)
-        names = [label_of[file] or "" for file in found.files]
+        listed = photographs(images, strict=strict) if isinstance(images, Listing) else images
+        known = {photograph.file: photograph for photograph in listed}
+        keyed = [(file, photograph.path or str(file)) for file, photograph in known.items()]
+        report = None if progress is None else lambda done: progress(done, len(known))
+        found = encode_both_ways(keyed, inference, masks, strict=strict, progress=report)
+        names = [known[file].label for file in found.files]
         if len(set(names)) < 2:
             raise InputError(f"the references have {len(set(names))} classes; at least two are compared")
         if found.skipped:
@@ -194,7 +183,7 @@ class References:
         borders = found.border.numpy()
         if metric == "cosine":
             borders = borders / np.linalg.norm(found.masked[1].numpy(), axis=1, keepdims=True).clip(1e-12)
-        return cls.of(names, *found.masked, border=torch.from_numpy(borders).float().mean(0), **given)
+        return cls.of(names, *found.masked, border=borders.mean(0, dtype=np.float64).astype(np.float32), **given)
 
     @classmethod
     def of(
@@ -204,7 +193,7 @@ class References:
         embeddings: Tensor,
         *,
         metric: Metric = "cosine",
-        border: Tensor | None = None,
+        border: NDArray[np.float32] | None = None,
         files: Sequence[Path] = (),
         skipped: Sequence[str] = (),
     ) -> References:
@@ -219,13 +208,7 @@ class References:
             pooled=pooled,
             embeddings=embeddings,
             prototypes=torch.from_numpy(store.all_embeddings()),
-            surroundings=Surroundings(
-                mean=torch.from_numpy(store.mean_embedding()),
-                magnitude=torch.from_numpy(store.mean_magnitude()),
-                border=border,
-                images=len(names),
-                classes=len(store.labels),
-            ),
+            surroundings=surroundings_of(store, border),
             metric=metric,
             skipped=tuple(skipped),
         )
@@ -312,22 +295,16 @@ def read_classifier(architecture: str, weights: str | os.PathLike[str], *, poole
 
 def linear_probe(references: References, *, decay: float = 1e-2) -> LinearClassifier:
     """A softmax classifier learnt on the references' pooled vectors: CAM for encoders that have no classifier."""
-    vectors, n_classes = references.pooled, len(references.labels)
+    from sklearn.linear_model import LogisticRegression
+
+    vectors, is_binary = references.pooled, len(references.labels) == 2
     mean, spread = vectors.mean(0), vectors.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
-    weight = torch.zeros(n_classes, vectors.shape[1], requires_grad=True)
-    bias = torch.zeros(n_classes, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-    standard = (vectors - mean) / spread
-
-    def closure() -> float:
-        optimiser.zero_grad()
-        loss = functional.cross_entropy(standard @ weight.T + bias, references.classes)
-        loss = loss + decay * weight.square().sum() / 2
-        torch.autograd.backward(loss, inputs=[weight, bias])
-        return float(loss.detach())
-
-    with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-    raw = (weight / spread).detach()
-    return LinearClassifier(raw, (bias - raw @ mean).detach())
+    strength = (2 if is_binary else 1) / (decay * len(vectors))  # of two classes one row is learnt, which both share
+    model = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
+    model.fit(((vectors - mean) / spread).numpy(), references.classes.numpy())
+    weight, bias = (torch.from_numpy(part).float() for part in (model.coef_, model.intercept_))
+    if is_binary:
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    raw = weight / spread
+    return LinearClassifier(raw, bias - raw @ mean)

@@ -58,68 +58,73 @@ class ImageScores:
 class LocalisationRow:
     """One method's line of the table; errors and accuracies in [0, 1].
 
-    Attributes:
-        method: its name.
-        top1_error: wrong class, or IoU below one half at the threshold 0.2 ([Dist-CAM] Table 1, Zhou et al. 2016 §3.2).
-        top1_error_best: the same at the threshold of `max_box_acc`.
-        gt_known_error: IoU below one half at the threshold 0.2, whatever was predicted.
-        gt_known_error_best: the same at the best threshold, 1 - `max_box_acc`.
-        threshold: the best one, chosen on these very images.
-        max_box_acc: MaxBoxAcc at IoU one half.
-        max_box_acc_v2: MaxBoxAccV2: the mean over three IoUs of the best accuracy when any region's box may fit any
-            true box (Choe et al., Evaluation for Weakly Supervised Object Localization, 2020, §4).
-        pxap: PxAP, None without masks.
-        peak: share of peaks in a box (pointing game).
-        energy: mean share of the map's energy in the boxes.
-        sensitivity: mean rank correlation with the map for another class; 1 is blind to the reference.
-        two_objects: how often the map for an object's class prefers that object; one half is chance, None where no
-            image shows two.
+    Source: [Dist-CAM] Table 1, Zhou et al. 2016 §3.2; of MaxBoxAccV2: Choe et al., Evaluation for Weakly Supervised
+    Object Localization, 2020, §4.
     """
 
     method: str
-    top1_error: Estimate
-    top1_error_best: Estimate
-    gt_known_error: Estimate
-    gt_known_error_best: Estimate
-    threshold: float
-    max_box_acc: Estimate
-    max_box_acc_v2: Estimate
-    pxap: Estimate | None
-    peak: Estimate
-    energy: Estimate
-    sensitivity: Estimate
-    two_objects: Estimate | None
+    top1_error: Estimate  # wrong class, or IoU below one half at the threshold 0.2
+    top1_error_best: Estimate  # the same at the threshold of `max_box_acc`
+    gt_known_error: Estimate  # IoU below one half at the threshold 0.2, whatever was predicted
+    gt_known_error_best: Estimate  # the same at the best threshold, 1 - `max_box_acc`
+    threshold: float  # the best one, chosen on these very images
+    max_box_acc: Estimate  # at IoU one half
+    max_box_acc_v2: Estimate  # mean over three IoUs of the best accuracy when any region's box may fit any true box
+    pxap: Estimate | None  # None without masks
+    peak: Estimate  # share of peaks in a box (pointing game)
+    energy: Estimate  # mean share of the map's energy in the boxes
+    sensitivity: Estimate  # mean rank correlation with the map for another class; 1 is blind to the reference
+    two_objects: Estimate | None  # how often the map for a class prefers its object of two; one half is chance
 
 
-@dataclass(frozen=True, eq=False)
-class LocalisationTable:
-    """Weakly supervised localisation of several methods on the same images, and under which circumstances.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MeasuredTable:
+    """Measurements of maps, and under which circumstances they came about."""
+
+    encoder: str  # its short name
+    reference: str  # "prototypes" or "nearest"
+    n_references: int  # images behind the prototypes, or to match with
+    n_classes: int  # of the references
+    seen_as: str = ""  # what images became, and the precision of the arithmetic
+    n_samples: int = 1000  # of the bootstrap
+    seed: int = 0  # of the bootstrap, and of what was random before
+
+    def _estimate(self, statistic: Callable[[Tensor], Tensor], n: int) -> Estimate:
+        return estimate(statistic, n, n_samples=self.n_samples, seed=self.seed)
+
+    def _circumstances(self) -> dict[str, Any]:
+        return {
+            "encoder": self.encoder,
+            "images_as": self.seen_as,
+            "reference": self.reference,
+            "references": self.n_references,
+            "classes": self.n_classes,
+            "seed": self.seed,
+            "bootstrap_samples": self.n_samples,
+        }
+
+    def _heading(self, images: str) -> str:
+        return (
+            f"{', '.join(filter(None, (self.encoder, self.seen_as)))}, {self.reference} of {self.n_references} images "
+            f"in {self.n_classes} classes, {images}, 95 % bootstrap intervals, seed {self.seed}"
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LocalisationTable(MeasuredTable):
+    """Weakly supervised localisation of several methods on the same images.
 
     Attributes:
         scores: per-image measurements by method.
         energy_chance: (n,), share of the area that the boxes cover.
-        encoder: its short name.
-        reference: "prototypes" or "nearest".
-        n_references: images behind the prototypes, or to match with.
-        n_classes: of the references.
-        seen_as: what images became, and the precision of the arithmetic.
         notes: what a reader should know: left-out images, where a classifier came from.
         trained_on: how much of what is measured the encoder was trained on; None where that is not known.
-        n_samples: bootstrap samples.
-        seed: of the bootstrap, and of what was random before.
     """
 
     scores: Mapping[str, ImageScores] = field(repr=False)
     energy_chance: Tensor = field(repr=False)
-    encoder: str
-    reference: str
-    n_references: int
-    n_classes: int
     notes: tuple[str, ...] = ()
     trained_on: Overlap | None = None
-    n_samples: int = 1000
-    seed: int = 0
-    seen_as: str = ""
 
     def __post_init__(self) -> None:
         for name, scores in self.scores.items():
@@ -154,7 +159,7 @@ class LocalisationTable:
             if name not in self.scores:
                 raise InputError(f"no method {name!r} in this table; it has {', '.join(self.scores)}")
         statistic = MEASURES[measure]
-        return self._estimate(lambda w: statistic(self.scores[one], w) - statistic(self.scores[other], w))
+        return self._estimate(lambda w: statistic(self.scores[one], w) - statistic(self.scores[other], w), len(self))
 
     def _row(self, name: str) -> LocalisationRow:
         scores = self.scores[name]
@@ -162,28 +167,19 @@ class LocalisationTable:
         return LocalisationRow(
             method=name,
             threshold=scores.overlaps.max_box_acc().threshold,
-            pxap=None if pixels is None else self._estimate(pixels.pxap),
+            pxap=None if pixels is None else self._estimate(pixels.pxap, len(self)),
             two_objects=self._estimate(lambda w: w @ preference, len(preference)) if len(preference) else None,
-            **{measure: self._estimate(partial(value, scores)) for measure, value in MEASURES.items()},
+            **{measure: self._estimate(partial(value, scores), len(self)) for measure, value in MEASURES.items()},
         )
-
-    def _estimate(self, statistic: Callable[[Tensor], Tensor], n: int | None = None) -> Estimate:
-        return estimate(statistic, len(self) if n is None else n, n_samples=self.n_samples, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON can hold it."""
         return {
-            "encoder": self.encoder,
-            "images_as": self.seen_as,
-            "reference": self.reference,
+            **self._circumstances(),
             "images": len(self),
-            "references": self.n_references,
-            "classes": self.n_classes,
             "trained_on": None if self.trained_on is None else self.trained_on.to_dict(),
             "energy_chance": float(self.energy_chance.mean()),
             "iou": list(IOUS),
-            "seed": self.seed,
-            "bootstrap_samples": self.n_samples,
             "notes": list(self.notes),
             "rows": [
                 {key: value._asdict() if isinstance(value, Estimate) else value for key, value in vars(row).items()}
@@ -210,12 +206,8 @@ class LocalisationTable:
             values = [get(row) for get in shown.values()]
             cells = ["–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
             lines.append(f"| `{row.method}` | {' | '.join(cells)} |")
-        heading = (
-            f"{', '.join(filter(None, (self.encoder, self.seen_as)))}, {self.reference} of {self.n_references} images "
-            f"in {self.n_classes} classes, {len(self)} images, 95 % bootstrap intervals, seed {self.seed}"
-        )
         notes = self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
-        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in notes)])
+        return "\n".join([self._heading(f"{len(self)} images"), "", *lines, *(f"\n{note}" for note in notes)])
 
 
 def estimate(statistic: Callable[[Tensor], Tensor], n: int, *, n_samples: int, seed: int) -> Estimate:

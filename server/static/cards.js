@@ -154,7 +154,9 @@ export function matchList(onSelect, onSearch) {
       place.append(make("figcaption", { className: "soft", textContent: `${found.caption}. Lines show likeness, not identity.` }));
       place.hidden = false;
     } catch (error) {
-      if (error.status !== 0 && error.status !== 410 && error.status !== 422) say(error.message);
+      if (error.status === 0 || error.status === 410 || error.status === 422) return;
+      place.replaceChildren(make("figcaption", { className: "soft", textContent: error.message }));
+      place.hidden = false;
     }
   }
 

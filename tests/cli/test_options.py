@@ -14,7 +14,7 @@ from distcam.cli.app import app
 from distcam.cli.command import Command, option_names
 
 DRAW = "--n-way 3 --n-shot 1 --n-query 2 --episodes 9 --seed 1 --dirichlet 2"
-LOADING = "--encoder conv4 --weights random --layer layer3 --fit pad --image-size 64"
+LOADING = "--encoder conv4 --weights random --layer layer3 --readout mean --fit pad --image-size 64"
 RUNNING = "--batch-size 2 --workers 0 --device cpu"
 
 # A command, the branch of it that runs, and options that this branch does not use.
@@ -22,8 +22,8 @@ BRANCHES = [
     (
         "query {gallery} {photo}",
         "without --explain",
-        "--against prototype --versus cat --weighting dot --space backbone --point 3,3 --style box --scale shared "
-        "--colours gray",
+        "--against prototype --versus cat --weighting dot --mean half --detail fine --space backbone --point 3,3 "
+        "--style box --scale shared --colours gray --lines",
     ),
     (
         "query {gallery} {photo} --explain why.html",
@@ -31,7 +31,11 @@ BRANCHES = [
         "--point 3,3 --style box --scale each --colours gray",
     ),
     ("query {gallery} {photo} --explain maps --style box", "by the style box", "--colours gray"),
+    ("query {gallery} {photo} --explain why.html --against prototype", "by --against prototype", "--lines"),
     ("query {gallery} {photo}", "without --mask", "--mask-class 3"),
+    ("query {gallery} {photo}", "without --lines or --verify", "--fine-layer layer2"),
+    ("query {gallery} {photo} --explain why.html --weighting dist", "by the weighting dist", "--mean half"),
+    ("query {gallery} {photo}", "without an image to join with --text", "--text-weight 0.3"),
     ("query {gallery} {photo}", "where no image of the gallery is opened", "--root ."),
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
@@ -42,6 +46,9 @@ BRANCHES = [
         "--labels none --encoder x.safetensors --device cpu --strict --max-pixels 64000000",
     ),
     ("index calibrate {gallery} --queries {photos}", "with --queries", "--seed 3"),
+    ("index calibrate {gallery}", "without --explanations", "--composites 9"),
+    ("index build {photos} --out g", "without --store-lines", "--fine-layer layer2"),
+    ("benchmark explanations {gallery}", "with a gallery", f"{LOADING} --metric l2"),
     ("index sync {gallery} {photos}", "without --watch", "--every 3 --settle 1"),
     ("index sync {gallery} {photos} --keep-missing", "with --keep-missing", "--force --max-vanishing 0.1"),
     ("index sync {gallery} {photos} --force", "with --force", "--max-vanishing 0.1"),
@@ -57,17 +64,22 @@ BRANCHES = [
     (
         "evaluate {gallery}",
         "is encoded already",
-        f"{LOADING} {RUNNING} --gallery {{gallery}} --cache c.h5 --split test --protocol csv --precision bf16 --strict "
+        f"{LOADING} {RUNNING} --gallery {{gallery}} --cache c.h5 --split test --protocol csv "
+        "--precision bf16 --strict "
         "--max-pixels 64000000",
     ),
     ("evaluate {photos} --gallery {gallery}", "with --gallery", "--precision fp32"),
-    ("evaluate {photos} --gallery {gallery}", "by the encoder that --gallery brings", LOADING.partition("conv4")[2]),
-    ("explain {photo} --target class", "by the target class", "--gallery {gallery} --metric l2"),
+    (
+        "evaluate {photos} --gallery {gallery}",
+        "by the encoder that --gallery brings",
+        f"{LOADING}".partition("conv4")[2],
+    ),
+    ("explain {photo} --target class", "by the target class", "--gallery {gallery} --metric l2 --readout mean"),
     ("explain {photo} --target match:{photo}", "by the target match", "--classes names.txt"),
     (
         "explain {photo} --target prototype --gallery {gallery}",
         "by the encoder that a gallery brings",
-        "--weights random --fit pad --image-size 64",
+        "--weights random --readout mean --fit pad --image-size 64",
     ),
     ("explain {photo} --target class", "where no image is drawn", "--style box --scale shared --colours gray"),
     ("explain {photo} --target class --out o.npz", "where no image is drawn", "--style box --scale each"),
@@ -127,8 +139,9 @@ BRANCHES = [
 
 # Options that every branch of their command uses; all others must stand in `BRANCHES`.
 ALWAYS = {
-    "query": "ids k where region mask reject max_distance explain encoder strict as_json",
-    "index build": "max_pixels out_path encoder weights layer fit image_size labels store_maps masks metric "
+    "query": "ids k where region mask reject max_distance text verify explain encoder strict as_json",
+    "index build": "max_pixels out_path encoder weights layer readout store_lines fit image_size labels store_maps "
+    "masks metric "
     "batch_size workers "
     "device index backend overwrite engine strict as_json",
     "index add": "max_pixels encoder labels batch_size workers device strict as_json",
@@ -136,13 +149,17 @@ ALWAYS = {
     "index info": "skipped as_json",
     "index restore": "as_json",
     "index verify": "repair as_json",
-    "index calibrate": "queries false_alarms exclude_same as_json",
+    "index calibrate": "verify lines explanations queries false_alarms exclude_same as_json",
     "index compact": "as_json",
     "index tune": "recall memory latency_ms queries candidates seed device dry_run as_json",
     "index sync": "max_pixels labels checksum keep_missing dry_run watch root as_json",
     "index import": "out_path kind metric encoder root index overwrite as_json",
     "index export": "out_path index rows_per_file half encoder as_json",
-    "encode": "max_pixels out_file encoder weights layer labels fit image_size store_maps batch_size workers "
+    "benchmark explanations": "queries boxes reference methods composites faithful device max_pixels seed strict html "
+    "as_json",
+    "encoders list": "library as_json",
+    "encoders export": "weights layer readout fit image_size images onnx torch_file as_json",
+    "encode": "max_pixels out_file encoder weights layer readout labels fit image_size store_maps batch_size workers "
     "device overwrite "
     "strict as_json",
     "evaluate": "metric recall_at nmi out seed as_json",
@@ -154,14 +171,15 @@ ALWAYS = {
     "fewshot train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "reid audit": "format_name option least_images quick as_json",
     "reid walkers": "identities cameras images_per_camera look_alikes distractors junk masks seed as_json",
-    "reid evaluate": "strict features format_name option metric protocol rerank aqe camera_norm multi_query "
+    "reid evaluate": "verify strict features format_name option metric protocol rerank aqe camera_norm multi_query "
     "single_gallery_shot html out as_json",
-    "reid explain": "max_pixels strict different encoder weights layer fit image_size parts out_path device as_json",
+    "reid explain": "max_pixels strict different encoder weights layer readout fit image_size parts out_path "
+    "device as_json",
     "reid train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "segment train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "segment infer": "max_pixels strict folder scales flip base layout show device as_json",
     "segment evaluate": "max_pixels strict layout masks names as_json",
-    "localize": "max_pixels boxes references encoder weights reference methods labels masks reference_masks "
+    "localize": "max_pixels boxes references encoder weights readout reference methods labels masks reference_masks "
     "layer fit image_size "
     "metric batch_size device seed out_file strict as_json",
     "train": "variant changes device dry_run _list _template strict as_json",

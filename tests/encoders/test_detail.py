@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distcam.encoders import Encoder
-from distcam.encoders.detail import with_detail
+from distcam.encoders.fine import with_detail
 from distcam.errors import InputError
 from distcam.images import Transform
 

@@ -76,6 +76,13 @@ def test_the_words_say_what_is_shown_and_how_far_it_depends_on_the_match(matches
     assert "hardly depends" in matches.explain(weighting="caam").words[-1]
 
 
+def test_an_empty_map_is_said_to_be_one(small_gallery, small_encoder, photos):
+    (itself,) = Retriever(small_gallery, small_encoder).query([next(photos.rglob("*.jpg"))], k=1)
+    explanation = itself.explain(weighting="gradcam_cos")
+    assert explanation.query_maps.abs().max() == 0
+    assert explanation.words[1:] == ("No place speaks for match 1 by this weighting.",)
+
+
 def test_a_mean_is_for_the_weighting_that_takes_it(matches):
     with pytest.raises(InputError, match="mean='border' is for the weighting root_ratio, not for 'dist'"):
         matches.explain(weighting="dist", mean="border")

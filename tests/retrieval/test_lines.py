@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from distcam.errors import InputError
-from distcam.explain.kornia_matchers import KorniaMatcher, loftr, matcher_of
+from distcam.explain.verification import KorniaMatcher, loftr, matcher_of
 from distcam.index import Gallery
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import Retriever

@@ -29,6 +29,7 @@ def own_vectors(kind: str, folder: Path, pixels: Any) -> torch.Tensor:
         return getattr(found, "pooler_output", found)
 
 
+@pytest.mark.filterwarnings("ignore:no tokenizer:distcam.remarks.DistcamWarning")
 @pytest.mark.parametrize("kind", ["dinov2", "clip", "siglip"])
 def test_embeddings_are_transformers_own_to_1e_5_from_its_own_pixels(kind: str, tmp_path: Path) -> None:
     folder = folder_of_transformers(kind, tmp_path / "model")
@@ -67,6 +68,7 @@ def test_a_text_model_is_refused(tmp_path: Path) -> None:
         Encoder.load(f"hf:{folder}", weights="random")
 
 
+@pytest.mark.filterwarnings("ignore:no tokenizer:distcam.remarks.DistcamWarning")
 @pytest.mark.parametrize("kind", ["dinov2", "clip", "siglip"])  # DINOv2's files have names of an older release
 def test_weights_of_a_file_fill_a_configuration(kind: str, tmp_path: Path) -> None:
     folder = folder_of_transformers(kind, tmp_path / "model")

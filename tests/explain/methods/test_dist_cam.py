@@ -203,6 +203,17 @@ def test_it_equals_the_slow_loop(metric: str, weighting: str, tau: float, signed
         torch.testing.assert_close(heat.double(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("weighting", "metric"), [("gradcam_cos", "cosine"), ("gradcam_cos", "l2"), ("dot_centered", "dot")]
+)
+def test_what_is_only_the_rounding_of_half_precision_is_no_reason(weighting: str, metric: str) -> None:
+    query = torch.rand(200, generator=torch.Generator().manual_seed(0)) * 30
+    mean = query if weighting == "dot_centered" else None
+    options = {"metric": metric, "weighting": weighting, "mean": mean}
+    assert channel_weights(query, query.half()[None], **options).abs().max() == 0
+    assert channel_weights(query, query.roll(1)[None], **options).abs().max() > 0
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_gradcam_cos_is_grad_cam_of_the_cosine_and_sums_to_zero(metric: str) -> None:
     response, references = features(2, 16, 5, 4, dtype=torch.float64), features(2, 3, 16, seed=1, dtype=torch.float64)

@@ -9,8 +9,8 @@ import math
 import pytest
 import torch
 
-import distcam.explain.methods.geometry as geometry
-from distcam.explain.methods.geometry import fit_similarity
+import distcam.explain.methods.lines as geometry
+from distcam.explain.methods.lines import fit_similarity
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

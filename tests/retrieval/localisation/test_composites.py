@@ -15,12 +15,12 @@ from distcam.retrieval.localisation.composites import (
     FOUR,
     TWO,
     Canvas,
-    Photograph,
     composed,
     draw_composites,
     pointing,
     split_off,
 )
+from distcam.retrieval.localisation.references import Photograph
 
 
 def photographs(**counts: int) -> list[Photograph]:

@@ -13,12 +13,16 @@ from distcam.encoders import Encoder, Inference
 from distcam.errors import InputError
 from distcam.images import list_images
 from distcam.index import Gallery
-from distcam.index.storage.map_choice import MapChoice
+from distcam.index.storage.background import MapChoice
 from distcam.retrieval import Retriever
-from distcam.retrieval.localisation.composites import Photograph
 from distcam.retrieval.localisation.explanation_table import DEFAULT, ExplanationTable
-from distcam.retrieval.localisation.explanations import benchmark_explanations, default_methods
-from distcam.retrieval.localisation.subjects import from_gallery, from_images
+from distcam.retrieval.localisation.explanations import (
+    benchmark_explanations,
+    default_methods,
+    from_gallery,
+    from_images,
+)
+from distcam.retrieval.localisation.references import Photograph
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 
