@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..metrics import Metric
 from .command import Commands, refuse_unused
 from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, say
-from .options import AsJson, Device, EncoderName, Fit, ImageSize, Layer, ReadsImages, Strict, Weights
+from .options import AsJson, Device, EncoderName, Fit, ImageSize, Layer, Readout, ReadsImages, Strict, Weights
 
 EXAMPLE = "Example: `distcam benchmark explanations photos.gallery --html explanations.html`"
 
@@ -39,6 +39,7 @@ def explanations(
     encoder: EncoderName = "resnet50",
     weights: Weights = None,
     layer: Layer = None,
+    readout: Readout = None,
     fit: Fit = None,
     image_size: ImageSize = None,
     metric: Annotated[Metric, typer.Option(help="How embeddings are compared.")] = "cosine",
@@ -84,13 +85,15 @@ def explanations(
     given = None if queries is None else list_images(queries)
     classifier = None
     if (subject / MANIFEST_NAME).is_file():
-        refuse_unused("with a gallery, which has them", "encoder", "weights", "layer", "fit", "image_size", "metric")
+        refuse_unused(
+            "with a gallery, which has them", "encoder", "weights", "layer", "readout", "fit", "image_size", "metric"
+        )
         opened = Gallery.open(subject)
         loaded = gallery_encoder(opened)
         asked, references = from_gallery(opened, given, 2 * composites, seed=seed)
     else:
         require_encoder(encoder, weights, layer)
-        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
         if weights is not None:
             classifier = read_classifier(encoder, weights, pooled_dim=loaded.pooled_dim)
         with progress_bar("references") as progress:

@@ -151,9 +151,11 @@ def load_encoder(
     return encoder
 
 
-def crop_encoder(name: str, weights: str | None, layer: str | None, size: str | None, fit: FitName | None) -> Encoder:
+def crop_encoder(
+    name: str, weights: str | None, size: str | None, *, fit: FitName | None = None, **chosen: str | None
+) -> Encoder:
     """The encoder that the options name, for images that are boxes around somebody."""
-    loaded = load_encoder(name, weights, layer=layer)
+    loaded = load_encoder(name, weights, **chosen)
     if size is None:
         loaded.transform = loaded.transform.adapted(fit=fit)
     else:

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from ..errors import InputError
 from .console import load_encoder, note, out, print_json, say
-from .options import AsJson, Fit, ImageSize, Layer, Weights
+from .options import AsJson, Fit, ImageSize, Layer, Readout, Weights
 
 EXAMPLE = "Example: `distcam encoders dinov2`, `distcam encoders 'vit_small*' --library timm --json`"
 
@@ -54,6 +54,7 @@ def export(
     encoder: Annotated[str, typer.Argument(help="A CHECKPOINT, a gallery (its encoder), or an architecture.")],
     weights: Weights = None,
     layer: Layer = None,
+    readout: Readout = None,
     image_size: ImageSize = None,
     fit: Fit = None,
     onnx: Annotated[Path | None, typer.Option(help="Write FILE.onnx for ONNX Runtime and kin.")] = None,
@@ -72,7 +73,7 @@ def export(
         raise InputError("nothing to write: give --onnx FILE.onnx, --torch FILE.pt2, or both")
     if Path(encoder).is_dir():
         encoder = _kept_by(Path(encoder))
-    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer).eval()
+    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout).eval()
     import torch
 
     from ..explain.export import export_encoder

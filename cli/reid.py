@@ -14,7 +14,19 @@ from ..remarks import remark
 from . import train
 from .command import Commands, refuse_unused
 from .console import crop_encoder, number_of, print_json, progress_bar, require_encoder, require_images, say
-from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, ReadsImages, Weights, Workers
+from .options import (
+    AsJson,
+    BatchSize,
+    Device,
+    EncoderName,
+    FitName,
+    Layer,
+    Metric,
+    Readout,
+    ReadsImages,
+    Weights,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from ..datasets.reid_records import ReidData
@@ -120,6 +132,7 @@ def evaluate(
     encoder: EncoderName = "resnet50",
     weights: Weights = None,
     layer: Layer = None,
+    readout: Readout = None,
     features: Annotated[
         Path | None, typer.Option(help="Use the features in this file (from --out, or `distcam encode`) instead.")
     ] = None,
@@ -189,8 +202,8 @@ def evaluate(
     remark_on_placeholders(read, rule)
     if features is not None:
         refuse_unused(
-            "with --features, which brings vectors", "encoder", "weights", "layer", "image_size", "fit", "flip",
-            "batch_size", "workers", "max_pixels", *([] if rerank else ["device"]),
+            "with --features, which brings vectors", "encoder", "weights", "layer", "readout", "image_size", "fit",
+            "flip", "batch_size", "workers", "max_pixels", *([] if rerank else ["device"]),
         )  # fmt: skip
         from ..reid.features import read_features
 
@@ -198,7 +211,7 @@ def evaluate(
     else:
         from ..reid.features import encode_data
 
-        loaded = crop_encoder(encoder, weights, layer, image_size, fit)
+        loaded = crop_encoder(encoder, weights, image_size, fit=fit, layer=layer, readout=readout)
         nobody = set(map(str, rule.junk))
         tested = [image for image in (*read.queries, *read.gallery) if str(image.identity) not in nobody]
         views = read.of("multi_query") if multi_query else ()
@@ -281,6 +294,7 @@ def explain(
     encoder: EncoderName = "resnet50",
     weights: Weights = None,
     layer: Layer = None,
+    readout: Readout = None,
     fit: CropFit = None,
     image_size: CropSize = None,
     parts: Annotated[
@@ -313,7 +327,8 @@ def explain(
 
     is_body = parts == "body" or (parts is None and all(map(shows_people, (probe, match, *(different or ())))))
     wanted = BODY_PARTS if is_body else STRIPES if parts is None else read_stripes(parts)
-    inference = Inference(crop_encoder(encoder, weights, layer, image_size, fit), device=device)
+    loaded = crop_encoder(encoder, weights, image_size, fit=fit, layer=layer, readout=readout)
+    inference = Inference(loaded, device=device)
     others = {f"different: {path.name}": path for path in different or ()}
     files = {"same" if others else "pair": match, **others}
     pairs = {}

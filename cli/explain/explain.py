@@ -11,8 +11,8 @@ import typer
 
 from ...errors import InputError
 from ..command import refuse_unused
-from ..console import err, note, out, print_json, require_encoder, require_file, require_images, say
-from ..options import AsJson, Fit, ImageSize, Metric, option_values
+from ..console import err, load_encoder, note, out, print_json, require_encoder, require_file, require_images, say
+from ..options import AsJson, Fit, ImageSize, Metric, Readout, option_values
 from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def explain(
         ),
     ] = None,
     layer: Annotated[str | None, typer.Option(help="The layer to look at. Default: the last one with a map.")] = None,
+    readout: Readout = None,
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the method such as `window=3`, `relu=false`, `tau=0`.")
     ] = None,
@@ -88,14 +89,14 @@ def explain(
     asked = Asked.parse(target)
     of_network = asked.kind in ("class", "segment")
     if of_network:
-        refuse_unused(f"by the target {asked.kind}", "gallery", "metric")
+        refuse_unused(f"by the target {asked.kind}", "gallery", "metric", "readout")
     else:
         refuse_unused(f"by the target {asked.kind}", "classes")
         if gallery is None and (encoder is None or asked.kind == "prototype"):
             missing = "--encoder or --gallery" if encoder is None else "--gallery"
             raise InputError(f"--target {asked.kind} needs {missing}")
     if encoder is None:
-        refuse_unused("by the encoder that a gallery brings", "weights", "fit", "image_size")
+        refuse_unused("by the encoder that a gallery brings", "weights", "readout", "fit", "image_size")
     elif not of_network or (weights is not None and not encoder.endswith(".safetensors")):
         require_encoder(encoder, weights)
     require_images([*images, *([asked.value] if asked.kind == "match" else [])])
@@ -105,7 +106,8 @@ def explain(
     if of_network:
         subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
     else:
-        subject = encoder_subject(asked, encoder, weights, gallery, metric, fit=fit, size=image_size)
+        own = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, readout=readout)
+        subject = encoder_subject(asked, own, gallery, metric)
     from ...explain import METHODS, DrawStyle
     from ...explain.engine import method_name
 

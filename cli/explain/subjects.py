@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import InputError
-from ..console import load_encoder
 from ..options import Metric, class_names, read_box, read_point
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
+    from ...encoders import Encoder
     from ...encoders.backbones.networks import Network
     from ...explain import Target
     from ...images import Transform
@@ -196,16 +196,7 @@ def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None
     return network_of(load_source(file))
 
 
-def encoder_subject(
-    asked: Asked,
-    name: str | None,
-    weights: str | None,
-    gallery: Path | None,
-    metric: Metric | None,
-    *,
-    fit: Any,
-    size: int | None,
-) -> EncoderSubject:
+def encoder_subject(asked: Asked, own: Encoder | None, gallery: Path | None, metric: Metric | None) -> EncoderSubject:
     """The encoder, and the vector of the other image or of the prototypes."""
     import torch
 
@@ -215,7 +206,6 @@ def encoder_subject(
     from ...retrieval import Retriever
     from ...retrieval.evidence import surroundings_of
 
-    own = None if name is None else load_encoder(name, weights, fit=fit, size=size)
     opened = None if gallery is None else Gallery.open(gallery)
     if opened is not None and metric not in (None, opened.metric):
         raise InputError(f"{gallery} compares by {opened.metric}; leave --metric out, or leave out --gallery")

@@ -14,7 +14,7 @@ from distcam.cli.app import app
 from distcam.cli.command import Command, option_names
 
 DRAW = "--n-way 3 --n-shot 1 --n-query 2 --episodes 9 --seed 1 --dirichlet 2"
-LOADING = "--encoder conv4 --weights random --layer layer3 --fit pad --image-size 64"
+LOADING = "--encoder conv4 --weights random --layer layer3 --readout mean --fit pad --image-size 64"
 RUNNING = "--batch-size 2 --workers 0 --device cpu"
 
 # A command, the branch of it that runs, and options that this branch does not use.
@@ -64,7 +64,7 @@ BRANCHES = [
     (
         "evaluate {gallery}",
         "is encoded already",
-        f"{LOADING} --readout mean {RUNNING} --gallery {{gallery}} --cache c.h5 --split test --protocol csv "
+        f"{LOADING} {RUNNING} --gallery {{gallery}} --cache c.h5 --split test --protocol csv "
         "--precision bf16 --strict "
         "--max-pixels 64000000",
     ),
@@ -72,14 +72,14 @@ BRANCHES = [
     (
         "evaluate {photos} --gallery {gallery}",
         "by the encoder that --gallery brings",
-        f"{LOADING} --readout mean".partition("conv4")[2],
+        f"{LOADING}".partition("conv4")[2],
     ),
-    ("explain {photo} --target class", "by the target class", "--gallery {gallery} --metric l2"),
+    ("explain {photo} --target class", "by the target class", "--gallery {gallery} --metric l2 --readout mean"),
     ("explain {photo} --target match:{photo}", "by the target match", "--classes names.txt"),
     (
         "explain {photo} --target prototype --gallery {gallery}",
         "by the encoder that a gallery brings",
-        "--weights random --fit pad --image-size 64",
+        "--weights random --readout mean --fit pad --image-size 64",
     ),
     ("explain {photo} --target class", "where no image is drawn", "--style box --scale shared --colours gray"),
     ("explain {photo} --target class --out o.npz", "where no image is drawn", "--style box --scale each"),
@@ -87,7 +87,7 @@ BRANCHES = [
     (
         "fewshot evaluate --data {encodings} --out r.h5",
         "holds features already",
-        f"{LOADING} --readout mean {RUNNING} --features f --max-pixels 64000000",
+        f"{LOADING} {RUNNING} --features f --max-pixels 64000000",
     ),
     ("fewshot evaluate --data {encodings} --out r.h5", "by proto", "--base {encodings}"),
     ("fewshot evaluate --data {encodings} --out r.h5 --episodes-file e.h5", "with --episodes-file", DRAW),
@@ -158,7 +158,7 @@ ALWAYS = {
     "benchmark explanations": "queries boxes reference methods composites faithful device max_pixels seed strict html "
     "as_json",
     "encoders list": "library as_json",
-    "encoders export": "weights layer fit image_size images onnx torch_file as_json",
+    "encoders export": "weights layer readout fit image_size images onnx torch_file as_json",
     "encode": "max_pixels out_file encoder weights layer readout labels fit image_size store_maps batch_size workers "
     "device overwrite "
     "strict as_json",
@@ -173,7 +173,8 @@ ALWAYS = {
     "reid walkers": "identities cameras images_per_camera look_alikes distractors junk masks seed as_json",
     "reid evaluate": "verify strict features format_name option metric protocol rerank aqe camera_norm multi_query "
     "single_gallery_shot html out as_json",
-    "reid explain": "max_pixels strict different encoder weights layer fit image_size parts out_path device as_json",
+    "reid explain": "max_pixels strict different encoder weights layer readout fit image_size parts out_path "
+    "device as_json",
     "reid train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "segment train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "segment infer": "max_pixels strict folder scales flip base layout show device as_json",
@@ -301,3 +302,9 @@ def test_a_default_that_is_typed_is_refused_as_well(places, monkeypatch, capsys)
 )
 def test_errors_name_options_as_they_are_typed(command, message, expected) -> None:
     assert option_names(message, commands()[command]) == expected
+
+
+def test_a_readout_can_be_named_wherever_weights_are_given() -> None:
+    takes = {words: set(options_of(command).values()) for words, command in commands().items()}
+    loading = {words for words, names in takes.items() if "weights" in names} - {"fewshot report"}  # as its results say
+    assert loading == {words for words, names in takes.items() if "readout" in names}

@@ -44,7 +44,7 @@ epochs = 1
         lambda: Encoder.load(nn.Conv2d(3, 4, 3), mean=(0.5,) * 3, std=(0.5,) * 3).transform.fit,
         lambda: Encoder(nn.Conv2d(3, 4, 3)).transform.fit,
         lambda: load_encoder("conv4", "random").transform.fit,
-        lambda: crop_encoder("conv4", "random", None, "128x64", None).transform.fit,
+        lambda: crop_encoder("conv4", "random", "128x64").transform.fit,
         lambda: DataSettings(images="x").fit,
     ],
     ids=["by name", "module", "constructor", "command line", "reid", "training"],
