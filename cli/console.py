@@ -152,7 +152,7 @@ def load_encoder(
 
 
 def crop_encoder(
-    name: str, weights: str | None, size: str | None, *, fit: FitName | None = None, **chosen: str | None
+    name: str, weights: str | None, size: str | None, *, fit: FitName | None = None, **chosen: Any
 ) -> Encoder:
     """The encoder that the options name, for images that are boxes around somebody."""
     loaded = load_encoder(name, weights, **chosen)
