@@ -181,6 +181,7 @@ def evaluate(
     read = _read(data, format_name, option)
     from ..explain.verification import parse_verify
     from ..reid.assessment import assess
+    from ..reid.features import encode_data, read_features, write_features
     from ..reid.policies import changed_protocol, remark_on_placeholders
     from ..reid.refinement import Refinement
     from ..reid.verifying import verifier
@@ -205,12 +206,8 @@ def evaluate(
             "with --features, which brings vectors", "encoder", "weights", "layer", "readout", "image_size", "fit",
             "flip", "batch_size", "workers", "max_pixels", *([] if rerank else ["device"]),
         )  # fmt: skip
-        from ..reid.features import read_features
-
         vectors = read_features(features, read)
     else:
-        from ..reid.features import encode_data
-
         loaded = crop_encoder(encoder, weights, image_size, fit=fit, layer=layer, readout=readout)
         nobody = set(map(str, rule.junk))
         tested = [image for image in (*read.queries, *read.gallery) if str(image.identity) not in nobody]
@@ -246,8 +243,6 @@ def evaluate(
     if out is not None:
         results = found.to_dict(per_query=True)
         if out.suffix.lower() == ".h5":
-            from ..reid.features import write_features
-
             write_features(out, vectors, results=results)
         else:
             write_text(out, json.dumps(results, indent=1) + "\n")
