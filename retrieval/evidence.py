@@ -58,7 +58,7 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.detail != "plain" and self.ranking.query.weights is not None:
-            raise InputError("`detail='plain'` is all there is for a region of the query; leave `detail` out")
+            raise InputError("a region of the query is explained in plain detail only; leave `detail` out")
         if self.space not in ("metric", "backbone"):
             raise InputError(f"space must be 'metric' or 'backbone', got {self.space!r}")
 
