@@ -106,12 +106,12 @@ class Evidence:
 
     @cached_property
     def unrelated(self) -> Tensor:
-        """The vector "1 d" of a gallery image outside the ranking, the same for the same query; "0 d" without one."""
-        ids, ranked = self.ranking.retriever.gallery.ids, {match.id for match in self.ranking}
-        start = len(ids) // 2
-        candidates = (int(ids[(start + step) % len(ids)]) for step in range(min(len(ids), len(ranked) + 1)))
-        chosen = next((candidate for candidate in candidates if candidate not in ranked), None)
-        return self._vectors([] if chosen is None else [chosen])
+        """The vector "1 d" of a gallery image that is not ranked, least similar of 16 over the gallery; or "0 d"."""
+        ids = np.setdiff1d(self.ranking.retriever.gallery.ids, [match.id for match in self.ranking])
+        spread = np.unique(np.linspace(0, len(ids) - 1, min(16, len(ids))).astype(int))
+        vectors = self._vectors(ids[spread].tolist())
+        similar = torch.nn.functional.cosine_similarity(vectors, self.query_vector.to(vectors), dim=-1)
+        return vectors[similar.argsort(stable=True)[:1]]
 
     def mean(self, weighting: str) -> Tensor | None:
         """The gallery's mean vector for the weightings that want it."""
