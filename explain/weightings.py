@@ -28,3 +28,10 @@ WORDS: dict[Weighting, str] = {
 NEEDS_MEAN = frozenset({"root_ratio", "dist*excess", "log_ratio", "dot_centered"})
 SIGNED = frozenset({"dot", "dot_centered", "gradcam_cos"})  # drawn with 0 in the middle: below speaks against the match
 RECTIFIED = frozenset({"root_ratio"})  # drawn from 0 up: most of an image is no reason against the match, only none
+
+DEPENDS = {
+    0.95: "It hardly depends on the match: against an unrelated image it would look the same",
+    0.75: "It depends a little on the match",
+    0.4: "It depends in part on the match",
+    -1.0: "It depends on the match: against an unrelated image it would look different",
+}

@@ -168,6 +168,12 @@ class Evidence:
         vector = store.embedding(label) if self.space == "metric" else store.pooled(label)
         return (Reference(f"prototype of {label}", label, distances[label]),), torch.from_numpy(vector)[None]
 
+    def figures(self, reference: Reference) -> str:
+        """The similarity of a reference, and how many places lie alike if lines verified the match."""
+        similarity = f"{self.ranking.retriever.similarity(reference.distance):.3f}"
+        alike = None if reference.match is None else reference.match.inliers
+        return similarity if alike is None else f"{similarity} · {alike} alike"
+
     def _vectors(self, ids: list[int]) -> Tensor:
         """The stored vectors "n d" of gallery images."""
         gallery, rows = self.ranking.retriever.gallery, np.array(ids, dtype=np.uint64)

@@ -19,7 +19,7 @@ from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, m
 from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
 from ..explain.drawing.rendering import contour, draw_box
 from ..explain.methods.dist_cam import WeightOptions
-from ..explain.weightings import RECTIFIED, SIGNED, WORDS
+from ..explain.weightings import DEPENDS, RECTIFIED, SIGNED, WORDS
 from ..files import replacing
 from ..images import Box, read_image
 from ..index.filters.tree import Eq
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..index.storage.segments import Record
-
-_DEPENDS = {
-    0.95: "It hardly depends on the match: against an unrelated image it would look the same",
-    0.75: "It depends a little on the match",
-    0.4: "It depends in part on the match",
-    -1.0: "It depends on the match: against an unrelated image it would look different",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +164,7 @@ class Explanation:
             ]
             said += [f"No place speaks for {', '.join(empty)} by this weighting."] if empty else []
         if self.sensitivity is not None:
-            means = next(text for least, text in _DEPENDS.items() if self.sensitivity >= least)
+            means = next(text for least, text in DEPENDS.items() if self.sensitivity >= least)
             said.append(f"{means} (rank correlation {self.sensitivity:.2f}).")
         if self.unexplained is not None:
             share = 1 - self.unexplained[0]
@@ -248,13 +241,6 @@ class Explanation:
         match = self.references[index].match
         return None if match is None else _image_of(match.file)
 
-    def figures(self, index: int) -> str:
-        """The similarity of a reference, and how many places lie alike if lines verified the match."""
-        reference = self.references[index]
-        similarity = f"{self.matches.retriever.similarity(reference.distance):.3f}"
-        alike = None if reference.match is None else reference.match.inliers
-        return similarity if alike is None else f"{similarity} · {alike} alike"
-
     @property
     def found_reference_maps(self) -> Tensor | None:
         """The `reference_maps`; None as well where a file is gone or damaged since it was encoded."""
@@ -304,7 +290,7 @@ class Explanation:
     def _tile(self, index: int, image: Image | None) -> Tile:
         """A reference with its image: of a prototype its nearest member, grey where there is none."""
         reference = self.references[index]
-        caption = f"similarity {self.figures(index)}"
+        caption = f"similarity {self._evidence.figures(reference)}"
         if self.versus is not None:
             caption += f", rather than {self.versus.short_name}"
         if reference.match is not None:
