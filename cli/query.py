@@ -161,6 +161,8 @@ def query(
     _refuse_unused(
         ids, region, mask, explain, weighting=weighting, style=style, colours=colours, joined=words is not None
     )
+    if text and words is None:
+        refuse_unused("by a text, which has no places", "lines", "verify", "point")
     if against != "match" and not against.startswith("rank:"):
         refuse_unused(f"by --against {against}, which is no image", "lines")
     if not lines and verify is None:

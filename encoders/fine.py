@@ -208,7 +208,7 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
                 return
         except RuntimeError as error:  # a pooling that may not be padded so far, branches of different sizes
             why = f"dilated, it does not run ({str(error).splitlines()[0]})"
-    raise InputError(f"detail='fine' is not for {name}: {why}; take detail='finer', or another --layer")
+    raise InputError(f"`detail='fine'` is not for {name}: {why}; take `detail='finer'`, or another layer")
 
 
 def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_Run], Tensor]:

@@ -58,7 +58,7 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.detail != "plain" and self.ranking.query.weights is not None:
-            raise InputError("`detail='plain'` is all there is for a region of the query; leave `detail` out")
+            raise InputError("a region of the query is explained in plain detail only; leave `detail` out")
         if self.space not in ("metric", "backbone"):
             raise InputError(f"space must be 'metric' or 'backbone', got {self.space!r}")
 
@@ -106,12 +106,12 @@ class Evidence:
 
     @cached_property
     def unrelated(self) -> Tensor:
-        """The vector "1 d" of a gallery image outside the ranking, the same for the same query; "0 d" without one."""
-        ids, ranked = self.ranking.retriever.gallery.ids, {match.id for match in self.ranking}
-        start = len(ids) // 2
-        candidates = (int(ids[(start + step) % len(ids)]) for step in range(min(len(ids), len(ranked) + 1)))
-        chosen = next((candidate for candidate in candidates if candidate not in ranked), None)
-        return self._vectors([] if chosen is None else [chosen])
+        """The vector "1 d" of a gallery image that is not ranked, least similar of 16 over the gallery; or "0 d"."""
+        ids = np.setdiff1d(self.ranking.retriever.gallery.ids, [match.id for match in self.ranking])
+        spread = np.unique(np.linspace(0, len(ids) - 1, min(16, len(ids))).astype(int))
+        vectors = self._vectors(ids[spread].tolist())
+        similar = torch.nn.functional.cosine_similarity(vectors, self.query_vector.to(vectors), dim=-1)
+        return vectors[similar.argsort(stable=True)[:1]]
 
     def mean(self, weighting: str) -> Tensor | None:
         """The gallery's mean vector for the weightings that want it."""
@@ -168,6 +168,12 @@ class Evidence:
         store = gallery.prototypes
         vector = store.embedding(label) if self.space == "metric" else store.pooled(label)
         return (Reference(f"prototype of {label}", label, distances[label]),), torch.from_numpy(vector)[None]
+
+    def figures(self, reference: Reference) -> str:
+        """The similarity of a reference, and how many places lie alike if lines verified the match."""
+        similarity = f"{self.ranking.retriever.similarity(reference.distance):.3f}"
+        alike = None if reference.match is None else reference.match.inliers
+        return similarity if alike is None else f"{similarity} · {alike} alike"
 
     def _vectors(self, ids: list[int]) -> Tensor:
         """The stored vectors "n d" of gallery images."""

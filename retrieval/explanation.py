@@ -241,13 +241,6 @@ class Explanation:
         match = self.references[index].match
         return None if match is None else _image_of(match.file)
 
-    def figures(self, index: int) -> str:
-        """The similarity of a reference, and how many places lie alike if lines verified the match."""
-        reference = self.references[index]
-        similarity = f"{self.matches.retriever.similarity(reference.distance):.3f}"
-        alike = None if reference.match is None else reference.match.inliers
-        return similarity if alike is None else f"{similarity} · {alike} alike"
-
     @property
     def found_reference_maps(self) -> Tensor | None:
         """The `reference_maps`; None as well where a file is gone or damaged since it was encoded."""
@@ -297,7 +290,7 @@ class Explanation:
     def _tile(self, index: int, image: Image | None) -> Tile:
         """A reference with its image: of a prototype its nearest member, grey where there is none."""
         reference = self.references[index]
-        caption = f"similarity {self.figures(index)}"
+        caption = f"similarity {self._evidence.figures(reference)}"
         if self.versus is not None:
             caption += f", rather than {self.versus.short_name}"
         if reference.match is not None:

@@ -117,7 +117,7 @@ def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbna
         "title": f"{match.rank} · {reference.label or '–'}" if match else f"prototype · {reference.label}",
         "label": reference.label,
         "name": name,
-        "similarity": explanation.figures(index),
+        "similarity": explanation._evidence.figures(reference),
         "image": None if image is None else images.add(f"gallery {number}", image),
         "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants}
         if explanation.matches.query.has_image

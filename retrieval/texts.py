@@ -56,7 +56,7 @@ def with_text(
     if text is None:
         return query
     if not 0 < text_weight < 1:
-        raise InputError(f"expected the text's weight between 0 and 1, both excluded, got {text_weight}")
+        raise InputError(f"expected `text_weight` between 0 and 1, both excluded, got {text_weight}")
     metric, image = retriever.gallery.metric, query.encoding
     if metric in ("l1", "l2"):
         raise InputError(

@@ -58,7 +58,7 @@ def calibrate_verification(
     if len({own[number][0] for number in asking}) < 4:
         raise InputError(
             f"{gallery.folder}: images of four classes or more, each with another of its class, are needed; it has "
-            f"{counted(len(asking), 'image')} of {counted(len({own[number][0] for number in asking}), 'such class')}"
+            f"{counted(len(asking), 'such image')}"
         )
     drawn = np.random.default_rng(seed).permutation(asking)[:most].tolist()
     rows = []

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from ..errors import ImageError
-from ..explain.weightings import RECTIFIED, SIGNED, WEIGHTINGS, WORDS
+from ..explain.weightings import RECOMMENDED, RECTIFIED, SIGNED, WEIGHTINGS, WORDS
 from ..files import is_file
 from ..images import Box, image_size
 from ..index import Gallery, Record
@@ -20,8 +20,9 @@ _SHOWN_PROTOTYPES = 10
 
 
 def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryAnswer:
-    """Contents and abilities of the gallery."""
+    """Contents and abilities of the gallery; the weighting that explains if none is named comes first."""
     gallery = retriever.gallery
+    usual = RECOMMENDED if gallery.map_choice is None else gallery.map_choice.weighting
     return schemas.GalleryAnswer(
         name=gallery.folder.name,
         images=len(gallery),
@@ -34,7 +35,8 @@ def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryA
         stores_maps=gallery.spec.map_shape is not None,
         has_text=getattr(retriever.encoder, "text", None) is not None,
         weightings=[
-            schemas.WeightingAnswer(name=name, description=WORDS[name], is_signed=name in SIGNED) for name in WEIGHTINGS
+            schemas.WeightingAnswer(name=name, description=WORDS[name], is_signed=name in SIGNED)
+            for name in sorted(WEIGHTINGS, key=lambda name: name != usual)
         ],
         rejection=gallery.manifest.rejection,
         limits=schemas.Limits(image_bytes=settings.max_upload_bytes, pixels=settings.max_pixels, k=schemas.MAX_K),

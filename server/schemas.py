@@ -126,6 +126,7 @@ class HealthAnswer(Answer):
 class _RankingRequest(Request):
     k: K = 10
     where: Text | None = None
+    verify: Annotated[int, Field(ge=0, le=100, description="Sort so many of the first matches anew by lines.")] = 0
 
 
 Words = Annotated[
@@ -145,7 +146,6 @@ class SearchRequest(_RankingRequest):
 
     reject: bool = False
     max_distance: FiniteFloat | None = None
-    verify: Annotated[int, Field(ge=0, le=100)] = 0
 
 
 class StoredRequest(SearchRequest, _Worded):
@@ -256,7 +256,6 @@ class LinesRequest(_RankingRequest):
     box: Box4 | None = None
     rank: Annotated[int, Field(ge=1, le=MAX_K)] = 1
     lines: Annotated[int, Field(ge=1, le=100)] = 20
-    verify: Annotated[int, Field(ge=0, le=100)] = 0
     include_self: bool = False
 
 

@@ -218,8 +218,10 @@ def _calibrate_lines(
         return
     median, _, highest = scale.null
     say(
-        f"lines from {scale.layer or 'the last map'}: places that lie alike on {scale.pairs} pairs of unrelated images "
-        f"of the gallery: median {median}, 99 % quantile {highest}"
+        f"lines from {scale.layer or 'the last map'}: places that lie alike on "
+        + (f"{scale.pairs} pairs of unrelated images of the gallery" if scale.pairs else "unrelated images elsewhere")
+        + f": median {median}, 99 % quantile {highest}"
+        + ("" if scale.pairs else "; the gallery's are too few to measure")
     )
     if found is not None:
         say(str(found))

@@ -33,7 +33,7 @@ export function matchList(onSelect, onSearch) {
     const isRejected = match.is_accepted === false;
     const theirs = frameFor(`Match ${match.rank}, ${name}, with its map`), mine = frameFor(`The query with the map for match ${match.rank}`, "query");
     const facts = make("dl", { className: "facts" });
-    for (const [term, text] of [["distance", digits(match.distance, 4)], ...Object.entries(match.columns)]) {
+    for (const [term, text] of [["distance", digits(match.distance, 4)], ...(match.inliers === null ? [] : [["places alike", match.inliers]]), ...Object.entries(match.columns)]) {
       facts.append(make("dt", { textContent: term }), make("dd", { textContent: text }));
     }
     const node = make("div",
@@ -145,9 +145,9 @@ export function matchList(onSelect, onSearch) {
     place.hidden = true;
     if (!match.has_picture || !picture) return;
     try {
-      const { k, where, box } = explainQuestion(view.state);
+      const { k, verify, where, box } = explainQuestion(view.state);
       const query = view.state.id !== null ? { id: view.state.id } : { token: view.search.query.token };
-      const found = await lines({ ...query, k, where, box, rank: match.rank });
+      const found = await lines({ ...query, k, verify, where, box, rank: match.rank });
       if (chosen()?.match !== match) return;
       place.replaceChildren();
       drawLines(place, [picture.src ?? picture.toDataURL("image/jpeg", 0.9), pictureUrl(match.id, SMALL)], found);

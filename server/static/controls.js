@@ -6,7 +6,7 @@ import { byId, debounced, make, say } from "./dom.js";
 /** `onChange(changes, how)` with how "push" (a step in the history) or "replace" (none). */
 export function controls(onChange) {
   const node = Object.fromEntries(
-    ["k", "label", "where", "threshold", "max-distance", "weighting", "against", "against-class", "versus", "space", "scale", "opacity"].map((id) => [id, byId(id)]),
+    ["k", "verify", "label", "where", "threshold", "max-distance", "weighting", "against", "against-class", "versus", "space", "scale", "opacity"].map((id) => [id, byId(id)]),
   );
   let gallery = null, asked = null;
 
@@ -16,7 +16,9 @@ export function controls(onChange) {
     const largest = node["max-distance"].value;
     if (node.threshold.value === "number" && !largest) return;
     if (!byId("find").reportValidity()) return;
+    const verify = Math.round(node.verify.valueAsNumber) || 0;
     onChange({
+      verify: verify < 2 ? 0 : Math.min(100, verify),
       k: Math.min(gallery?.limits.k ?? 100, Math.max(1, Math.round(node.k.valueAsNumber) || 10)),
       label: node.label.value.trim(),
       where: node.where.value.trim(),
@@ -24,7 +26,7 @@ export function controls(onChange) {
     }, "push");
   }
   byId("find").addEventListener("submit", (event) => (event.preventDefault(), search()));
-  for (const id of ["k", "label", "where", "max-distance"]) node[id].addEventListener("change", search);
+  for (const id of ["k", "verify", "label", "where", "max-distance"]) node[id].addEventListener("change", search);
   node.threshold.addEventListener("change", () => {
     showLargest();
     if (node.threshold.value === "number") {
@@ -51,7 +53,7 @@ export function controls(onChange) {
     byId("against-label").hidden = !isClass;
     if (isClass && !name) return node["against-class"].focus();
     return onChange({
-      weighting: node.weighting.value,
+      weighting: node.weighting.selectedIndex > 0 ? node.weighting.value : "",
       against: isClass ? referenceNamed(name) : node.against.value,
       versus: other && referenceNamed(other),
       space: node.space.value,
@@ -105,12 +107,14 @@ export function controls(onChange) {
       byId("text-weight").value = state.textWeight;
       showShare(state.textWeight);
       node.k.value = state.k;
+      node.verify.value = state.verify;
       node.label.value = state.label;
       node.where.value = state.where;
       node.threshold.value = state.threshold && state.threshold !== "gallery" ? "number" : state.threshold;
       if (node.threshold.value === "number") node["max-distance"].value = state.threshold;
       showLargest();
-      node.weighting.value = state.weighting;
+      const weighting = gallery?.weightings.find(({ name }) => name === state.weighting) ?? gallery?.weightings[0];
+      node.weighting.value = weighting?.name ?? "";
       const isClass = !["match", "prototype"].includes(state.against);
       node.against.value = isClass ? "label" : state.against;
       byId("against-label").hidden = !isClass;
@@ -120,7 +124,6 @@ export function controls(onChange) {
       node.scale.checked = state.scale === "shared";
       node.opacity.value = state.opacity;
       byId("opacity-value").textContent = `${state.opacity} %`;
-      const weighting = gallery?.weightings.find(({ name }) => name === state.weighting);
       say(byId("weighting-hint"), weighting && `${weighting.name}: ${weighting.description}`);
     },
     nextWeighting() {

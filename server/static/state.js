@@ -10,7 +10,8 @@ export const DEFAULTS = Object.freeze({
   where: "",
   box: null, // [left, top, right, bottom] in pixels of the upright image
   threshold: "", // "", "gallery", or the largest distance
-  weighting: "root_ratio",
+  verify: 0, // how many of the first matches are sorted anew by lines
+  weighting: "", // or a name; the first that the gallery offers
   against: "match", // "match", "prototype", "label:…", "rank:…"
   versus: "", // "", "label:…", "rank:…"
   space: "metric",
@@ -51,7 +52,7 @@ function read(name, text) {
     return edges.length === 4 && edges.every((edge) => Number.isFinite(edge) && edge >= 0) ? edges : undefined;
   }
   if (name === "id") return /^\d{1,20}$/.test(text) ? Number(text) : undefined;
-  if (["k", "match", "opacity", "textWeight"].includes(name)) {
+  if (["k", "verify", "match", "opacity", "textWeight"].includes(name)) {
     const number = Number(text);
     if (!/^\d{1,6}$/.test(text) || (name === "opacity" ? number > 100 : number < 1) || (name === "textWeight" && number > 99)) return undefined;
     return number;
@@ -77,6 +78,7 @@ export function searchQuestion(state) {
   return {
     ...wordsOf(state),
     k: state.k,
+    verify: state.verify,
     where: filterOf(state),
     box: state.box,
     reject: state.threshold === "gallery",
@@ -89,11 +91,12 @@ export function explainQuestion(state) {
   return {
     ...wordsOf(state),
     k: state.k,
+    verify: state.verify,
     where: filterOf(state),
     box: state.box,
     against: state.against,
     versus: state.versus || null,
-    weighting: state.weighting,
+    weighting: state.weighting || null,
     space: state.space,
     both_sides: true,
   };

@@ -49,6 +49,12 @@ def test_words_are_joined_with_an_image_and_their_share_is_said(wordy) -> None:
         ([], "expected query images, or --id for images of the gallery, or --text"),
         (["--id", 1, "--text", "image 1", "--text", "image 2"], "images are joined with one --text, got 2"),
         (["--text", "image 1", "--text-weight", 0.3], "--text-weight is not used without an image"),
+        (["--text", "image 1", "--verify", 5], "--verify is not used by a text, which has no places"),
+        (
+            ["--text", "image 1", "--explain", "why", "--lines", "--point", "3,3"],
+            "--lines, --point are not used by a text",
+        ),
+        (["--id", 1, "--text", "image 1", "--text-weight", 2], "expected --text-weight between 0 and 1"),
         (["--text", "image 1", "--region", "0,0,9,9"], "--region and --mask say which part of an image"),
     ],
 )

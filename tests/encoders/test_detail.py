@@ -41,7 +41,7 @@ def test_so_do_timm_s(name: str, layer: str, offset: int) -> None:
 
 def test_what_cannot_be_dilated_is_refused_with_the_reason() -> None:
     transformer = Encoder.load("vit_b_16", weights="random", transform=Transform(64))
-    with pytest.raises(InputError, match="detail='fine' is not for vit_b_16: no convolution or pooling with a stride"):
+    with pytest.raises(InputError, match="detail='fine'` is not for vit_b_16: no convolution or pooling with a stride"):
         with_detail(transformer, "fine")
     with pytest.raises(InputError, match="takes images of any size, and vit_b_16 does not"):
         with_detail(transformer, "finer")

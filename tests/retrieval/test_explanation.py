@@ -119,6 +119,15 @@ def test_the_sensitivity_is_one_for_the_class_agnostic_map(matches):
     assert -1 <= matches.explain(weighting="dot_centered").sensitivity < 1
 
 
+def test_the_unrelated_image_is_unlike_the_query_wherever_its_class_lies(small_gallery, small_encoder, photos):
+    vectors = torch.from_numpy(small_gallery.embeddings(small_gallery.ids))
+    for query in sorted(photos.rglob("*.jpg"))[::5]:
+        matches = Retriever(small_gallery, small_encoder).query(query, k=2)
+        others = torch.cat([matches.explain()._evidence.unrelated, vectors])
+        similarity = torch.nn.functional.cosine_similarity(others, matches.query.encoding.embedding)
+        assert similarity[0] < similarity[1:].median()
+
+
 def test_a_ranking_of_everything_leaves_no_unrelated_image(small_gallery, small_encoder, photos):
     matches = Retriever(small_gallery, small_encoder).query(next(photos.rglob("*.jpg")), k=1000)
     assert matches.explain().sensitivity is None

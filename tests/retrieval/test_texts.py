@@ -110,7 +110,7 @@ def test_what_no_text_can_answer_is_refused(retriever, small_gallery, small_enco
         retriever.query_text("image 1").explain(space="backbone")
     with pytest.raises(InputError, match="prototype"):
         retriever.query_text("image 1").explain(against="prototype")
-    with pytest.raises(InputError, match="weight between 0 and 1"):
+    with pytest.raises(InputError, match="text_weight` between 0 and 1"):
         retriever.query(picture(photos), text="image 1", text_weight=1.0)
 
 

@@ -43,6 +43,9 @@ def test_lines_of_an_upload_and_of_a_stored_image_are_the_librarys(client, retri
 def test_a_search_may_be_verified(client, photos):
     answer = search(client, next(photos.rglob("*.jpg")).read_bytes(), k=4, verify=8)
     assert all(match["inliers"] is not None for match in answer["matches"])
+    asked = {"token": answer["query"]["token"], "k": 4, "verify": 8}
+    explained = client.post("/api/v1/explain", json=asked).json()["references"]
+    assert [each["id"] for each in explained] == [match["id"] for match in answer["matches"]]
     assert all(
         match["inliers"] is None for match in search(client, next(photos.rglob("*.jpg")).read_bytes())["matches"]
     )
