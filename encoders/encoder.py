@@ -22,7 +22,7 @@ from .heads import GAP, GeM, Identity, Pooling, described, head_from_dict, kept,
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .libraries.models import without_hub
 from .names import CHECKPOINT_SUFFIX
-from .readouts import read_out, telling_constants
+from .readouts import read_out, require_poolable, telling_constants
 from .state_dicts import StateDict, load_state, say_what_is_left, tensors_of
 from .text_tower import keep_tower, restored_tower, text_tower, vectors_of
 from .trained_on import TrainedOn
@@ -113,6 +113,7 @@ class Encoder(nn.Module):
                 feature_map = feature_map.float()
             # A pooling or head of the user's own may work in place; what is handed out stays what it was.
             own = feature_map if isinstance(self.pooling, GAP | GeM) else feature_map.clone()
+            require_poolable(self.backbone, is_mean=isinstance(self.pooling, GAP))
             pooled = self.pooling(own)
             return Encoding(feature_map, pooled, self.embed(pooled), told[0] if told else None)
 
@@ -181,16 +182,15 @@ class Encoder(nn.Module):
         """
         require_parts(head=head, transform=transform, options=options)
         colours: _Colours = {"mean": mean, "std": std}
-        parts: dict[str, Any]
         if isinstance(source, nn.Module):
             if options is not None:
                 raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
-            parts = {"transform": transform, "pooling": pooling, "head": head}
-            return cls._around(source, weights, colours, layer=layer, readout=readout, **parts)
+            own: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
+            return cls._around(source, weights, colours, layer=layer, readout=readout, **own)
         if is_checkpoint(source):
             if (weights, layer, pooling, head, options, readout) != (None, None, "gap", None, None, "auto"):
-                own = "weights, layer, pooling, head, options, and readout"
-                raise InputError(f"{source} brings its own {own}; leave them out")
+                brought = "weights, layer, pooling, head, options, and readout"
+                raise InputError(f"{source} brings its own {brought}; leave them out")
             return cls._restored(source, transform, colours)
         state, own_transform = published(name := os.fspath(source), weights)
         if readout != "auto":
@@ -202,7 +202,7 @@ class Encoder(nn.Module):
         if built.assumed and transform is None and None in colours.values():
             remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong")
         transform = (transform or built.transform or own_transform).adapted(**colours)
-        parts = {"layer": built.layer, "transform": transform, "pooling": pooling, "head": head}
+        parts: dict[str, Any] = {"layer": built.layer, "transform": transform, "pooling": pooling, "head": head}
         encoder = cls(built.network, architecture=built.name, options=built.options, **parts)
         if state is not None:
             encoder._fill(built.source, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
