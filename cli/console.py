@@ -152,10 +152,16 @@ def load_encoder(
 
 
 def crop_encoder(
-    name: str, weights: str | None, size: str | None, *, fit: FitName | None = None, **chosen: Any
+    name: str,
+    weights: str | None,
+    size: str | None,
+    *,
+    fit: FitName | None = None,
+    layer: str | None = None,
+    readout: str | None = None,
 ) -> Encoder:
     """The encoder that the options name, for images that are boxes around somebody."""
-    loaded = load_encoder(name, weights, **chosen)
+    loaded = load_encoder(name, weights, layer=layer, readout=readout)
     if size is None:
         loaded.transform = loaded.transform.adapted(fit=fit)
     else:

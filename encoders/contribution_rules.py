@@ -305,7 +305,7 @@ def _mean_of(tokens: Tensor, grid: tuple[int, int]) -> Contribution:
         lambda _: held.float() / count,
         grid,
         is_whole,
-        map=held.mT.reshape(len(held), -1, *grid) if is_whole else None,
+        map=held.mT.reshape(held.shape[0], -1, *grid) if is_whole else None,
     )
 
 

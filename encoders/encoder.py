@@ -22,7 +22,7 @@ from .heads import GAP, GeM, Identity, Pooling, described, head_from_dict, kept,
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .libraries.models import without_hub
 from .names import CHECKPOINT_SUFFIX
-from .readouts import telling_constants
+from .readouts import read_out, require_poolable, telling_constants
 from .state_dicts import StateDict, load_state, say_what_is_left, tensors_of
 from .text_tower import keep_tower, restored_tower, text_tower, vectors_of
 from .trained_on import TrainedOn
@@ -113,6 +113,7 @@ class Encoder(nn.Module):
                 feature_map = feature_map.float()
             # A pooling or head of the user's own may work in place; what is handed out stays what it was.
             own = feature_map if isinstance(self.pooling, GAP | GeM) else feature_map.clone()
+            require_poolable(self.backbone, is_mean=isinstance(self.pooling, GAP))
             pooled = self.pooling(own)
             return Encoding(feature_map, pooled, self.embed(pooled), told[0] if told else None)
 
@@ -163,13 +164,12 @@ class Encoder(nn.Module):
             pooling: "gap", "gem", or a `Pooling`.
             head: from the pooled vector to the embedding. Left out, it is a batch-norm neck if the weights bring one.
             transform: the published weights' colours and size if left out, the configuration of another library's
-                network, or ImageNet's; that
-                a module of your own wants ImageNet's is a remark. Files for an architecture are taken for ImageNet's.
+                network, or ImageNet's; that a module of your own wants those is a remark, and a file does.
             mean: what the network's input is normalised with, in place of the transform's.
             std: likewise.
             options: for the architecture's constructor, such as `{"last_stride": 1}` for ResNets.
-            readout: of another library's network: one of `READOUTS`, the vector that is searched. By default what the
-                model's authors rank by.
+            readout: of another library's network, by name or as a module: one of `READOUTS`, the vector that is
+                searched. By default what the model's authors rank by; of a module its own map.
             seed: of random weights; the global generator is left as it was.
 
         Raises:
@@ -185,11 +185,12 @@ class Encoder(nn.Module):
         if isinstance(source, nn.Module):
             if options is not None:
                 raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
-            return cls._around(source, weights, colours, layer=layer, transform=transform, pooling=pooling, head=head)
+            own: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
+            return cls._around(source, weights, colours, layer=layer, readout=readout, **own)
         if is_checkpoint(source):
             if (weights, layer, pooling, head, options, readout) != (None, None, "gap", None, None, "auto"):
-                own = "weights, layer, pooling, head, options, and readout"
-                raise InputError(f"{source} brings its own {own}; leave them out")
+                brought = "weights, layer, pooling, head, options, and readout"
+                raise InputError(f"{source} brings its own {brought}; leave them out")
             return cls._restored(source, transform, colours)
         state, own_transform = published(name := os.fspath(source), weights)
         if readout != "auto":
@@ -227,6 +228,7 @@ class Encoder(nn.Module):
         colours: _Colours,
         *,
         layer: str | None,
+        readout: str,
         transform: Transform | None,
         **parts: Any,
     ) -> Encoder:
@@ -241,12 +243,14 @@ class Encoder(nn.Module):
             raise InputError(f"a {name} keeps the weights that it has; leave weights out, or name a file")
         found, plain = ("", "") if layer is None else find_layer(module, layer)
         backbone = module if layer is None else Tap(module, found)
+        if readout != "auto":
+            backbone = read_out(module, readout, layer=found or None)
         transform = (transform or transform_for(module, is_told=None not in colours.values())).adapted(**colours)
         encoder = cls(backbone, architecture=name, layer=plain, transform=transform, **parts)
         if weights is not None:
             neck = parts["head"] is None
             encoder._fill(module, read_state_dict(weights), origin=f"{weights} for {name}", neck=neck)
-        if layer is None:
+        if backbone is module:
             require_feature_map(module, (encoder.transform.height, encoder.transform.width))
         return encoder
 

@@ -176,7 +176,7 @@ def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[
             rows = round((n * height / width) ** 0.5)
             columns = n // max(rows, 1)
             if rows * columns == n and rows * width == columns * height:
-                return output[:, extra:].mT.reshape(len(output), -1, rows, columns)
+                return output[:, extra:].mT.reshape(output.shape[0], -1, rows, columns)
         raise ShapeError(
             f"{origin} returns {output.shape[1]} tokens, which form no grid in proportion to a {height}×{width} image"
         )

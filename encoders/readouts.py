@@ -67,6 +67,15 @@ def telling_constants() -> Iterator[list[Tensor]]:
         _CONSTANT.reset(token)
 
 
+def require_poolable(backbone: nn.Module, *, is_mean: bool) -> None:
+    """Refuse another pooling than the mean where a map is made of a vector's parts, which nothing else pools to it."""
+    if not is_mean and isinstance(backbone, ReadOut) and backbone.is_costly:
+        raise InputError(
+            f"a map of {type(backbone.source).__name__} is made of the parts of its vector, whose mean it is: no other "
+            "pooling than gap makes sense of it; leave pooling out, or name a layer or readout='mean'"
+        )
+
+
 class ReadOut(nn.Module):
     """A network read out as a map whose mean over places is the vector that is searched."""
 
@@ -78,7 +87,7 @@ class ReadOut(nn.Module):
         self.has_places = True  # until a run shows that none can be followed to the vector; the map then has one place
         self._first_is_mean = first_key_is_mean(source)
         self._starts_in_tail = False  # threads begin behind `features_of`
-        self._is_costly = True  # the map is not the mean's own
+        self.is_costly = True  # the map is not the mean's own
         self._row: int | None = None  # the token that is read, where its parts come from all blocks
         self._is_known = False
         self._grids: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -87,7 +96,7 @@ class ReadOut(nn.Module):
         """The map; with a remark, once, if it is of first order or there is none."""
         if not self._is_known:
             self._learn(images)
-        if not self.has_places or (self._is_costly and not _MAPS.get()):
+        if not self.has_places or (self.is_costly and not _MAPS.get()):
             return self.vector(images)[:, :, None, None]
         found, seen = self._followed(images, tangent=not self.is_exact, tail_only=self._starts_in_tail)
         return seen.vector[:, :, None, None] if found is None else self._map(seen.vector, found)
@@ -138,7 +147,7 @@ class ReadOut(nn.Module):
         if self.readout != "class+mean":
             in_tail = self._followed(image, tangent=not self.is_exact, tail_only=True)[0]
             self._starts_in_tail = in_tail is not None
-        self._is_costly = not (found is not None and found.is_whole and self.is_exact)
+        self.is_costly = not (found is not None and found.is_whole and self.is_exact)
         try:
             if found is not None:
                 found.of_row(0)

@@ -83,14 +83,15 @@ def _seeing(
         whole.visual,
         f"open_clip:{Path(name).name if Path(name).is_dir() else name}",
         {**own, "config": dict(config)},
-        _transform_of(values),
+        transform_of(values),
         frozenset(whole.state_dict()),
         assumed,
         whole,
     )
 
 
-def _transform_of(values: Mapping[str, Any]) -> Transform:
+def transform_of(values: Mapping[str, Any]) -> Transform:
+    """The transform that a model's `preprocess_cfg` asks for."""
     size = values["size"]
     sides = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     fits: Any = {"shortest": "crop", "squash": "squash", "longest": "pad"}

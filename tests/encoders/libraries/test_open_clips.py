@@ -51,3 +51,17 @@ def test_the_transform_of_a_network_without_published_weights_is_said_to_be_assu
     with pytest.warns(DistcamWarning, match="CLIP's mean and std are assumed"):
         encoder = Encoder.load("open_clip:ViT-S-32-alt", weights="random")
     assert encoder.embedding_dim == 256
+
+
+def test_a_module_is_read_out_as_asked_with_the_transform_that_it_carries() -> None:
+    timm = pytest.importorskip("timm", reason="needs pip install 'distcam[timm]'")
+    tower = open_clip.create_model("ViT-B-32", pretrained=None).visual
+    encoder = Encoder.load(torch.nn.DataParallel(tower), layer="ln_post")
+    assert encoder.transform.mean == tuple(tower.preprocess_cfg["mean"])
+
+    model = timm.create_model("test_vit").eval()
+    images = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        encoding = Encoder.load(model, readout="class")(images)
+        torch.testing.assert_close(encoding.pooled, model.forward_features(images)[:, 0])
+    torch.testing.assert_close(encoding.feature_map.mean((2, 3)), encoding.pooled)

@@ -108,3 +108,12 @@ def test_a_folder_is_a_name_and_what_it_holds_is_kept(tmp_path: Path) -> None:
     again = Encoder.load(tmp_path / "e.safetensors")
     assert (again.fingerprint, again.architecture) == (encoder.fingerprint, "timm:test_vit")
     assert torch.equal(again.backbone.source.cls_token, model.cls_token)
+
+
+def test_no_pooling_but_the_mean_is_taken_of_a_map_made_of_a_vectors_parts() -> None:
+    images = torch.randn(2, 3, 160, 160)
+    with pytest.raises(InputError, match="no other pooling than gap"):
+        Encoder.load("timm:test_vit", weights="random", pooling="gem")(images)
+    assert (
+        Encoder.load("timm:test_vit", weights="random", pooling="gem", readout="mean")(images).pooled.isfinite().all()
+    )
