@@ -98,7 +98,7 @@ def test_an_old_gallery_says_so_in_the_words() -> None:
 
 def test_a_mean_that_is_not_kept_or_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
-    with pytest.raises(InputError, match="mean='border' needs the gallery's background, and this gallery keeps no"):
+    with pytest.raises(InputError, match="needs the gallery's background, and this gallery keeps no"):
         OLD.settings("border", is_class=True)
     with pytest.raises(InputError, match=f"mean='median' is not known; choose one of {', '.join(MEANS)}"):
         BOTH.settings("median", is_class=True)
