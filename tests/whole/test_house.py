@@ -13,7 +13,8 @@ import pytest
 import distcam
 
 ROOT = Path(__file__).parents[2]
-NOT_THE_PACKAGE = {"tests", "benchmarks", "recipes", "docs", "examples", "build"}
+ENVIRONMENTS = {file.parent.name for file in ROOT.glob("*/pyvenv.cfg")}
+NOT_THE_PACKAGE = {"tests", "benchmarks", "recipes", "docs", "examples", "build", *ENVIRONMENTS}
 FILES = sorted(
     file
     for file in ROOT.rglob("*.py")

@@ -96,6 +96,7 @@ def test_it_follows_add_remove_compact_sync_and_opening_again(
 
 
 def test_an_export_brings_it_along_and_other_vectors_have_none(small_gallery: Gallery, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="reads parquet: pip install 'distcam[parquet]'")
     from distcam.index.interop.export import export_gallery
     from distcam.index.interop.import_ import import_gallery
 
