@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 
-from distcam.cli import main
 from distcam.encoders import Encoder
 from distcam.index import Gallery
 from distcam.synthetic.blueprint import blueprints
@@ -23,19 +22,6 @@ def work(small_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Pa
     small_encoder.save(folder / "encoder.safetensors")
     Gallery.build(folder / "all", small_encoder, out=folder / "gallery", device="cpu")
     return folder
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit status and the two streams of the command, run as the shell does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["distcam", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_a_folder_with_boxes_becomes_a_table_and_a_page(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

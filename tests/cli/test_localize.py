@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from PIL import Image
 
-from distcam.cli import main
 from distcam.encoders import Encoder
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
@@ -29,19 +28,6 @@ def arguments(small_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) 
         *("localize", str(folder / "set" / "query"), "--boxes", str(folder / "set" / "boxes.csv")),
         *("--references", str(folder / "set" / "gallery"), "--encoder", str(folder / "encoder.safetensors")),
     ]
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit status and the two streams of the command, run as the shell does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["distcam", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_the_table_and_its_files(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from serving import BEARER, TOKEN, image_bytes, served, upload
+from serving import BEARER, TOKEN, image_bytes, search, served, upload
 
 from distcam.encoders import Encoder
 from distcam.explain import WEIGHTINGS
@@ -32,12 +32,6 @@ def client(small_gallery):
 @pytest.fixture(scope="module")
 def retriever(small_gallery):
     return Retriever(small_gallery.folder)
-
-
-def search(client, data, **options):
-    response = client.post("/api/v1/search", params=options, files=upload(data))
-    assert response.status_code == 200, response.text
-    return response.json()
 
 
 # --- What it says about itself ----------------------------------------------------------------------------------------

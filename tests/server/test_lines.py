@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from serving import served, upload
+from serving import search, served
 
 from distcam.retrieval import Retriever
 
@@ -19,12 +19,6 @@ def client(small_gallery):
 @pytest.fixture(scope="module")
 def retriever(small_gallery):
     return Retriever(small_gallery.folder)
-
-
-def search(client, data, **options):
-    response = client.post("/api/v1/search", params=options, files=upload(data))
-    assert response.status_code == 200, response.text
-    return response.json()
 
 
 def test_lines_of_an_upload_and_of_a_stored_image_are_the_librarys(client, retriever, photos):

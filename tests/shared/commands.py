@@ -29,3 +29,16 @@ def fails(monkeypatch, capsys, *arguments):
     text = capsys.readouterr().err
     assert text.count("\n") == 1
     return text
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit status and the two streams of the command, run as the shell does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["distcam", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err

@@ -62,3 +62,10 @@ def image_bytes(size=(64, 48), *, seed=0, kind="JPEG", **options) -> bytes:
 def upload(data: bytes, name="picture.jpg", kind="image/jpeg"):
     """The form field of an image."""
     return {"image": (name, data, kind)}
+
+
+def search(client, data, **options):
+    """The answer of the server to an uploaded image."""
+    response = client.post("/api/v1/search", params=options, files=upload(data))
+    assert response.status_code == 200, response.text
+    return response.json()
