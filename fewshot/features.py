@@ -137,7 +137,7 @@ def _blocks(
     skipped: dict[str, str] = {}
     done = 0
     for batch in inference.stream(
-        range(len(split)), load=lambda row: inference.read(split.images[row]), workers=workers
+        range(len(split)), load=lambda row: inference.read(split.images[row]), workers=workers, maps=False
     ):
         for failure in batch.failures:
             name = str(split.names[failure.item])
