@@ -65,6 +65,7 @@ class MatchLines:
     scale: LineScale
     found: Lines = field(repr=False)
     _ranking: Ranking = field(repr=False)
+    _sizes: tuple[tuple[int, int], tuple[int, int]] = field(repr=False)  # of query and match, (width, height)
 
     @property
     def has_geometry(self) -> bool:
@@ -116,7 +117,7 @@ class MatchLines:
         evidence, retriever = Evidence(self._ranking, "metric"), self._ranking.retriever
         answer = evidence.match_response((self.match.rank,))[0]
         shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.metric)
-        sizes = self._ranking.query.size, read_image(self.match.file).size
+        sizes = self._sizes
         views = [retriever.encoder.transform.view(*size) for size in sizes]
         shapes = shares.shape[:2], shares.shape[2:]
         shares = shares / shares.abs().amax().clamp(min=1e-30)
@@ -165,12 +166,12 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
     found = find_lines(query, answer, metric=finder.metric)
     least = finder.scale.null[2]
     shown = found.strongest(k, inliers=found.inliers > least)
-    transform = ranking.retriever.encoder.transform
-    views = transform.view(*ranking.query.size), transform.view(*read_image(match.file).size)
+    sizes = ranking.query.size, read_image(match.file).size
+    views = [ranking.retriever.encoder.transform.view(*size) for size in sizes]
     ours = [middle_of(cell, views[0], found.query_shape) for cell in shown.query.tolist()]
     theirs = [middle_of(cell, views[1], found.match_shape) for cell in shown.match.tolist()]
     drawn = tuple(Line(*each) for each in zip(ours, theirs, shown.strength.tolist(), strict=True))
-    return MatchLines(match, drawn, found.inliers, len(found), finder.scale, found, ranking)
+    return MatchLines(match, drawn, found.inliers, len(found), finder.scale, found, ranking, sizes)
 
 
 class LineFinder:

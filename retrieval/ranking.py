@@ -162,7 +162,7 @@ class Query:
             raise InputError(f"{self.name} has no image: only its encoding was given")
         return self.source if hasattr(self.source, "getbands") else read_image(self.source)
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height of the image, which is read for it unless `known_size` says."""
         return self.known_size or self.image.size
