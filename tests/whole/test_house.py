@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -61,15 +62,20 @@ def home(source: str, name: str) -> str:
     return defined if defined in MODULES else source
 
 
+@functools.cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def imports_of(module: str) -> set[str]:
     visitor = Imports(module, MODULES[module])
-    visitor.visit(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+    visitor.visit(tree_of(MODULES[module]))
     return visitor.found - {module}
 
 
 def bodies(file: Path) -> Iterator[tuple[str, int]]:
     """Name and lines of the body of each function, its docstring not counted."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             statements = node.body[1:] if ast.get_docstring(node) else node.body
             if statements:
