@@ -93,7 +93,7 @@ def benchmark_explanations(
         methods = default_methods(references, reference, has_classifier=classifier is not None)
     generator = torch.Generator().manual_seed(seed)
     maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference)
-    run = _Run(inference, maker, references, generator, strict)
+    run = _Run(inference, maker, strict=strict)
     drawn = {grid: draw_composites(known, composites, grid, generator=generator) for grid in ((1, 1), TWO, FOUR)}
     if not drawn[TWO]:
         raise InputError(f"composites need images of two classes that have references; there are {len(known)} images")
@@ -124,16 +124,9 @@ def benchmark_explanations(
 class _Run:
     """Composites turned into measurements."""
 
-    def __init__(
-        self,
-        inference: Inference,
-        maker: MapMaker,
-        references: References,
-        generator: torch.Generator,
-        strict: bool,
-    ) -> None:
-        self.inference, self.maker, self.references = inference, maker, references
-        self.generator, self.strict = generator, strict
+    def __init__(self, inference: Inference, maker: MapMaker, *, strict: bool) -> None:
+        self.inference, self.maker, self.strict = inference, maker, strict
+        self.references, self.generator = maker.references, maker.generator
         self.canvas = Canvas.of(inference)
         self.values: dict[str, dict[str, list[Tensor]]] = {method.name: {} for method in maker.methods}
         self.examples: list[Example] = []

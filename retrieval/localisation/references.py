@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...encoders import Encoder, Encoding, Inference
+from ...encoders import Inference
 from ...encoders.folding import border_mean, fold
 from ...encoders.layers import plain_name
 from ...encoders.regions import MaskPooling, pooled_under
@@ -76,13 +76,13 @@ def encode_both_ways(
     progress: Callable[[int], None] | None = None,
 ) -> EncodedBothWays:
     """Each image encoded once and pooled twice: over all of it, and under its mask (of None over all of it)."""
-    listed = list(images)
+    listed, encoder = list(images), inference.encoder
     if masks is not None and not strict:
         masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
-    under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
+    under = None if masks is None else MaskPooling.of(masks, encoder, strict=strict)
     weights: dict[Path, Tensor | None] = {}
     found: list[tuple[Path, bool]] = []
-    vectors: list[tuple[Tensor, ...]] = []  # of whole images, then under masks
+    vectors: list[tuple[Tensor, ...]] = []  # of whole images, then under masks, then of borders
     skipped: list[str] = []
 
     def load(item: tuple[Path, str]) -> Tensor:
@@ -99,7 +99,10 @@ def encode_both_ways(
         if batch.encoding is not None:
             own = [weights.pop(file) for file, _ in batch.items]
             found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
-            vectors.append(_vectors(inference.encoder, batch.encoding, own))
+            response = fold(batch.encoding.feature_map, pooling=encoder.pooling, head=encoder.head)
+            under_masks = pooled_under(encoder, batch.encoding, own)
+            both = [each for one in (batch.encoding, under_masks) for each in (one.pooled, one.embedding)]
+            vectors.append(tuple(each.cpu() for each in (*both, border_mean(response.map))))
         if progress is not None:
             progress(len(found) + len(skipped))
     if under is not None:
@@ -115,14 +118,6 @@ def encode_both_ways(
         border=border,
         skipped=tuple(skipped),
     )
-
-
-def _vectors(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Pooled vectors and embeddings of whole images, the same under masks, and the borders of response maps."""
-    response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head)
-    both = (encoding, pooled_under(encoder, encoding, weights))
-    vectors = [each for own in both for each in (own.pooled, own.embedding)]
-    return tuple(each.cpu() for each in (*vectors, border_mean(response.map)))
 
 
 @dataclass(frozen=True, eq=False)
