@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..remarks import counted
+from . import options
 from .console import (
     load_encoder,
     print_json,
@@ -18,43 +19,27 @@ from .console import (
     resumable,
     say,
 )
-from .options import (
-    AsJson,
-    BatchSize,
-    Device,
-    EncoderName,
-    Fit,
-    Images,
-    ImageSize,
-    Labels,
-    Layer,
-    Readout,
-    StoreMaps,
-    Strict,
-    Weights,
-    Workers,
-)
 
 EXAMPLE = "Example: `distcam encode photos/ --out photos.h5 --encoder resnet50 --weights imagenet`"
 
 
 def encode(
-    images: Images,
+    images: options.Images,
     out_file: Annotated[Path, typer.Option("--out", help="The HDF5 file to write; a stopped run resumes.")],
-    encoder: EncoderName = "resnet50",
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    labels: Labels = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
-    store_maps: StoreMaps = False,
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
+    encoder: options.EncoderName = "resnet50",
+    weights: options.Weights = None,
+    layer: options.Layer = None,
+    readout: options.Readout = None,
+    labels: options.Labels = None,
+    fit: options.Fit = None,
+    image_size: options.ImageSize = None,
+    store_maps: options.StoreMaps = False,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
-    strict: Strict = False,
-    as_json: AsJson = False,
+    strict: options.Strict = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes."""
     require_encoder(encoder, weights, layer)

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from ...errors import InputError
 from ...remarks import counted
+from .. import options
 from ..command import Commands, refuse_unused
 from ..console import (
+    answer,
     load_encoder,
     note,
-    out,
+    print_facts,
     print_json,
     progress_bar,
     report_skipped,
@@ -27,31 +27,6 @@ from ..console import (
     resumable,
     say,
 )
-from ..options import (
-    AsJson,
-    BatchSize,
-    Device,
-    EncoderName,
-    FineLayer,
-    Fit,
-    GalleryEncoder,
-    GalleryPath,
-    Images,
-    ImageSize,
-    Index,
-    Labels,
-    Layer,
-    MaskClass,
-    Masks,
-    Metric,
-    Readout,
-    ReadsImages,
-    StoreLines,
-    StoreMaps,
-    Strict,
-    Weights,
-    Workers,
-)
 
 if TYPE_CHECKING:
     from ...index import Gallery, RayEngine
@@ -60,29 +35,29 @@ app = Commands(help="Build a gallery, change it, and look after it.", no_args_is
 
 
 @app.command(
-    cls=ReadsImages,
+    cls=options.ReadsImages,
     epilog="Example: `distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet`",
 )
 def build(
-    images: Images,
+    images: options.Images,
     out_path: Annotated[Path, typer.Option("--out", help="The gallery's folder; a stopped build resumes.")],
-    encoder: EncoderName = "resnet50",
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
-    labels: Labels = None,
-    store_maps: StoreMaps = False,
-    store_lines: StoreLines = False,
-    fine_layer: FineLayer = "auto",
-    masks: Masks = None,
-    mask_class: MaskClass = None,
-    metric: Metric = "cosine",
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    index: Index = "auto",
+    encoder: options.EncoderName = "resnet50",
+    weights: options.Weights = None,
+    layer: options.Layer = None,
+    readout: options.Readout = None,
+    fit: options.Fit = None,
+    image_size: options.ImageSize = None,
+    labels: options.Labels = None,
+    store_maps: options.StoreMaps = False,
+    store_lines: options.StoreLines = False,
+    fine_layer: options.FineLayer = "auto",
+    masks: options.Masks = None,
+    mask_class: options.MaskClass = None,
+    metric: options.Metric = "cosine",
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    index: options.Index = "auto",
     backend: Annotated[
         str | None,
         typer.Option(
@@ -98,8 +73,8 @@ def build(
         str | None, typer.Option(help="With --engine ray: the cluster, e.g. `auto`. Default: Ray on this machine.")
     ] = None,
     ray_workers: Annotated[int | None, typer.Option(min=1, help="With --engine ray: encoders at work at once.")] = None,
-    strict: Strict = False,
-    as_json: AsJson = False,
+    strict: options.Strict = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Encode images and write them, with their pooled vectors and labels, as a gallery."""
     from ...index import Gallery
@@ -160,17 +135,17 @@ def build(
     report_skipped(gallery.skipped)
 
 
-@app.command(cls=ReadsImages, epilog="Example: `distcam index add photos.gallery new_photos/`")
+@app.command(cls=options.ReadsImages, epilog="Example: `distcam index add photos.gallery new_photos/`")
 def add(
-    gallery: GalleryPath,
-    images: Images,
-    encoder: GalleryEncoder = None,
-    labels: Labels = None,
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    strict: Strict = False,
-    as_json: AsJson = False,
+    gallery: options.GalleryPath,
+    images: options.Images,
+    encoder: options.GalleryEncoder = None,
+    labels: options.Labels = None,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    strict: options.Strict = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Add images: new ones are encoded, changed ones replaced, known ones left alone."""
     from ...index import Gallery
@@ -203,14 +178,14 @@ def add(
 
 @app.command(epilog="Example: `distcam index remove photos.gallery --where 'label=cat'`")
 def remove(
-    gallery: GalleryPath,
+    gallery: options.GalleryPath,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Paths of images, as the gallery lists them or where they lie.", show_default=False),
     ] = None,
     path: Annotated[list[str] | None, typer.Option(help="The same as an option; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="A filter, e.g. `label=cat` or `year<2020 and camera!=3`.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Remove images by path or by a filter; nothing is rebuilt."""
     from ...index import Gallery
@@ -231,11 +206,11 @@ def remove(
 
 @app.command(epilog="Example: `distcam index info photos.gallery --json`")
 def info(
-    gallery: GalleryPath,
+    gallery: options.GalleryPath,
     skipped: Annotated[
         bool, typer.Option("--skipped", help="Also list every file that could not be used, with the reason.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show what a gallery holds and which encoder built it."""
     from ...index import Gallery
@@ -245,10 +220,7 @@ def info(
     if as_json:
         print_json({**facts, **({"skipped_files": [asdict(item) for item in left_out]} if skipped else {})})
         return
-    table = Table("what", "value", title=Text(str(gallery)), title_justify="left")
-    for name, value in _flat(facts):
-        table.add_row(name, Text(value))
-    out.print(table)
+    print_facts(str(gallery), dict(_flat(facts)))
     for item in left_out:
         say(f"{item.path}: {item.reason}")
     if facts["skipped"] and not skipped:
@@ -257,11 +229,11 @@ def info(
 
 @app.command(epilog="Example: `distcam index verify photos.gallery --repair`")
 def verify(
-    gallery: GalleryPath,
+    gallery: options.GalleryPath,
     repair: Annotated[
         bool, typer.Option("--repair", help="Set damaged files aside, drop damaged caches, sweep up.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check every file of a gallery: checksums, structure, values, counts.
 
@@ -270,15 +242,12 @@ def verify(
     from ...index import verify_gallery
 
     report = verify_gallery(gallery, repair=repair)
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        say(str(report))
+    answer(report.to_dict(), str(report), as_json=as_json)
     raise typer.Exit(0 if report.is_sound and not report.has_losses else 1)
 
 
 @app.command(epilog="Example: `distcam index compact photos.gallery`")
-def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
+def compact(gallery: options.GalleryPath, as_json: options.AsJson = False) -> None:
     """Merge small segments and drop removed images from disk."""
     from ...index import Gallery
 
@@ -286,10 +255,9 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     before = opened.info()["bytes"]
     opened.compact()
     after = opened.info()["bytes"]
-    if as_json:
-        print_json({"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after})
-        return
-    say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}")
+    content = {"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after}
+    text = f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}"
+    answer(content, text, as_json=as_json)
 
 
 def note_what_is_due(gallery: Gallery) -> None:

@@ -17,7 +17,18 @@ import typer
 from ...errors import DistcamError, InputError
 from ...remarks import counted
 from ..command import refuse_unused
-from ..console import complain, err, note, print_json, progress_bar, report_skipped, require_file, resumable, say
+from ..console import (
+    answer,
+    complain,
+    err,
+    note,
+    print_json,
+    progress_bar,
+    report_skipped,
+    require_file,
+    resumable,
+    say,
+)
 from ..options import AsJson, BatchSize, Device, GalleryEncoder, GalleryPath, Index, Labels, Metric, Strict, Workers
 from .manage import note_what_is_due
 
@@ -228,12 +239,9 @@ def export(
             encoder=encoder,
             progress=progress,
         )
-    if as_json:
-        print_json(asdict(written))
-        return
-    kept = "with" if written.encoder else "without"
-    size = written.bytes / 2**20
-    say(f"{written.images} images in {out_path}, {kept} their encoder: {written.files} files, {size:.1f} MiB")
+    kept, size = "with" if written.encoder else "without", written.bytes / 2**20
+    text = f"{written.images} images in {out_path}, {kept} their encoder: {written.files} files, {size:.1f} MiB"
+    answer(asdict(written), text, as_json=as_json)
 
 
 def restore(
@@ -249,7 +257,5 @@ def restore(
 
     restore_gallery(source, gallery)
     images = len(Gallery.open(gallery, verify=False))
-    if as_json:
-        print_json({"gallery": str(gallery), "from": str(source), "images": images})
-        return
-    say(f"{counted(images, 'image')} in {gallery}, as in {source}")
+    content = {"gallery": str(gallery), "from": str(source), "images": images}
+    answer(content, f"{counted(images, 'image')} in {gallery}, as in {source}", as_json=as_json)
