@@ -29,7 +29,7 @@ from ...metrics.maps import spearman
 from ...progress import Progress
 from ...remarks import remark
 from .maps import MapMaker
-from .references import LinearClassifier, Reference, References
+from .references import LinearClassifier, ReferenceKind, References
 from .results import ImageScores, LocalisationTable
 
 Masks = Callable[[BoxedImage], NDArray[np.bool_]]
@@ -41,7 +41,7 @@ def localise(
     references: References | Listing,
     *,
     methods: Sequence[str] | None = None,
-    reference: Reference = "prototypes",
+    reference: ReferenceKind = "prototypes",
     classifier: LinearClassifier | None = None,
     metric: Metric = "cosine",
     masks: Masks | None = None,

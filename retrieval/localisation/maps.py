@@ -28,7 +28,7 @@ from ...explain import (
 )
 from ...explain.layer_runs import undisturbed
 from ...metrics import Metric
-from .references import LinearClassifier, Reference, References, linear_probe
+from .references import LinearClassifier, ReferenceKind, References, linear_probe
 
 Kind = Literal["weighting", "shares", "classifier", "probe", "gradient", "torchcam", "floor"]
 
@@ -103,7 +103,7 @@ class MapMaker:
     encoder: Encoder
     methods: tuple[MapMethod, ...]
     references: References
-    reference: Reference
+    reference: ReferenceKind
     classifiers: Mapping[Kind, LinearClassifier]
     generator: torch.Generator
 
@@ -116,7 +116,7 @@ class MapMaker:
         classifier: LinearClassifier | None,
         generator: torch.Generator,
         *,
-        reference: Reference = "prototypes",
+        reference: ReferenceKind = "prototypes",
     ) -> MapMaker:
         """Of the methods named, or `DEFAULT_METHODS`; "cam" needs the network's own classifier."""
         if names is None:

@@ -30,7 +30,7 @@ from ...progress import Progress
 from ...remarks import remark
 from ..evidence import surroundings_of
 
-Reference = Literal["prototypes", "nearest"]
+ReferenceKind = Literal["prototypes", "nearest"]
 Images = Iterable[tuple[Path, str]]
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
 
@@ -208,7 +208,7 @@ class References:
             skipped=tuple(skipped),
         )
 
-    def predicted(self, embeddings: Tensor, *, reference: Reference, files: Sequence[Path] = ()) -> Tensor:
+    def predicted(self, embeddings: Tensor, *, reference: ReferenceKind, files: Sequence[Path] = ()) -> Tensor:
         """The class of the nearest prototype, or of the nearest image, (b,); −1 where two classes are equally near."""
         if reference == "prototypes":
             found, classes = distances(embeddings, self.prototypes, self.metric), torch.arange(len(self.labels))
@@ -220,7 +220,7 @@ class References:
         return torch.where(first.amin(1) == last.amax(1), last.amax(1), -1)
 
     def of_classes(
-        self, embeddings: Tensor, classes: Tensor, *, reference: Reference, files: Sequence[Path] = ()
+        self, embeddings: Tensor, classes: Tensor, *, reference: ReferenceKind, files: Sequence[Path] = ()
     ) -> Tensor:
         """The reference of each class asked for, (b, m, d): its prototype, or the nearest of its images."""
         if reference == "prototypes":
