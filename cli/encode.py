@@ -9,6 +9,7 @@ import typer
 
 from ..remarks import counted
 from . import options
+from .command import Commands
 from .console import (
     load_encoder,
     print_json,
@@ -20,9 +21,11 @@ from .console import (
     say,
 )
 
+app = Commands()
 EXAMPLE = "Example: `distcam encode photos/ --out photos.h5 --encoder resnet50 --weights imagenet`"
 
 
+@app.command(cls=options.ReadsImages, epilog=EXAMPLE)
 def encode(
     images: options.Images,
     out_file: Annotated[Path, typer.Option("--out", help="The HDF5 file to write; a stopped run resumes.")],

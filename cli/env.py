@@ -8,9 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .._version import __version__
+from .command import Commands
 from .console import note, print_facts, print_json
 from .options import AsJson
 
+app = Commands()
 EXAMPLE = "Example: `distcam env --json`"
 PACKAGES = (
     "torch",
@@ -34,6 +36,7 @@ PACKAGES = (
 )
 
 
+@app.command(epilog=EXAMPLE)
 def env(as_json: AsJson = False) -> None:
     """Print versions, devices and threads: paste this into a bug report."""
     import torch
