@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,18 +70,6 @@ def small_gallery(photos: Path, small_encoder, tmp_path_factory: pytest.TempPath
 
     out = tmp_path_factory.mktemp("gallery") / "photos.gallery"
     return Gallery.build(photos, small_encoder, out=out, precision="fp32")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_command_tree() -> Iterator[None]:
-    """Typer builds the tree of all commands at every call, which takes longer than many a call; here only once."""
-    import typer.testing
-
-    once = functools.cache(typer.main.get_command)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("typer.main.get_command", once)
-        patch.setattr("typer.testing._get_command", once)
-        yield
 
 
 @pytest.fixture
