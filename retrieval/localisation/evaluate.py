@@ -112,7 +112,7 @@ def localise(
     if not parts:
         raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
     _remark_on_masks(astray, strict=strict)
-    known, labels = encoder.trained_on, [image.label for image in measured]
+    known, labels, files = encoder.trained_on, [each.label for each in measured], [each.file for each in measured]
     if skipped:
         remark(f"{len(skipped):,} of {len(images):,} images cannot be used and are left out, the first: {skipped[0]}")
     return LocalisationTable(
@@ -124,7 +124,7 @@ def localise(
         n_references=len(references.classes),
         n_classes=len(references.labels),
         notes=_notes(images, [*references.skipped, *skipped]),
-        trained_on=known and say_overlap(known.overlap(labels, file_digests(image.file for image in measured))),
+        trained_on=None if known is None else say_overlap(known.overlap(labels, file_digests(files))),
         n_samples=n_samples,
         seed=seed,
     )
