@@ -94,21 +94,19 @@ def localise(
     generator = torch.Generator().manual_seed(seed)
     maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference)
     judge = _Judge(maker, tuple(thresholds))
-    parts, chances, skipped, done = [], [], [], 0
+    parts, chances, skipped = [], [], []
     measured: list[BoxedImage] = []
     astray: list[tuple[str, str]] = []
     for seen, failures in _seen(images, inference, masks, astray):
         if strict and failures:
             raise failures[0]
         skipped += [str(failure) for failure in failures]
-        done += len(failures)
         if seen is not None:
             parts.append(judge.scores(seen))
             measured += seen.images
             chances += [float(box_coverage(own, judge.size).mean()) for own in seen.boxes]
-            done += len(seen.images)
         if progress is not None:
-            progress(done, len(images))
+            progress(len(skipped) + len(measured), len(images))
     if not parts:
         raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
     _remark_on_masks(astray, strict=strict)

@@ -92,17 +92,15 @@ def encode_both_ways(
         return inference.transform(image)
 
     for batch in inference.stream(listed, load=load):
-        for failure in batch.failures:
-            if strict:
-                raise failure.error
-            skipped.append(f"{failure.item[0]}: {failure.error.reason}")
+        if strict and batch.failures:
+            raise batch.failures[0].error
+        skipped += [f"{failure.item[0]}: {failure.error.reason}" for failure in batch.failures]
         if batch.encoding is not None:
             own = [weights.pop(file) for file, _ in batch.items]
             found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
-            response = fold(batch.encoding.feature_map, pooling=encoder.pooling, head=encoder.head)
-            under_masks = pooled_under(encoder, batch.encoding, own)
-            both = [each for one in (batch.encoding, under_masks) for each in (one.pooled, one.embedding)]
-            vectors.append(tuple(each.cpu() for each in (*both, border_mean(response.map))))
+            border = border_mean(fold(batch.encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map)
+            both = (batch.encoding, pooled_under(encoder, batch.encoding, own))
+            vectors.append((*(each.cpu() for one in both for each in (one.pooled, one.embedding)), border.cpu()))
         if progress is not None:
             progress(len(found) + len(skipped))
     if under is not None:
