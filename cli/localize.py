@@ -15,22 +15,9 @@ import typer
 from ..errors import InputError
 from ..files import write_text
 from ..remarks import remark
+from . import options
 from .command import Commands, refuse_unused
 from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, say
-from .options import (
-    AsJson,
-    BatchSize,
-    Device,
-    EncoderName,
-    Fit,
-    Images,
-    ImageSize,
-    Layer,
-    Metric,
-    Readout,
-    ReadsImages,
-    Weights,
-)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,9 +33,9 @@ EXAMPLE = (
 )
 
 
-@app.command(cls=ReadsImages, epilog=EXAMPLE)
+@app.command(cls=options.ReadsImages, epilog=EXAMPLE)
 def localize(
-    images: Images,
+    images: options.Images,
     boxes: Annotated[
         Path,
         typer.Option(help="A CSV (path,x1,y1,x2,y2[,label]), the folder of CUB-200-2011, or a folder of ILSVRC's XML."),
@@ -56,8 +43,8 @@ def localize(
     references: Annotated[
         str, typer.Option(help="Labelled images to compare with: a folder of class folders, or a CSV with path,label.")
     ],
-    encoder: EncoderName = "resnet50",
-    weights: Weights = None,
+    encoder: options.EncoderName = "resnet50",
+    weights: options.Weights = None,
     reference: Annotated[
         Literal["prototypes", "nearest"], typer.Option(help="Compare with class prototypes, or with the nearest image.")
     ] = "prototypes",
@@ -81,13 +68,13 @@ def localize(
         ),
     ] = None,
     split: Annotated[Literal["train", "test", "all"], typer.Option(help="Which part of CUB-200-2011.")] = "test",
-    layer: Layer = None,
-    readout: Readout = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
-    metric: Annotated[Metric, typer.Option(help="How embeddings are compared.")] = "cosine",
-    batch_size: BatchSize = None,
-    device: Device = "auto",
+    layer: options.Layer = None,
+    readout: options.Readout = None,
+    fit: options.Fit = None,
+    image_size: options.ImageSize = None,
+    metric: Annotated[options.Metric, typer.Option(help="How embeddings are compared.")] = "cosine",
+    batch_size: options.BatchSize = None,
+    device: options.Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of the random map, the other class, and the intervals.")] = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at what would be left out: an image, a box, a mask, a class.")
@@ -95,7 +82,7 @@ def localize(
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Also write the table: FILE.csv, FILE.json, or FILE.md.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure weakly supervised localisation: box errors, pointing, energy, and whether a map knows the class."""
     if out_file is not None and out_file.suffix.lower() not in (".csv", ".json", ".md"):
