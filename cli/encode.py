@@ -8,18 +8,8 @@ from typing import Annotated
 import typer
 
 from ..remarks import counted
-from . import options
+from . import console, options
 from .command import Commands
-from .console import (
-    load_encoder,
-    print_json,
-    progress_bar,
-    report_skipped,
-    require_encoder,
-    require_images,
-    resumable,
-    say,
-)
 
 app = Commands()
 EXAMPLE = "Example: `distcam encode photos/ --out photos.h5 --encoder resnet50 --weights imagenet`"
@@ -45,12 +35,12 @@ def encode(
     as_json: options.AsJson = False,
 ) -> None:
     """Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes."""
-    require_encoder(encoder, weights, layer)
-    require_images([images])
+    console.require_encoder(encoder, weights, layer)
+    console.require_images([images])
     from ..index import encode_to_file
 
-    with resumable(), progress_bar("encoding") as progress:
-        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
+    with console.resumable(), console.progress_bar("encoding") as progress:
+        loaded = console.load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
         report = encode_to_file(
             images,
             loaded,
@@ -65,8 +55,8 @@ def encode(
             progress=progress,
         )
     if as_json:
-        print_json(report.to_dict())
+        console.print_json(report.to_dict())
         return
     seen_as = f"{loaded.transform.summary}, {report.precision}"
-    say(f"{counted(report.added, 'image')} encoded into {out_file} by {loaded.short_name}, {seen_as}")
-    report_skipped(report.skipped)
+    console.say(f"{counted(report.added, 'image')} encoded into {out_file} by {loaded.short_name}, {seen_as}")
+    console.report_skipped(report.skipped)

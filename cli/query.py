@@ -10,19 +10,8 @@ import typer
 
 from ..errors import ImageError, InputError
 from ..explain.weightings import Mean, Weighting
+from . import console
 from .command import Commands, refuse_unused
-from .console import (
-    err,
-    listed_images,
-    note,
-    note_unfinished_build,
-    out,
-    print_json,
-    progress_bar,
-    readable_images,
-    require_file,
-    say,
-)
 from .options import AsJson, Device, FineLayer, GalleryEncoder, GalleryPath, ReadsImages, Strict, read_box, read_point
 
 if TYPE_CHECKING:
@@ -196,12 +185,12 @@ def query(
         refuse_unused(f"by --against {against}, which is no image", "lines")
     if not lines and verify is None:
         refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
-    require_file(encoder, "--encoder")
-    require_file(mask, "--mask", also=" or FOLDER")
+    console.require_file(encoder, "--encoder")
+    console.require_file(mask, "--mask", also=" or FOLDER")
     from ..index import Gallery
 
     opened = Gallery.open(gallery, root=root)
-    probes = listed_images(images or ())
+    probes = console.listed_images(images or ())
     queries = len(ids or probes or text or ())
     if explain is not None and explain.suffix.lower() in (*_DRAWINGS, ".npz") and queries > 1:
         raise InputError(f"{explain.name} holds one query and there are {queries}; give --explain a folder or OUT.html")
@@ -212,11 +201,11 @@ def query(
                 f"{explain} holds something else than explanations, such as {other.name}; give a new folder"
             )
     for hint in opened.filter_hints(where) if where is not None else ():
-        note(hint)
-    note_unfinished_build(opened)
+        console.note(hint)
+    console.note_unfinished_build(opened)
     rejection = opened.manifest.rejection
     if reject and rejection is not None and rejection.generation != opened.manifest.generation:
-        note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
+        console.note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
     from ..encoders import Encoder
     from ..retrieval import Retriever
     from ..retrieval.ranking import UnknownInference
@@ -243,7 +232,7 @@ def query(
         except ImageError:
             if strict or len(probes) == 1:
                 raise
-            probes, skipped = readable_images(probes)
+            probes, skipped = console.readable_images(probes)
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
     if explain is not None:
         asked: dict[str, Any] = {"against": against, "versus": versus, "weighting": weighting}
@@ -252,12 +241,12 @@ def query(
         drawn: dict[str, Any] = {"style": style, "scale": scale, "colours": colours}
         _write(results, explain, drawn, None if point is None else read_point(point), lines=lines, **asked)
     if as_json:
-        print_json([matches.to_dict() for matches in results])
+        console.print_json([matches.to_dict() for matches in results])
     else:
         for matches in results:
-            matches.show(out)
+            matches.show(console.out)
         if explain is not None:
-            say(f"explanations: {explain}")
+            console.say(f"explanations: {explain}")
     if skipped:
         raise typer.Exit(1)
 
@@ -296,7 +285,7 @@ def _write(
     from ..retrieval import write_report
 
     explanations = []
-    with progress_bar("explaining") as progress:
+    with console.progress_bar("explaining") as progress:
         for matches in results:
             explanations.append(matches.explain(**options))
             progress(len(explanations), len(results))
@@ -317,7 +306,7 @@ def _write(
         for match in matches if point is not None else ():
             pairs = matches.correspondence(match.rank, space=options["space"])
             pairs.save(target / f"{name}-rank{match.rank}-point.png", point)
-            err.print(  # standard output may hold JSON
+            console.err.print(  # standard output may hold JSON
                 f"{name}, rank {match.rank}: the shares of all pairs of places sum to {pairs.parts.total:.6f}, "
                 f"residual {pairs.parts.residual:.1e}",
                 soft_wrap=True,

@@ -11,22 +11,8 @@ import typer
 
 from ...errors import InputError
 from ...remarks import counted
-from .. import options
+from .. import console, options
 from ..command import Commands, refuse_unused
-from ..console import (
-    answer,
-    load_encoder,
-    note,
-    print_facts,
-    print_json,
-    progress_bar,
-    report_skipped,
-    require_encoder,
-    require_file,
-    require_images,
-    resumable,
-    say,
-)
 
 if TYPE_CHECKING:
     from ...index import Gallery, RayEngine
@@ -90,10 +76,10 @@ def build(
         refuse_unused("without --masks", "mask_class", remedy="add --masks FOLDER")
     if not store_lines:
         refuse_unused("without --store-lines", "fine_layer", remedy="add --store-lines")
-    require_encoder(encoder, weights, layer)
-    require_images([images])
-    with resumable(), progress_bar("building") as progress:
-        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
+    console.require_encoder(encoder, weights, layer)
+    console.require_images([images])
+    with console.resumable(), console.progress_bar("building") as progress:
+        loaded = console.load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
         gallery = Gallery.build(
             images,
             loaded,
@@ -119,20 +105,20 @@ def build(
 
             Retriever(gallery, loaded, device=device).lines.keep()
     if as_json:
-        print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
+        console.print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
     seen_as = f"{loaded.transform.summary}, {gallery.manifest.encoder.precision}"
-    say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
+    console.say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
     if names := gallery.labels:
         bare = len(gallery) - int(gallery.prototypes.counts.sum())
         classes = f"{len(names)} classes ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        say(classes + (f", {bare} images without a label" if bare else ""))
+        console.say(classes + (f", {bare} images without a label" if bare else ""))
     else:
-        say("no image has a label")
+        console.say("no image has a label")
     if gallery.masks is not None:
         pooled = gallery.info()["masks"]
-        say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
-    report_skipped(gallery.skipped)
+        console.say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
+    console.report_skipped(gallery.skipped)
 
 
 @app.command(cls=options.ReadsImages, epilog="Example: `distcam index add photos.gallery new_photos/`")
@@ -150,13 +136,13 @@ def add(
     """Add images: new ones are encoded, changed ones replaced, known ones left alone."""
     from ...index import Gallery
 
-    require_file(encoder, "--encoder")
+    console.require_file(encoder, "--encoder")
     opened = Gallery.open(gallery)
-    require_images([images])
+    console.require_images([images])
     from ...index.sync.sync import LazyEncoder
 
     loaded = LazyEncoder(opened, encoder)()
-    with progress_bar("adding") as progress, resumable():
+    with console.progress_bar("adding") as progress, console.resumable():
         report = opened.add(
             images,
             loaded,
@@ -168,11 +154,11 @@ def add(
             progress=progress,
         )
     if as_json:
-        print_json({"gallery": str(gallery), "images": len(opened), **report.to_dict()})
+        console.print_json({"gallery": str(gallery), "images": len(opened), **report.to_dict()})
         return
     taken = f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there"
-    say(f"{taken}; now {counted(len(opened), 'image')}")
-    report_skipped(report.skipped)
+    console.say(f"{taken}; now {counted(len(opened), 'image')}")
+    console.report_skipped(report.skipped)
     note_what_is_due(opened)
 
 
@@ -195,12 +181,12 @@ def remove(
         raise InputError("say what to remove: paths of images, or --where FILTER; one of both")
     opened = Gallery.open(gallery)
     for hint in opened.filter_hints(where) if where is not None else ():
-        note(hint)
+        console.note(hint)
     removed = opened.remove(paths=paths or None, where=where)
     if as_json:
-        print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
+        console.print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
         return
-    say(f"{removed} removed; {counted(len(opened), 'image')} left")
+    console.say(f"{removed} removed; {counted(len(opened), 'image')} left")
     note_what_is_due(opened)
 
 
@@ -218,13 +204,13 @@ def info(
     opened = Gallery.open(gallery, verify=False)
     facts, left_out = opened.info(), opened.skipped if skipped else ()
     if as_json:
-        print_json({**facts, **({"skipped_files": [asdict(item) for item in left_out]} if skipped else {})})
+        console.print_json({**facts, **({"skipped_files": [asdict(item) for item in left_out]} if skipped else {})})
         return
-    print_facts(str(gallery), dict(_flat(facts)))
+    console.print_facts(str(gallery), dict(_flat(facts)))
     for item in left_out:
-        say(f"{item.path}: {item.reason}")
+        console.say(f"{item.path}: {item.reason}")
     if facts["skipped"] and not skipped:
-        say(f"{counted(facts['skipped'], 'file')} could not be used; --skipped lists them")
+        console.say(f"{counted(facts['skipped'], 'file')} could not be used; --skipped lists them")
 
 
 @app.command(epilog="Example: `distcam index verify photos.gallery --repair`")
@@ -242,7 +228,7 @@ def verify(
     from ...index import verify_gallery
 
     report = verify_gallery(gallery, repair=repair)
-    answer(report.to_dict(), str(report), as_json=as_json)
+    console.answer(report.to_dict(), str(report), as_json=as_json)
     raise typer.Exit(0 if report.is_sound and not report.has_losses else 1)
 
 
@@ -257,13 +243,15 @@ def compact(gallery: options.GalleryPath, as_json: options.AsJson = False) -> No
     after = opened.info()["bytes"]
     content = {"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after}
     text = f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}"
-    answer(content, text, as_json=as_json)
+    console.answer(content, text, as_json=as_json)
 
 
 def note_what_is_due(gallery: Gallery) -> None:
     """Say on stderr when the tuning does not fit the gallery any more."""
     if gallery.is_tuning_due:
-        note(f"the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again")
+        console.note(
+            f"the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again"
+        )
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
