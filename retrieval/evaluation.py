@@ -12,15 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..encoders.trained_on import Overlap
 from ..errors import InputError, ShapeError
-from ..metrics.distances import (
-    METRICS,
-    Metric,
-    SearchSpec,
-    check_vectors,
-    cluster,
-    comparable,
-    normalised_mutual_information,
-)
+from ..metrics import Metric
+from ..metrics.distances import METRICS, SearchSpec, check_vectors, cluster, comparable, normalised_mutual_information
 from ..metrics.intervals import bootstrap_means
 from ..metrics.ranking import BLOCK_BYTES, TIES, Pairing, RankMeasures, Rows, measure_rankings
 from ..progress import Progress

@@ -14,19 +14,9 @@ from ...encoders import Encoder, Encoding
 from ...encoders.heads import Identity
 from ...encoders.layers import closest
 from ...errors import InputError, MissingExtraError
-from ...explain import (
-    MEANS,
-    METHODS,
-    WEIGHTINGS,
-    Similarity,
-    Weighting,
-    channel_weights,
-    dist_cam,
-    explain_image,
-    fold,
-    ratio_maps,
-)
+from ...explain import METHODS, Similarity, channel_weights, dist_cam, explain_image, fold, ratio_maps
 from ...explain.layer_runs import undisturbed
+from ...explain.weightings import MEANS, WEIGHTINGS, Weighting
 from ...metrics import Metric
 from .references import LinearClassifier, ReferenceKind, References, linear_probe
 
