@@ -254,26 +254,34 @@ def _encoded_probes(
     strict: bool,
 ) -> dict[str, Any]:
     """Labelled images, encoded as the gallery was, for `Gallery.calibrate`; those that cannot be used are left out."""
+    import numpy as np
+
     from ...encoders import Inference
     from ...images import list_images
     from ...index.sync.sync import LazyEncoder
-    from ...retrieval.localisation.references import encode_both_ways, photographs
+    from ...retrieval.localisation.references import photographs
 
     loaded = LazyEncoder(gallery, encoder)()
     listing = list_images(queries, labels=labels)
     if column is not None and column not in listing.column_names:
         raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")
     photographs(listing, strict=strict)
-    known = {listing.file(record): record for record in listing if record.label is not None}
+    records = [record for record in listing if record.label is not None]
     inference = Inference(loaded, device=device, precision=gallery.manifest.encoder.precision or "auto")
-    found = encode_both_ways(((listing.file(record), record.path) for record in known.values()), inference, None)
-    if found.skipped:
-        count = f"{len(found.skipped):,} of {len(known):,} queries"
-        remark(f"{count} cannot be read and are left out, the first: {found.skipped[0]}")
-    records = [known[file] for file in found.files]
+    known, vectors, failures = [], [], []
+    for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record)), maps=False):
+        failures += [f"{failure.item.path}: {failure.error.reason}" for failure in batch.failures]
+        if batch.encoding is not None:
+            known += batch.items
+            vectors.append(batch.encoding.embedding.cpu().numpy())
+    if not known:
+        raise InputError(f"none of the images of {queries} can be used; {failures[0]}")
+    if failures:
+        count = f"{len(failures):,} of {len(records):,} queries"
+        remark(f"{count} cannot be read and are left out, the first: {failures[0]}")
     return {
-        "embeddings": found.whole[1].numpy(),
-        "labels": [record.label for record in records],
-        "groups": None if column is None else [record.columns[column] for record in records],
-        "source": f"{counted(len(records), 'image')} of {queries}",
+        "embeddings": np.concatenate(vectors),
+        "labels": [record.label for record in known],
+        "groups": None if column is None else [record.columns[column] for record in known],
+        "source": f"{counted(len(known), 'image')} of {queries}",
     }
