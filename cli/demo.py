@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -188,12 +189,9 @@ def _measure(answers: Answers) -> dict[str, Any]:
     def has_peak_in_box(record: SceneRecord, matches: Matches, weighting: Weighting) -> bool:
         from ..explain import peak_in_box, upsample
 
-        width, height = matches.query.image.size
+        width, height = matches.query.size
         heat = upsample(matches.explain(weighting=weighting).query_maps[0], (height, width))
         return peak_in_box(heat, record.boxes[0][1])
-
-    def share_of_box(record: SceneRecord, matches: Matches) -> float:
-        return record.boxes[0][1].area / (matches.query.image.width * matches.query.image.height)
 
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(answers)
@@ -208,7 +206,9 @@ def _measure(answers: Answers) -> dict[str, Any]:
         "peak_in_box": mean(has_peak_in_box(record, matches, RECOMMENDED) for record, matches in answers),
         "peak_in_box_dist": mean(has_peak_in_box(record, matches, "dist") for record, matches in answers),
         "peak_in_box_caam": mean(has_peak_in_box(record, matches, "caam") for record, matches in answers),
-        "peak_in_box_chance": mean(share_of_box(record, matches) for record, matches in answers),
+        "peak_in_box_chance": mean(
+            record.boxes[0][1].area / math.prod(matches.query.size) for record, matches in answers
+        ),
     }
 
 
@@ -227,7 +227,7 @@ def _measure_crowded(answers: Answers) -> dict[str, Any]:
         for record, matches in answers:
             (one, box), (other, other_box) = record.boxes
             found = [matches.explain(against=f"label:{label}", weighting=weighting) for label in (one, other)]
-            width, height = matches.query.image.size
+            width, height = matches.query.size
             maps = [upsample(each.query_maps[0], (height, width)) for each in found]
             regions = [box_coverage([each], (height, width)) for each in (box, other_box)]
             preferences.append(float(two_object_preference(*maps, *regions)))

@@ -246,18 +246,15 @@ def _hits_fixed(scores: ImageScores) -> Tensor:
     return (scores.overlaps.at(FIXED) >= 0.5).double()
 
 
-def _max_box_acc_v2(scores: ImageScores, weights: Tensor) -> Tensor:
-    best = [(weights @ (scores.overlaps.best >= iou).double()).amax(1) for iou in IOUS]
-    return torch.stack(best).mean(0)
-
-
 MEASURES: dict[str, Callable[[ImageScores, Tensor], Tensor]] = {
     "top1_error": lambda scores, weights: 1 - weights @ (_hits_fixed(scores) * scores.is_right),
     "top1_error_best": lambda scores, weights: 1 - (weights @ (_hits(scores) * scores.is_right[:, None])).amax(1),
     "gt_known_error": lambda scores, weights: 1 - weights @ _hits_fixed(scores),
     "gt_known_error_best": lambda scores, weights: 1 - (weights @ _hits(scores)).amax(1),
     "max_box_acc": lambda scores, weights: (weights @ _hits(scores)).amax(1),
-    "max_box_acc_v2": _max_box_acc_v2,
+    "max_box_acc_v2": lambda scores, weights: torch.stack(
+        [(weights @ (scores.overlaps.best >= iou).double()).amax(1) for iou in IOUS]
+    ).mean(0),
     "peak": lambda scores, weights: weights @ scores.peak,
     "energy": lambda scores, weights: weights @ scores.energy,
     "sensitivity": lambda scores, weights: weights @ scores.sensitivity,
