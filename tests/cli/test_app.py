@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from distcam.cli.app import _COMMANDS, app
 from distcam.cli.command import OnDemand
-from distcam.cli.demo import DemoSize, run
+from distcam.cli.demo import MARKER, DemoSize, run
 from distcam.cli.query import Weighting
 from distcam.errors import InputError
 from distcam.explain import WEIGHTINGS
@@ -199,12 +199,15 @@ def test_a_mistake_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, argum
 
 def test_the_demo_measures_and_reports(tmp_path):
     size = DemoSize(base_classes=3, novel_classes=3, base_images=6, gallery_images=4, query_images=2, epochs=1, shown=2)
+    (tmp_path / "demo").mkdir()
+    for name in (MARKER, "of an earlier run"):
+        (tmp_path / "demo" / name).touch()
     result = run(tmp_path / "demo", size=size)
+    assert not (tmp_path / "demo" / "of an earlier run").exists()
     assert 0 <= result["recall_at_1"] <= 1
     assert result["recall_at_1_chance"] == pytest.approx(1 / 3)
     assert 0 < result["peak_in_box_chance"] < 1
     assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
-    run(tmp_path / "demo", size=size)  # replaces its own earlier folder
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(InputError, match="not empty"):
