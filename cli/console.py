@@ -7,25 +7,23 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
-from ..encoders.names import OWN_ARCHITECTURES, needs_weights, refuse_weight_file
-from ..errors import ImageError, InputError
+from ..errors import InputError
 from ..progress import Progress
 from ..remarks import DistcamWarning, Skipped
 from .command import option_names
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
+    from ..index import Gallery
     from .options import FitName
 
 
@@ -53,9 +51,10 @@ def note(message: str) -> None:
     err.print(f"note: {' '.join(message.split())}", soft_wrap=True)
 
 
-def note_unfinished_build() -> None:
-    """A note that a gallery's build has not come to its end."""
-    note("the build of this gallery is not finished; only what is encoded so far is searched")
+def note_unfinished_build(gallery: Gallery) -> None:
+    """A note if a gallery's build has not come to its end."""
+    if not gallery.manifest.complete:
+        note("the build of this gallery is not finished; only what is encoded so far is searched")
 
 
 @contextmanager
@@ -81,6 +80,21 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
+def print_facts(title: str, facts: Mapping[str, str]) -> None:
+    """A table of names and values on standard output."""
+    from rich.table import Table
+
+    table = Table("what", "value", title=Text(title), title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    out.print(table)
+
+
+def answer(content: Any, text: str, *, as_json: bool) -> None:
+    """A result on standard output: as JSON, or in words."""
+    print_json(content) if as_json else say(text)
+
+
 @contextmanager
 def progress_bar(description: str) -> Iterator[Progress]:
     """A bar on stderr driven by `progress(done, total)`; a plain line every ten seconds if that is no terminal."""
@@ -88,14 +102,16 @@ def progress_bar(description: str) -> Iterator[Progress]:
         with progress_lines(description) as progress:
             yield progress
         return
+    import rich.progress as bars
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
     )
-    with ProgressBar(*columns, console=err, transient=True) as bar:
+    with bars.Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -135,7 +151,7 @@ def load_encoder(
     weights: str | None,
     *,
     fit: FitName | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     layer: str | None = None,
     readout: str | None = None,
 ) -> Encoder:
@@ -143,10 +159,7 @@ def load_encoder(
     require_encoder(name, weights, layer)
     from ..encoders import Encoder
 
-    chosen: dict[str, Any] = {} if readout is None else {"readout": readout}
-    if not name.endswith(".safetensors"):
-        chosen |= {"weights": weights, "layer": layer}
-    encoder = Encoder.load(name, **chosen)
+    encoder = Encoder.load(name, weights=weights, layer=layer, readout=readout or "auto")
     encoder.transform = encoder.transform.adapted(size=size, fit=fit)
     return encoder
 
@@ -161,15 +174,11 @@ def crop_encoder(
     readout: str | None = None,
 ) -> Encoder:
     """The encoder that the options name, for images that are boxes around somebody."""
-    loaded = load_encoder(name, weights, layer=layer, readout=readout)
-    if size is None:
-        loaded.transform = loaded.transform.adapted(fit=fit)
-    else:
-        sides = tuple(number_of(side, "--image-size", int) for side in size.lower().split("x"))
-        if len(sides) > 2 or min(sides) < 16:
-            raise InputError(f"--image-size expects HEIGHTxWIDTH of at least 16 pixels, got {size!r}")
-        loaded.transform = loaded.transform.adapted(size=(sides[0], sides[-1]), fit=fit)
-    return loaded
+    sides = () if size is None else tuple(number_of(side, "--image-size", int) for side in size.lower().split("x"))
+    if sides and (len(sides) > 2 or min(sides) < 16):
+        raise InputError(f"--image-size expects HEIGHTxWIDTH of at least 16 pixels, got {size!r}")
+    whole = (sides[0], sides[-1]) if sides else None
+    return load_encoder(name, weights, fit=fit, size=whole, layer=layer, readout=readout)
 
 
 def number_of(text: str, option: str, kind: type[Number]) -> Number:
@@ -198,6 +207,8 @@ _NAMES = ("imagenet", "random", "pretrained", "default")  # of weights that are 
 
 def require_encoder(name: str, weights: str | None, layer: str | None = None) -> None:
     """Refuse `--encoder` and `--weights` that can mean no encoder."""
+    from ..encoders.names import OWN_ARCHITECTURES, needs_weights, refuse_weight_file
+
     if name.endswith(".safetensors"):
         if weights is not None or layer is not None:
             raise InputError(
@@ -263,15 +274,10 @@ def listed_images(sources: Sequence[str]) -> list[Path]:
 
 def readable_images(images: list[Path]) -> tuple[list[Path], list[Path]]:
     """The images that can be read, and the others, which are named on stderr."""
-    from ..images import read_image
+    from ..images.loading import unreadable
 
-    skipped: dict[Path, Skipped] = {}
-    for image in images:
-        try:
-            read_image(image)
-        except ImageError as error:
-            skipped[image] = Skipped(str(image), error.reason)
-    report_skipped(list(skipped.values()))
+    skipped = {images[place]: reason for place, reason in unreadable(images).items()}
+    report_skipped([Skipped(str(image), reason) for image, reason in skipped.items()])
     if len(skipped) == len(images):
         raise InputError(f"none of the {len(images)} query images can be read")
     return [image for image in images if image not in skipped], list(skipped)

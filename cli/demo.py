@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ import typer
 
 from ..errors import InputError
 from ..explain.weightings import RECOMMENDED
+from .command import Commands
 from .console import print_json, progress_bar, say
 from .options import AsJson
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ..retrieval import Matches
     from ..synthetic.scene_set import SceneRecord, SceneSet
 
+app = Commands()
 EXAMPLE = "Example: `distcam demo --out /tmp/demo`"
 MARKER = ".distcam-demo"  # only a folder that holds it is ever cleared
 
@@ -46,46 +49,21 @@ class DemoSize:
     crowded_shown: int = 4
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """Measures, each share beside those of chance, of Dist-CAM, and of a map that ignores the match (`caam`).
-
-    `right_object` is the share of maps that prefer, of two objects, the one whose class is asked about; `sensitivity`
-    the mean rank correlation of the map with that against an unrelated image: 1 means it is the same for every match.
-    """
-
-    novel_classes: int
-    gallery_images: int
-    queries: int
-    recall_at_1: float
-    recall_at_1_chance: float
-    nearest_prototype: float
-    peak_in_box: float
-    peak_in_box_dist: float
-    peak_in_box_caam: float
-    peak_in_box_chance: float
-    crowded: int
-    right_object: float
-    right_object_dist: float
-    sensitivity: float
-    sensitivity_dist: float
-    report: str
-    gallery: str
-    seconds: float
-
-    def lines(self) -> list[str]:
-        """The result in three sentences."""
-        return [
-            f"R@1 on {self.novel_classes} classes that the encoder never saw: {self.recall_at_1:.3f} "
-            f"(chance {self.recall_at_1_chance:.3f}; {self.gallery_images} gallery images, {self.queries} queries).",
-            f"Peak of the map in the object's box: {self.peak_in_box:.3f} (Dist-CAM {self.peak_in_box_dist:.3f}, the "
-            f"class-agnostic map {self.peak_in_box_caam:.3f}, a random place {self.peak_in_box_chance:.3f}).",
-            f"Two objects in an image, asked about either: the map prefers the right one in {self.right_object:.3f} of "
-            f"{2 * self.crowded} cases (Dist-CAM {self.right_object_dist:.3f}, chance 0.500), and correlates "
-            f"{self.sensitivity:.2f} with the map for an unrelated image (Dist-CAM {self.sensitivity_dist:.2f}).",
-        ]
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """The measures in three sentences: beside chance, Dist-CAM, and a map that ignores the match (`caam`)."""
+    return [
+        f"R@1 on {found['novel_classes']} classes that the encoder never saw: {found['recall_at_1']:.3f} (chance "
+        f"{found['recall_at_1_chance']:.3f}; {found['gallery_images']} gallery images, {found['queries']} queries).",
+        f"Peak of the map in the object's box: {found['peak_in_box']:.3f} (Dist-CAM {found['peak_in_box_dist']:.3f}, "
+        f"the class-agnostic map {found['peak_in_box_caam']:.3f}, a random place {found['peak_in_box_chance']:.3f}).",
+        "Two objects in an image, asked about either: the map prefers the right one in "
+        f"{found['right_object']:.3f} of {2 * found['crowded']} cases (Dist-CAM {found['right_object_dist']:.3f}, "
+        f"chance 0.500), and correlates {found['sensitivity']:.2f} with the map for an unrelated image (Dist-CAM "
+        f"{found['sensitivity_dist']:.2f}).",
+    ]
 
 
+@app.command(epilog=EXAMPLE)
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("distcam-demo"),
     seed: Annotated[int, typer.Option(help="Of the images and the training.")] = 0,
@@ -94,11 +72,11 @@ def demo(
     """Draw images, train a small encoder, build a gallery of classes it never saw, query it, explain every match."""
     result = run(folder, seed=seed)
     if as_json:
-        print_json(asdict(result))
+        print_json(result)
         return
-    for line in result.lines():
+    for line in sentences(result):
         say(line)
-    say(f"Report: {result.report} ({result.seconds:.0f} s in all)")
+    say(f"Report: {result['report']} ({result['seconds']:.0f} s in all)")
     say("\nThe same on a folder of your own (one sub-folder per class, or no classes at all):\n")
     for command in (
         "distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet",
@@ -108,7 +86,7 @@ def demo(
         say(f"  {command}")
 
 
-def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoResult:
+def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> dict[str, Any]:
     """The demo without its text: fills `folder` and returns what was measured."""
     size = size or DemoSize()
     started = time.perf_counter()
@@ -146,8 +124,12 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoRes
     answers = list(zip(records, results, strict=True))
     two = [record for record in pairs.records if record.boxes[0][0] != record.boxes[-1][0]]
     crowded = list(zip(two, retriever.query([pairs.file(record) for record in two], k=5), strict=True))
-    measures = {**_measure(answers), **_measure_crowded(crowded)}
-    result = DemoResult(**measures, report=str(folder / "report.html"), gallery=str(place), seconds=0)
+    result = {
+        **_measure(answers),
+        **_measure_crowded(crowded),
+        "report": str(folder / "report.html"),
+        "gallery": str(place),
+    }
 
     chosen = answers[:: max(1, len(answers) // size.shown)][: size.shown]
     doubled = two[:: max(1, len(two) // size.crowded_shown)][: size.crowded_shown]
@@ -157,16 +139,16 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoRes
         f"Then {len(chosen)} queries, each with its five nearest images and its nearest prototype."
     )
     write_report(
-        result.report,
+        result["report"],
         [
             *(_best_of_each(record, matches).explain() for record, matches in zip(doubled, every, strict=True)),
             *(matches.explain() for _, matches in chosen),
         ],
         title="distcam demo: which of these is this, and why",
         labels=[*(None for _ in doubled), *(record.label for record, _ in chosen)],
-        notes=[*result.lines(), shown],
+        notes=[*sentences(result), shown],
     )
-    return replace(result, seconds=time.perf_counter() - started)
+    return {**result, "seconds": time.perf_counter() - started}
 
 
 def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
@@ -207,12 +189,9 @@ def _measure(answers: Answers) -> dict[str, Any]:
     def has_peak_in_box(record: SceneRecord, matches: Matches, weighting: Weighting) -> bool:
         from ..explain import peak_in_box, upsample
 
-        width, height = matches.query.image.size
+        width, height = matches.query.size
         heat = upsample(matches.explain(weighting=weighting).query_maps[0], (height, width))
         return peak_in_box(heat, record.boxes[0][1])
-
-    def share_of_box(record: SceneRecord, matches: Matches) -> float:
-        return record.boxes[0][1].area / (matches.query.image.width * matches.query.image.height)
 
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(answers)
@@ -227,12 +206,17 @@ def _measure(answers: Answers) -> dict[str, Any]:
         "peak_in_box": mean(has_peak_in_box(record, matches, RECOMMENDED) for record, matches in answers),
         "peak_in_box_dist": mean(has_peak_in_box(record, matches, "dist") for record, matches in answers),
         "peak_in_box_caam": mean(has_peak_in_box(record, matches, "caam") for record, matches in answers),
-        "peak_in_box_chance": mean(share_of_box(record, matches) for record, matches in answers),
+        "peak_in_box_chance": mean(
+            record.boxes[0][1].area / math.prod(matches.query.size) for record, matches in answers
+        ),
     }
 
 
 def _measure_crowded(answers: Answers) -> dict[str, Any]:
-    """Of images with two objects: how often the map prefers the right one, and how far it depends on the match."""
+    """Of images with two objects: how often the map prefers the right one, and how far it depends on the match.
+
+    The latter is its mean rank correlation with the map against an unrelated image: 1 is the same for every match.
+    """
     from ..explain import upsample
     from ..explain.checks.sanity import two_object_preference
     from ..metrics.localisation import box_coverage
@@ -243,7 +227,7 @@ def _measure_crowded(answers: Answers) -> dict[str, Any]:
         for record, matches in answers:
             (one, box), (other, other_box) = record.boxes
             found = [matches.explain(against=f"label:{label}", weighting=weighting) for label in (one, other)]
-            width, height = matches.query.image.size
+            width, height = matches.query.size
             maps = [upsample(each.query_maps[0], (height, width)) for each in found]
             regions = [box_coverage([each], (height, width)) for each in (box, other_box)]
             preferences.append(float(two_object_preference(*maps, *regions)))

@@ -8,61 +8,39 @@ from typing import Annotated
 import typer
 
 from ..remarks import counted
-from .console import (
-    load_encoder,
-    print_json,
-    progress_bar,
-    report_skipped,
-    require_encoder,
-    require_images,
-    resumable,
-    say,
-)
-from .options import (
-    AsJson,
-    BatchSize,
-    Device,
-    EncoderName,
-    Fit,
-    Images,
-    ImageSize,
-    Labels,
-    Layer,
-    Readout,
-    StoreMaps,
-    Strict,
-    Weights,
-    Workers,
-)
+from . import console, options
+from .command import Commands
 
+app = Commands()
 EXAMPLE = "Example: `distcam encode photos/ --out photos.h5 --encoder resnet50 --weights imagenet`"
 
 
+@app.command(cls=options.ReadsImages, epilog=EXAMPLE)
 def encode(
-    images: Images,
+    images: options.Images,
     out_file: Annotated[Path, typer.Option("--out", help="The HDF5 file to write; a stopped run resumes.")],
-    encoder: EncoderName = "resnet50",
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    labels: Labels = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
-    store_maps: StoreMaps = False,
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
+    encoder: options.EncoderName = "resnet50",
+    weights: options.Weights = None,
+    layer: options.Layer = None,
+    readout: options.Readout = None,
+    labels: options.Labels = None,
+    fit: options.Fit = None,
+    image_size: options.ImageSize = None,
+    store_maps: options.StoreMaps = False,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
-    strict: Strict = False,
-    as_json: AsJson = False,
+    strict: options.Strict = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes."""
-    require_encoder(encoder, weights, layer)
-    require_images([images])
+    console.require_encoder(encoder, weights, layer)
+    console.require_images([images])
     from ..index import encode_to_file
 
-    with resumable(), progress_bar("encoding") as progress:
-        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
+    with console.resumable(), console.progress_bar("encoding") as progress:
+        loaded = console.load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
         report = encode_to_file(
             images,
             loaded,
@@ -77,8 +55,8 @@ def encode(
             progress=progress,
         )
     if as_json:
-        print_json(report.to_dict())
+        console.print_json(report.to_dict())
         return
     seen_as = f"{loaded.transform.summary}, {report.precision}"
-    say(f"{counted(report.added, 'image')} encoded into {out_file} by {loaded.short_name}, {seen_as}")
-    report_skipped(report.skipped)
+    console.say(f"{counted(report.added, 'image')} encoded into {out_file} by {loaded.short_name}, {seen_as}")
+    console.report_skipped(report.skipped)

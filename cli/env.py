@@ -7,12 +7,12 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rich.table import Table
-
 from .._version import __version__
-from .console import note, out, print_json
+from .command import Commands
+from .console import note, print_facts, print_json
 from .options import AsJson
 
+app = Commands()
 EXAMPLE = "Example: `distcam env --json`"
 PACKAGES = (
     "torch",
@@ -36,6 +36,7 @@ PACKAGES = (
 )
 
 
+@app.command(epilog=EXAMPLE)
 def env(as_json: AsJson = False) -> None:
     """Print versions, devices and threads: paste this into a bug report."""
     import torch
@@ -69,7 +70,4 @@ def env(as_json: AsJson = False) -> None:
     if as_json:
         print_json(facts)
         return
-    table = Table("what", "value", title="distcam environment", title_justify="left")
-    for name, value in facts.items():
-        table.add_row(name, "none" if value is None else str(value))
-    out.print(table)
+    print_facts("distcam environment", {name: "none" if value is None else str(value) for name, value in facts.items()})

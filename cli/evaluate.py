@@ -11,19 +11,20 @@ import typer
 
 from ..errors import InputError
 from ..files import write_text
-from .command import refuse_unused
-from .console import load_encoder, note_unfinished_build, print_json, progress_bar, require_encoder, resumable, say
-from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Readout, Weights, Workers
+from .command import Commands, refuse_unused
+from .console import answer, load_encoder, note_unfinished_build, progress_bar, require_encoder, resumable
+from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Readout, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
     from ..images import Dataset
-    from ..index import Gallery
 
+app = Commands()
 EXAMPLE = "Example: `distcam evaluate CUB_200_2011/ --encoder resnet50 --weights imagenet`"
 LayoutName = Literal["auto", "cub", "cars", "sop", "inshop", "folder", "csv"]
 Precision = Literal["fp32", "bf16", "auto"]
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def evaluate(
     dataset: Annotated[
         Path,
@@ -82,8 +83,7 @@ def evaluate(
     """Evaluate an encoder on retrieval; every number comes with its error and its protocol."""
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no such folder")
-    chosen: dict[str, Any] = {"clusters": nmi, "seed": seed}
-    chosen |= {} if metric is None else {"metric": metric}
+    chosen: dict[str, Any] = {"clusters": nmi, "seed": seed, **({} if metric is None else {"metric": metric})}
     if recall_at is not None:
         try:
             chosen["recall_at"] = tuple(int(part) for part in recall_at.split(","))
@@ -100,12 +100,13 @@ def evaluate(
                 "readout", "protocol", "fit", "image_size", "precision", "batch_size", "workers", "device", "strict",
                 "max_pixels",
             )  # fmt: skip
-            from ..index import read_encodings
+            from ..index import Gallery, read_encodings
             from ..retrieval import Protocol, evaluate_encodings, evaluate_gallery
 
             with progress_bar("ranking") as progress:
                 if dataset.is_dir():
-                    asked = _open(dataset)
+                    asked = Gallery.open(dataset)
+                    note_unfinished_build(asked)
                     own = Protocol(**({"metric": asked.metric} | chosen))
                     result = evaluate_gallery(asked, protocol=own, progress=progress)
                 else:
@@ -119,13 +120,16 @@ def evaluate(
                         "by the encoder that --gallery brings", "weights", "layer", "readout", "fit", "image_size"
                     )
             images = _load(dataset, protocol, split=split, strict=strict)
-            searched = None if gallery is None else _open(gallery)
+            from ..index import Gallery
+
+            searched = None if gallery is None else Gallery.open(gallery)
             if encoder is None and searched is None:
                 raise InputError("say what to evaluate: --encoder NAME --weights FILE, or --encoder CHECKPOINT")
-            if encoder is None and searched is not None:
-                if searched.encoder_path is None:
+            if searched is not None:
+                note_unfinished_build(searched)
+                if encoder is None and searched.encoder_path is None:
                     raise InputError(f"{searched.folder} keeps no encoder; pass --encoder CHECKPOINT")
-                encoder = str(searched.encoder_path)
+                encoder = encoder or str(searched.encoder_path)
             assert encoder is not None
             require_encoder(encoder, weights, layer)
             from ..retrieval import EncodingSettings, default_protocol, evaluate_dataset
@@ -144,10 +148,7 @@ def evaluate(
                 )
     if out is not None:
         write_text(out, json.dumps(result.to_dict(per_query=True), indent=2) + "\n")
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        say(result.table())
+    answer(result.to_dict(), result.table(), as_json=as_json)
 
 
 def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:
@@ -164,12 +165,3 @@ def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Datase
             also = "".join(f"; {problem}" for problem in problems[:1])
             raise InputError(f"{path} has the splits {', '.join(listed)}; choose one with --split{also}")
     return load_dataset(path, layout=layout, split=split, strict=strict)
-
-
-def _open(folder: Path) -> Gallery:
-    from ..index import Gallery
-
-    gallery = Gallery.open(folder)
-    if not gallery.manifest.complete:
-        note_unfinished_build()
-    return gallery

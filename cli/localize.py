@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,25 +15,27 @@ import typer
 from ..errors import InputError
 from ..files import write_text
 from ..remarks import remark
-from .command import refuse_unused
+from . import options
+from .command import Commands, refuse_unused
 from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, say
-from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Readout, Weights
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..images.boxes.joined import BoxedImage, BoxedImages
-    from ..retrieval import LocalisationTable
+    from ..images.boxes.joined import BoxedImage
+    from ..images.masks import MaskFolder
 
+app = Commands()
 EXAMPLE = (
     "Example: `distcam localize photos/query --boxes photos/boxes.csv --references photos/gallery "
     "--encoder mobilenet_v2 --weights imagenet --fit squash`"
 )
 
 
+@app.command(cls=options.ReadsImages, epilog=EXAMPLE)
 def localize(
-    images: Images,
+    images: options.Images,
     boxes: Annotated[
         Path,
         typer.Option(help="A CSV (path,x1,y1,x2,y2[,label]), the folder of CUB-200-2011, or a folder of ILSVRC's XML."),
@@ -40,8 +43,8 @@ def localize(
     references: Annotated[
         str, typer.Option(help="Labelled images to compare with: a folder of class folders, or a CSV with path,label.")
     ],
-    encoder: EncoderName = "resnet50",
-    weights: Weights = None,
+    encoder: options.EncoderName = "resnet50",
+    weights: options.Weights = None,
     reference: Annotated[
         Literal["prototypes", "nearest"], typer.Option(help="Compare with class prototypes, or with the nearest image.")
     ] = "prototypes",
@@ -65,13 +68,13 @@ def localize(
         ),
     ] = None,
     split: Annotated[Literal["train", "test", "all"], typer.Option(help="Which part of CUB-200-2011.")] = "test",
-    layer: Layer = None,
-    readout: Readout = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
-    metric: Annotated[Metric, typer.Option(help="How embeddings are compared.")] = "cosine",
-    batch_size: BatchSize = None,
-    device: Device = "auto",
+    layer: options.Layer = None,
+    readout: options.Readout = None,
+    fit: options.Fit = None,
+    image_size: options.ImageSize = None,
+    metric: Annotated[options.Metric, typer.Option(help="How embeddings are compared.")] = "cosine",
+    batch_size: options.BatchSize = None,
+    device: options.Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of the random map, the other class, and the intervals.")] = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at what would be left out: an image, a box, a mask, a class.")
@@ -79,7 +82,7 @@ def localize(
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Also write the table: FILE.csv, FILE.json, or FILE.md.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure weakly supervised localisation: box errors, pointing, energy, and whether a map knows the class."""
     if out_file is not None and out_file.suffix.lower() not in (".csv", ".json", ".md"):
@@ -105,7 +108,9 @@ def localize(
         remark(sentence)
     known_classes = None if synsets is None else read_synsets(synsets)
     boxed = boxed_images(listing, read_boxes(boxes, split=split), labels=known_classes)
-    reader = None if masks is None else _mask_reader(masks, boxed)
+    found = None if masks is None else MaskFolder.given(masks)
+    if found is not None:
+        found.join(image.path for image in boxed).tell(what="a mask", lines=f"masks in {masks}")
     loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
     classifier = None if weights is None else read_classifier(encoder, weights, pooled_dim=loaded.pooled_dim)
     with progress_bar("references") as progress:
@@ -122,62 +127,49 @@ def localize(
             methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
             reference=reference,
             classifier=classifier,
-            masks=reader,
+            masks=None if found is None else partial(_mask_of, found),
             device=device,
             batch_size=batch_size,
             seed=seed,
             strict=strict,
             progress=progress,
         )
-    if out_file is not None:
-        _write(table, out_file)
+    content = table.to_dict()
+    if out_file is not None and out_file.suffix.lower() != ".csv":
+        is_text = out_file.suffix.lower() == ".md"
+        write_text(out_file, (table.table() if is_text else json.dumps(content, indent=2)) + "\n")
+    elif out_file is not None:
+        _write_table(content["rows"], out_file)
     if as_json:
-        print_json(table.to_dict())
+        print_json(content)
         return
     say(table.table())
     if out_file is not None:
         say(f"\nwritten: {out_file}")
 
 
-def _mask_reader(folder: Path, images: BoxedImages) -> Callable[[BoxedImage], NDArray[np.bool_]]:
-    """A reader of the object's pixels of an image; says how many images have a mask."""
-    from ..images.masks import MaskFolder, read_mask
+def _mask_of(masks: MaskFolder, image: BoxedImage) -> NDArray[np.bool_]:
+    """The object's pixels of an image."""
+    from ..images.masks import read_mask
 
-    masks = MaskFolder.given(folder)
-    masks.join(image.path for image in images).tell(what="a mask", lines=f"masks in {folder}")
-
-    def read(image: BoxedImage) -> NDArray[np.bool_]:
-        file = masks.file(image.path)
-        if not file.is_file():
-            raise InputError(f"expected at {file}, where none is")
-        mask = read_mask(file)
-        if not mask.any():
-            raise InputError(f"{file} is all background")
-        return mask
-
-    return read
+    file = masks.file(image.path)
+    if not file.is_file():
+        raise InputError(f"expected at {file}, where none is")
+    mask = read_mask(file)
+    if not mask.any():
+        raise InputError(f"{file} is all background")
+    return mask
 
 
-def _write(table: LocalisationTable, path: Path) -> None:
-    """The table as CSV (a line for each method), JSON, or Markdown."""
-    content = table.to_dict()
-    if path.suffix.lower() == ".md":
-        text = f"{table.table()}\n"
-    elif path.suffix.lower() == ".json":
-        text = json.dumps(content, indent=2) + "\n"
-    else:
-        rows = []
-        for row in content["rows"]:  # an estimate becomes three columns, its own name for the value
-            flat: dict[str, Any] = {}
-            for key, value in row.items():
-                if isinstance(value, dict):
-                    flat |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
-                else:
-                    flat[key] = value
-            rows.append(flat)
-        lines = StringIO()
-        writer = csv.DictWriter(lines, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        text = lines.getvalue()
-    write_text(path, text)
+def _write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """CSV with a line for each method; an estimate becomes three columns, its own name for the value."""
+    lines = StringIO()
+    flat: list[dict[str, Any]] = [{} for _ in rows]
+    for own, row in zip(flat, rows, strict=True):
+        for key, value in row.items():
+            parts = {"value": value} if not isinstance(value, dict) else value
+            own |= {key if part == "value" else f"{key}_{part}": number for part, number in parts.items()}
+    writer = csv.DictWriter(lines, list(dict.fromkeys(key for own in flat for key in own)))
+    writer.writeheader()
+    writer.writerows(flat)
+    write_text(path, lines.getvalue())

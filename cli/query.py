@@ -10,30 +10,21 @@ import typer
 
 from ..errors import ImageError, InputError
 from ..explain.weightings import Mean, Weighting
-from .command import refuse_unused
-from .console import (
-    err,
-    listed_images,
-    note,
-    note_unfinished_build,
-    out,
-    print_json,
-    progress_bar,
-    readable_images,
-    require_file,
-    say,
-)
-from .options import AsJson, Device, FineLayer, GalleryEncoder, GalleryPath, Strict, read_box, read_point
+from . import console
+from .command import Commands, refuse_unused
+from .options import AsJson, Device, FineLayer, GalleryEncoder, GalleryPath, ReadsImages, Strict, read_box, read_point
 
 if TYPE_CHECKING:
     from ..retrieval import Matches
 
+app = Commands()
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
 _DRAWINGS = (".png", ".jpg", ".jpeg")
 _UNUSED_BY = {".html": ("style", "scale", "colours"), ".npz": ("style", "scale", "colours", "lines")}
 _EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlier query may have written
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def query(
     gallery: GalleryPath,
     images: Annotated[
@@ -155,33 +146,66 @@ def query(
     """Find the nearest gallery images of each query, and explain every match."""
     if bool(images) + bool(ids) != 1 and (images or not text):
         raise InputError("expected query images, or --id for images of the gallery, or --text; give one of them")
-    words = _joined_text(text, is_joined=bool(images or ids), has_area=region is not None or mask is not None)
+    has_area, words = region is not None or mask is not None, None
+    if text and (images or ids):
+        if len(text) > 1:
+            raise InputError(f"images are joined with one --text, got {len(text)}")
+        words = text[0]
+    else:
+        refuse_unused("without an image to join with --text", "text_weight")
+        if text and has_area:
+            raise InputError("--region and --mask say which part of an image to search for, and --text is none")
     if ids and mask is not None and mask.is_dir():
         raise InputError("--id asks with images of the gallery; give them one --mask FILE, not a folder")
-    _refuse_unused(
-        ids, region, mask, explain, weighting=weighting, style=style, colours=colours, joined=words is not None
-    )
+    if explain is None:
+        refuse_unused(
+            "without --explain", "against", "versus", "weighting", "mean", "detail", "space", "point", "style",
+            "scale", "colours", "lines", remedy="add --explain OUT.html or a folder",
+        )  # fmt: skip
+        if not ids or not has_area:
+            refuse_unused("where no image of the gallery is opened", "root", remedy="add --explain, or leave it out")
+        if ids and not has_area and words is None:
+            kept = "where nothing is encoded: the gallery keeps the vectors of its images"
+            refuse_unused(kept, "device", "max_pixels")
+    elif explain.suffix.lower() not in ("", ".html", *_DRAWINGS, ".npz"):
+        raise InputError(f"--explain writes OUT.html, OUT.png, OUT.npz or a folder, not {explain.name}")
+    elif explain.suffix:
+        whom = "the report, which has its own switches" if explain.suffix.lower() == ".html" else "one file"
+        unused = _UNUSED_BY.get(explain.suffix.lower(), ())
+        refuse_unused(f"by {whom}", "point", *unused, remedy="give --explain a folder")
+    if weighting not in (None, "root_ratio"):
+        refuse_unused(f"by the weighting {weighting}", "mean")
+    if style != "overlay" and colours != "blue-orange":
+        refuse_unused(f"by the style {style}, which draws lines", "colours")
+    if mask is None:
+        refuse_unused("without --mask", "mask_class", remedy="add --mask FILE or FOLDER")
     if text and words is None:
         refuse_unused("by a text, which has no places", "lines", "verify", "point")
     if against != "match" and not against.startswith("rank:"):
         refuse_unused(f"by --against {against}, which is no image", "lines")
     if not lines and verify is None:
         refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
-    require_file(encoder, "--encoder")
-    require_file(mask, "--mask", also=" or FOLDER")
+    console.require_file(encoder, "--encoder")
+    console.require_file(mask, "--mask", also=" or FOLDER")
     from ..index import Gallery
 
     opened = Gallery.open(gallery, root=root)
-    probes = listed_images(images or ())
-    if explain is not None:
-        _require_place(explain, len(ids or probes or text or ()))
+    probes = console.listed_images(images or ())
+    queries = len(ids or probes or text or ())
+    if explain is not None and explain.suffix.lower() in (*_DRAWINGS, ".npz") and queries > 1:
+        raise InputError(f"{explain.name} holds one query and there are {queries}; give --explain a folder or OUT.html")
+    if explain is not None and not explain.suffix and explain.is_dir():
+        other = next((entry for entry in sorted(explain.iterdir()) if not _EXPLANATION.fullmatch(entry.name)), None)
+        if other is not None:
+            raise InputError(
+                f"{explain} holds something else than explanations, such as {other.name}; give a new folder"
+            )
     for hint in opened.filter_hints(where) if where is not None else ():
-        note(hint)
-    if not opened.manifest.complete:
-        note_unfinished_build()
+        console.note(hint)
+    console.note_unfinished_build(opened)
     rejection = opened.manifest.rejection
     if reject and rejection is not None and rejection.generation != opened.manifest.generation:
-        note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
+        console.note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
     from ..encoders import Encoder
     from ..retrieval import Retriever
     from ..retrieval.ranking import UnknownInference
@@ -200,92 +224,31 @@ def query(
     if text and words is None:
         results = retriever.query_text(text, **options)
     elif ids:
-        options["region"] = _area([], region, mask, mask_class)
-        results = [retriever.query_stored(image, **options) for image in ids]
+        area = _area([], region, mask, mask_class)
+        results = [retriever.query_stored(image, region=area, **options) for image in ids]
     else:
         try:
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
         except ImageError:
             if strict or len(probes) == 1:
                 raise
-            probes, skipped = readable_images(probes)
+            probes, skipped = console.readable_images(probes)
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
-    written = None
     if explain is not None:
         asked: dict[str, Any] = {"against": against, "versus": versus, "weighting": weighting}
         asked |= {"mean": mean, "space": space, "detail": detail}
         colours = colours or ("inferno" if versus is None else "blue-orange")
         drawn: dict[str, Any] = {"style": style, "scale": scale, "colours": colours}
-        written = _write(results, explain, drawn, None if point is None else read_point(point), lines=lines, **asked)
+        _write(results, explain, drawn, None if point is None else read_point(point), lines=lines, **asked)
     if as_json:
-        print_json([matches.to_dict() for matches in results])
+        console.print_json([matches.to_dict() for matches in results])
     else:
         for matches in results:
-            matches.show(out)
-        if written is not None:
-            say(f"explanations: {written}")
+            matches.show(console.out)
+        if explain is not None:
+            console.say(f"explanations: {explain}")
     if skipped:
         raise typer.Exit(1)
-
-
-def _joined_text(text: list[str] | None, *, is_joined: bool, has_area: bool) -> str | None:
-    """The text that images are joined with; None without one, or where texts are the queries."""
-    if is_joined and text:
-        if len(text) > 1:
-            raise InputError(f"images are joined with one --text, got {len(text)}")
-        return text[0]
-    refuse_unused("without an image to join with --text", "text_weight")
-    if text and has_area:
-        raise InputError("--region and --mask say which part of an image to search for, and --text is none")
-    return None
-
-
-def _refuse_unused(
-    ids: list[int] | None,
-    region: str | None,
-    mask: Path | None,
-    explain: Path | None,
-    *,
-    weighting: str | None,
-    style: str,
-    colours: str | None,
-    joined: bool,
-) -> None:
-    """Options that say how to explain without an explanation, how to draw without images, and the like."""
-    if explain is None:
-        refuse_unused(
-            "without --explain", "against", "versus", "weighting", "mean", "detail", "space", "point", "style",
-            "scale", "colours", "lines", remedy="add --explain OUT.html or a folder",
-        )  # fmt: skip
-        if not ids or (region is None and mask is None):
-            refuse_unused("where no image of the gallery is opened", "root", remedy="add --explain, or leave it out")
-        if ids and region is None and mask is None and not joined:
-            refuse_unused(
-                "where nothing is encoded: the gallery keeps the vectors of its images", "device", "max_pixels"
-            )
-    elif explain.suffix.lower() not in ("", ".html", *_DRAWINGS, ".npz"):
-        raise InputError(f"--explain writes OUT.html, OUT.png, OUT.npz or a folder, not {explain.name}")
-    elif explain.suffix:
-        whom = "the report, which has its own switches" if explain.suffix.lower() == ".html" else "one file"
-        unused = _UNUSED_BY.get(explain.suffix.lower(), ())
-        refuse_unused(f"by {whom}", "point", *unused, remedy="give --explain a folder")
-    if weighting not in (None, "root_ratio"):
-        refuse_unused(f"by the weighting {weighting}", "mean")
-    if style != "overlay" and colours != "blue-orange":
-        refuse_unused(f"by the style {style}, which draws lines", "colours")
-    if mask is None:
-        refuse_unused("without --mask", "mask_class", remedy="add --mask FILE or FOLDER")
-
-
-def _require_place(target: Path, queries: int) -> None:
-    """Nothing, if the explanations may go there: one file for one query, a report, a folder of explanations or none."""
-    if target.suffix.lower() in (*_DRAWINGS, ".npz") and queries > 1:
-        raise InputError(f"{target.name} holds one query and there are {queries}; give --explain a folder or OUT.html")
-    if target.suffix or not target.is_dir():
-        return
-    other = next((entry for entry in sorted(target.iterdir()) if not _EXPLANATION.fullmatch(entry.name)), None)
-    if other is not None:
-        raise InputError(f"{target} holds something else than explanations, such as {other.name}; give a new folder")
 
 
 def _area(images: list[Path], region: str | None, mask: Path | None, mask_class: int | None) -> Any:
@@ -317,19 +280,21 @@ def _write(
     *,
     lines: bool,
     **options: Any,
-) -> Path:
+) -> None:
     from ..explain import DrawStyle
     from ..retrieval import write_report
 
     explanations = []
-    with progress_bar("explaining") as progress:
+    with console.progress_bar("explaining") as progress:
         for matches in results:
             explanations.append(matches.explain(**options))
             progress(len(explanations), len(results))
     if target.suffix.lower() == ".html":
-        return write_report(target, explanations, lines=lines)
+        write_report(target, explanations, lines=lines)
+        return
     if target.suffix:
-        return explanations[0].save(target, DrawStyle(**style), lines=lines)
+        explanations[0].save(target, DrawStyle(**style), lines=lines)
+        return
     target.mkdir(parents=True, exist_ok=True)
     for number, (matches, explanation) in enumerate(zip(results, explanations, strict=True), start=1):
         query = matches.query  # a text is named by its beginning, without what file systems refuse
@@ -341,9 +306,8 @@ def _write(
         for match in matches if point is not None else ():
             pairs = matches.correspondence(match.rank, space=options["space"])
             pairs.save(target / f"{name}-rank{match.rank}-point.png", point)
-            err.print(  # standard output may hold JSON
+            console.err.print(  # standard output may hold JSON
                 f"{name}, rank {match.rank}: the shares of all pairs of places sum to {pairs.parts.total:.6f}, "
                 f"residual {pairs.parts.residual:.1e}",
                 soft_wrap=True,
             )
-    return target

@@ -6,7 +6,6 @@ import ipaddress
 import os
 import secrets
 import sys
-from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,19 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError, MissingExtraError
-from .command import refuse_unused
+from .command import Commands, refuse_unused
 from .console import note, note_unfinished_build, require_file, say
-from .options import Device, GalleryPath
+from .options import Device, GalleryPath, ReadsImages
 
 if TYPE_CHECKING:
     from ..server.service import Service
-    from ..server.settings import Settings
 
+app = Commands()
 EXAMPLE = "Example: `distcam serve photos.gallery --open`"
 TOKEN_VARIABLE, READ_TOKEN_VARIABLE = "DISTCAM_TOKEN", "DISTCAM_READ_TOKEN"
 _MEGABYTE = 1 << 20
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def serve(
     gallery: GalleryPath,
     host: Annotated[str, typer.Option(help="Address to listen on; `0.0.0.0` lets other machines in.")] = "127.0.0.1",
@@ -85,7 +85,7 @@ def serve(
 
     Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
     try:
-        from ..server.app import create_app  # noqa: F401
+        from ..server.app import bound_socket, create_app, run, url_of
         from ..server.settings import Settings
     except ModuleNotFoundError as error:
         missing = f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
@@ -111,28 +111,18 @@ def serve(
         allowed_hosts=frozenset(name.lower() for name in (*(allow_host or ()), host)),
     )
 
-    def ready(url: str) -> None:
-        if settings.token != given:
-            say(f"token for adding and removing, shown this once: {settings.token}")
-        if open_page:
-            typer.launch(url)
-
-    _run(settings, (host, port), access_log=access_log, on_ready=ready)
-
-
-def _run(settings: Settings, address: tuple[str, int], *, access_log: bool, on_ready: Callable[[str], None]) -> None:
-    """Serve until the end, of this process too where a thread would keep it."""
-    from ..server.app import bound_socket, create_app, run, url_of
-
-    with closing(bound_socket(*address)) as bound:  # before anything is loaded
+    with closing(bound_socket(host, port)) as bound:  # before anything is loaded
         app, url = create_app(settings), url_of(bound)
 
         def ready() -> None:
-            _introduce(app.state.service, url, address[0])
-            on_ready(url)
+            _introduce(app.state.service, url, host)
+            if settings.token != given:
+                say(f"token for adding and removing, shown this once: {settings.token}")
+            if open_page:
+                typer.launch(url)
 
         has_ended = run(app, bound, access_log=access_log, on_ready=ready)
-    if not has_ended:
+    if not has_ended:  # a thread would keep this process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -145,8 +135,7 @@ def _introduce(service: Service, url: str, host: str) -> None:
     with service.live.reading() as retriever:
         images, manifest = len(retriever.gallery), retriever.gallery.manifest
         is_shown = bool(getattr(retriever.gallery, "shown", ()))
-    if not manifest.complete:
-        note_unfinished_build()
+        note_unfinished_build(retriever.gallery)
     if isinstance(service.inference, UnknownInference):
         note(
             "the gallery's encoder is not known: its own images and vectors can be searched for, but no image can be "

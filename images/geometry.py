@@ -85,12 +85,9 @@ class Box(NamedTuple):
 
     def clipped(self, width: float, height: float) -> Box:
         """The part of the box inside an image of this size; empty, on the nearest edge, when it lies outside."""
-        return Box(
-            min(max(self.left, 0), width),
-            min(max(self.top, 0), height),
-            min(max(self.right, 0), width),
-            min(max(self.bottom, 0), height),
-        )
+        left, right = (min(max(edge, 0), width) for edge in (self.left, self.right))
+        top, bottom = (min(max(edge, 0), height) for edge in (self.top, self.bottom))
+        return Box(left, top, right, bottom)
 
 
 _UPRIGHT = {

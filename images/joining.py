@@ -9,10 +9,10 @@ is counted, shown with an example, and remarked on, or refused where the caller 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Generic, Self, TypeVar
+from typing import Self, TypeVar
 from unicodedata import normalize
 
 from ..errors import InputError
@@ -87,34 +87,25 @@ def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> 
     return folder / spelled(folder, name)
 
 
-class Names(Generic[V], Mapping[str, V]):
+class Names(dict[str, V]):
     """Facts about files by their names, as the source writes these."""
 
     def __init__(self, items: Mapping[str, V]) -> None:
-        self._items = items
+        super().__init__(items)
         self._loose = {form: name for name in items if (form := plain(name)) != name}
         self.has_absolute = any(name.startswith("/") for name in items)
-
-    def __getitem__(self, name: str) -> V:
-        return self._items[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def key(self, *candidates: str) -> str | None:
         """The name that fits one of those an image goes by: as it stands first, then as `plain` reads it."""
         for name in candidates:
-            if name in self._items:
+            if name in self:
                 return name
         if not self._loose and all(map(is_plain, candidates)):
             return None
         for form in map(plain, candidates):
             if form in self._loose:
                 return self._loose[form]
-            if form in self._items:
+            if form in self:
                 return form
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,11 @@ _NAME = re.compile(f"{_HEAD}(?P<split>{'|'.join(_ALIASES)}){_TAIL}", re.IGNORECA
 # all but the first only if every cell names a split
 _COLUMNS = ("split", "subset", "partition", "set", "phase", "usage", "data_split", "dataset_split", "image_set")
 _FLAGS = ("is_query", "is_gallery")
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "nan", "none")),
+    **dict.fromkeys(("true", "1", "1.0", "yes"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no"), False),
+}
 
 
 def split_name(name: str) -> SplitName | None:
@@ -68,19 +74,11 @@ def split_of_row(row: Mapping[str, str], column: str | None, *, where: object = 
 def flags_of(row: Mapping[str, str], where: object) -> dict[str, bool | None]:
     """Values of the flags `is_query` and `is_gallery`, in any case, in a row; those alone that its table has."""
     present = {name.strip().lower(): name for name in row}
-    return {name: flag(row[present[name]], name, where) for name in _FLAGS if name in present}
-
-
-def flag(text: str, column: str, where: object) -> bool | None:
-    """True, False, or None where the cell is empty."""
-    value = text.strip().lower()
-    if value in ("", "nan", "none"):
-        return None
-    if value in ("true", "1", "1.0", "yes"):
-        return True
-    if value in ("false", "0", "0.0", "no"):
-        return False
-    raise InputError(f"{where}: expected True or False in the column {column}, got {text!r}")
+    cells = {name: row[present[name]] for name in _FLAGS if name in present}
+    for column, text in cells.items():
+        if text.strip().lower() not in _WORDS:
+            raise InputError(f"{where}: expected True or False in the column {column}, got {text!r}")
+    return {name: _WORDS[text.strip().lower()] for name, text in cells.items()}
 
 
 def overlooked_column(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str | None:
@@ -253,20 +251,15 @@ class _Look:
         return any(self.holds((*place, name)) for name in self.folders(place))
 
     def folders(self, place: tuple[str, ...]) -> list[str]:
-        return sorted(
-            entry.name
-            for entry in _entries(self.root.joinpath(*place))
-            if _is_folder(entry) and self.takes((*place, entry.name))
-        )
+        entries = _entries(self.root.joinpath(*place))
+        return sorted(name for name, is_folder in entries if is_folder and self.takes((*place, name)))
 
     def holds(self, place: tuple[str, ...], depth: int = _LOOK) -> bool:
-        inner = []
-        for entry in _entries(self.root.joinpath(*place)):
-            if _is_folder(entry):
-                inner.append(entry.name)
-            elif _is_image(entry.name):
-                return True
-        return depth > 0 and any(self.holds((*place, name), depth - 1) for name in sorted(inner))
+        entries = _entries(self.root.joinpath(*place))
+        if any(not is_folder and _is_image(name) for name, is_folder in entries):
+            return True
+        inner = sorted(name for name, is_folder in entries if is_folder) if depth > 0 else []
+        return any(self.holds((*place, name), depth - 1) for name in inner)
 
     def strays(self, above: tuple[str, ...], names: frozenset[str]) -> tuple[int, str]:
         """Number of images outside of the split folders, and the first of them."""
@@ -283,20 +276,16 @@ class _Look:
         return count, first
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """The entries of a folder that are not hidden; none where it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError:
-        return []
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    """Name of each entry of a folder that is not hidden, and if it is a folder; none where it cannot be read."""
+    found: dict[str, bool] = {}
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                found[entry.name] = False
+                with suppress(OSError):
+                    found[entry.name] = entry.is_dir()
+    return list(found.items())
 
 
 def _is_image(name: str) -> bool:

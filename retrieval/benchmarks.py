@@ -1,8 +1,4 @@
-"""Encoders evaluated on retrieval: data sets, files of encodings, and galleries, under one protocol.
-
-dataset = load_dataset("CUB_200_2011", split="test")
-print(evaluate_dataset(dataset, encoder))
-"""
+"""Encoders evaluated on retrieval: data sets, files of encodings, and galleries, under one protocol."""
 
 from __future__ import annotations
 
@@ -55,10 +51,9 @@ def evaluate_encodings(
         trained_on=Overlap.from_dict(encodings.encoder.get("trained_on")),
         notes=_splits_measured(encodings.file, encodings.records),
     )
+    given: dict[str, Any] = {"protocol": protocol, "origin": origin, "progress": progress}
     if (roles == "both").all():
-        return evaluate_embeddings(
-            encodings.embeddings, encodings.labels, protocol=protocol, origin=origin, progress=progress
-        )
+        return evaluate_embeddings(encodings.embeddings, encodings.labels, **given)
     asked, searched = np.flatnonzero(roles != "gallery"), np.flatnonzero(roles != "query")
     if not asked.size or not searched.size:
         raise InputError(f"{encodings.file}: expected queries and a gallery; all images are {roles[0]}")
@@ -71,9 +66,7 @@ def evaluate_encodings(
         gallery=encodings.embeddings[searched],
         gallery_labels=labels[searched],
         own=place[asked],
-        protocol=protocol,
-        origin=origin,
-        progress=progress,
+        **given,
     )
 
 
@@ -108,8 +101,9 @@ def evaluate_gallery(
             overlap = record.overlap(labels, record.short(np.concatenate([np.empty((0, 32), np.uint8), *digests])))
         notes = _splits_measured(gallery.folder, records)
         origin = _origin(known, gallery.folder.name, notes=notes, trained_on=overlap)
+    given: dict[str, Any] = {"protocol": protocol, "origin": origin, "progress": progress}
     if queries is None:
-        return evaluate_embeddings(vectors, labels, protocol=protocol, origin=origin, progress=progress)
+        return evaluate_embeddings(vectors, labels, **given)
     if queries.encoder["fingerprint"] != entry.fingerprint:
         raise FingerprintMismatchError(
             f"{gallery.folder} was built with {entry.short_name}, {queries.file} with "
@@ -123,9 +117,7 @@ def evaluate_gallery(
         gallery=vectors,
         gallery_labels=labels,
         own=[row_of.get(queries.file_of(queries.records[row]), -1) for row in asked],
-        protocol=protocol,
-        origin=origin,
-        progress=progress,
+        **given,
     )
 
 
@@ -183,7 +175,7 @@ def evaluate_dataset(
         origin = _origin(
             encodings.encoder,
             dataset.title,
-            split,
+            split=split,
             notes=(*dataset.problems, *notes, *against),
             trained_on=None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256)),
         )
@@ -231,21 +223,9 @@ def _splits_measured(place: Path, records: Sequence[Record]) -> tuple[str, ...]:
     return (f"the images of all splits together: {said}",)
 
 
-def _origin(
-    known: Any,
-    dataset: str,
-    split: str | None = None,
-    *,
-    notes: tuple[str, ...] = (),
-    trained_on: Overlap | None = None,
-) -> Origin:
-    return Origin(
-        dataset=dataset,
-        split=split,
-        encoder=known.get("short_name"),
-        fingerprint=known.get("fingerprint"),
-        description=known.get("description") or {},
-        precision=known.get("precision"),
-        notes=notes,
-        trained_on=say_overlap(trained_on),
-    )
+def _origin(known: Any, dataset: str, *, trained_on: Overlap | None = None, **rest: Any) -> Origin:
+    known = {name: known.get(name) for name in ("fingerprint", "precision")} | {
+        "encoder": known.get("short_name"),
+        "description": known.get("description") or {},
+    }
+    return Origin(dataset=dataset, trained_on=say_overlap(trained_on), **known, **rest)

@@ -12,15 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..encoders.trained_on import Overlap
 from ..errors import InputError, ShapeError
-from ..metrics.distances import (
-    METRICS,
-    Metric,
-    SearchSpec,
-    check_vectors,
-    cluster,
-    comparable,
-    normalised_mutual_information,
-)
+from ..metrics import Metric
+from ..metrics.distances import METRICS, SearchSpec, check_vectors, cluster, comparable, normalised_mutual_information
 from ..metrics.intervals import bootstrap_means
 from ..metrics.ranking import BLOCK_BYTES, TIES, Pairing, RankMeasures, Rows, measure_rankings
 from ..progress import Progress
@@ -293,12 +286,12 @@ def evaluate_embeddings(
 def _codes(query_labels: _Labels, gallery_labels: _Labels) -> tuple[Rows, Rows]:
     """Class numbers of both, the same for equal labels; −1 for None."""
     number: dict[Hashable, int] = {}
-    sides = [labels.tolist() if isinstance(labels, np.ndarray) else labels for labels in (query_labels, gallery_labels)]
-    coded = [
-        np.array([-1 if label is None else number.setdefault(label, len(number)) for label in side], np.intp)
-        for side in sides
-    ]
-    return coded[0], coded[1]
+
+    def coded(labels: _Labels) -> Rows:
+        given = labels.tolist() if isinstance(labels, np.ndarray) else labels
+        return np.array([-1 if label is None else number.setdefault(label, len(number)) for label in given], np.intp)
+
+    return coded(query_labels), coded(gallery_labels)
 
 
 def _counts(per_query: RankMeasures, codes: Rows, gallery_codes: Rows) -> dict[str, int]:
@@ -325,16 +318,10 @@ def _scores(per_query: RankMeasures, codes: Rows, protocol: Protocol) -> dict[st
     }
     values = np.column_stack([column[is_scored] for column in columns.values()])
     groups = (np.arange(len(values)), codes[is_scored])
-    errors = [
-        bootstrap_means(values, own, samples=protocol.resamples, seed=protocol.seed).std(axis=0, ddof=1)
-        if len(np.unique(own)) > 1
-        else np.full(len(columns), np.nan)
-        for own in groups
-    ]
+    errors: list[list[float | None]] = [[None] * len(columns)] * 2
+    for place, own in enumerate(groups):
+        if len(np.unique(own)) > 1:
+            resampled = bootstrap_means(values, own, samples=protocol.resamples, seed=protocol.seed)
+            errors[place] = resampled.std(axis=0, ddof=1).tolist()
     means = [math.fsum(column) / len(values) for column in values.T.tolist()]  # the same in every order of the queries
-    found = zip(columns, means, *errors, strict=True)
-    return {name: Score(mean, _known(query), _known(of_class)) for name, mean, query, of_class in found}
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return {name: Score(*found) for name, *found in zip(columns, means, *errors, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -22,7 +23,7 @@ from ..encoders.regions import MaskPooling, weights_of
 from ..errors import ImageError, InputError
 from ..explain import Surroundings
 from ..explain.weightings import NEEDS_MEAN
-from ..images.masks import MaskFolder, read_mask
+from ..images.masks import read_mask
 from ..index.storage.segments import MASK_COLUMN, NO_MASK
 from .ranking import Encodes, Match, Ranking, TextEncoding
 
@@ -225,26 +226,21 @@ def gallery_weights(
     if masks is None:
         return None
     shape = shape or gallery.spec.map_shape or MaskPooling.of(masks, encoder).shape
-    return [_stored_weights(image, masks, encoder, shape) for image in images]
-
-
-def _stored_weights(
-    image: Record | Match, masks: MaskFolder, encoder: Encoder, shape: tuple[int, int]
-) -> Float[Tensor, "h w"]:
-    digest = image.columns.get(MASK_COLUMN, NO_MASK)
-    whole = torch.ones(shape)
-    if digest == NO_MASK:
-        return whole
-    if masks.digest(image.path) != digest:
-        raise InputError(
-            f"{image.path} was pooled under a mask that is not at {masks.file(image.path)} any more, so this side "
-            "cannot be explained; put it back, or renew the gallery with `distcam index add`"
-        )
-    try:
-        mask = read_mask(masks.file(image.path), category=masks.category)
-        size = (mask.shape[1], mask.shape[0])
-        return weights_of(mask, size=size, encoder=encoder, shape=shape) if mask.any() else whole
-    except ImageError as error:
-        raise InputError(f"{image.path}: its mask: {error.reason}") from error
-    except InputError:  # nothing of the mask is seen: pooled as a whole
-        return whole
+    found = [torch.ones(shape) for _ in images]
+    for place, image in enumerate(images):
+        digest = image.columns.get(MASK_COLUMN, NO_MASK)
+        if digest == NO_MASK:
+            continue
+        if masks.digest(image.path) != digest:
+            raise InputError(
+                f"{image.path} was pooled under a mask that is not at {masks.file(image.path)} any more, so this side "
+                "cannot be explained; put it back, or renew the gallery with `distcam index add`"
+            )
+        try:
+            mask = read_mask(masks.file(image.path), category=masks.category)
+        except ImageError as error:
+            raise InputError(f"{image.path}: its mask: {error.reason}") from error
+        with suppress(InputError):  # nothing of the mask is seen: pooled as a whole
+            size = (mask.shape[1], mask.shape[0])
+            found[place] = weights_of(mask, size=size, encoder=encoder, shape=shape) if mask.any() else found[place]
+    return found

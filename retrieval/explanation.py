@@ -106,11 +106,6 @@ class Explanation:
         return self._evidence.space
 
     @property
-    def has_mean(self) -> bool:
-        """True if the gallery keeps its mean vector in this space."""
-        return self._evidence.has_mean
-
-    @property
     def is_exact(self) -> bool:
         """False when a non-linear head could only be unfolded to first order."""
         return self._evidence.query_response.is_exact
@@ -159,10 +154,9 @@ class Explanation:
         if self._basis:
             said.append(f"{self._basis[0].upper()}{self._basis[1:]}.")
         if self.matches.query.has_image and self.versus is None:
-            empty = [
-                each.short_name for each, own in zip(self.references, self.query_maps, strict=True) if own.max() <= 0
-            ]
-            said += [f"No place speaks for {', '.join(empty)} by this weighting."] if empty else []
+            pairs = zip(self.references, self.query_maps, strict=True)
+            if empty := [each.short_name for each, own in pairs if own.max() <= 0]:
+                said.append(f"No place speaks for {', '.join(empty)} by this weighting.")
         if self.sensitivity is not None:
             means = next(text for least, text in DEPENDS.items() if self.sensitivity >= least)
             said.append(f"{means} (rank correlation {self.sensitivity:.2f}).")
@@ -263,22 +257,20 @@ class Explanation:
         With `lines` the places that answer one another stand below, for each match.
         """
         if lines:
-            maps = self.show(look)
-            return below(maps, lines_sheet([self.lines(index) for index in range(len(self))], width=maps.width))
+            panel = self.show(look)
+            return below(panel, lines_sheet([self.lines(index) for index in range(len(self))], width=panel.width))
         look = look or (DrawStyle() if self.versus is None else DrawStyle(colours="blue-orange"))
         has_middle = look.colours == "blue-orange"
 
-        def shown(maps: Tensor) -> Tensor:  # of signed maps what speaks for the match, unless the colours have a middle
-            is_halved = (self.is_signed or self.weighting in RECTIFIED) and not has_middle
-            return rectify(maps) if is_halved else maps
-
-        answers = self.found_reference_maps
+        maps, answers = self.query_maps if self.matches.query.has_image else None, self.found_reference_maps
+        if (self.is_signed or self.weighting in RECTIFIED) and not has_middle:  # what speaks for the match
+            maps, answers = (None if each is None else rectify(each) for each in (maps, answers))
         images = [self.reference_image(index) for index in range(len(self))]
         return map_panel(
             Tile(self.marked_query, title="query", caption=self.matches.query.short_name),
             [self._tile(index, image) for index, image in enumerate(images)],
-            shown(self.query_maps) if self.matches.query.has_image else None,
-            None if answers is None else shown(answers),
+            maps,
+            answers,
             view=self.query_view,
             views=[None if image is None else self.view_of(image) for image in images],
             look=look,

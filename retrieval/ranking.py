@@ -104,10 +104,7 @@ class TextEncoding:
         """Not known."""
         raise InputError("a text has no features before the head; explain it in the space that ranks, space='metric'")
 
-    @property
-    def constant(self) -> Tensor | None:
-        """Not known: how much of the similarity comes from no place is said of images alone."""
-        return None
+    constant = None  # not known: how much of the similarity comes from no place is said of images alone
 
     @property
     def feature_map(self) -> Tensor:
@@ -203,14 +200,10 @@ class Match:
 
     def to_dict(self) -> dict[str, Any]:
         """The match as JSON-able values."""
-        names = ("rank", "id", "path", "label", "distance", "similarity")
-        return {
-            **{name: getattr(self, name) for name in names},
-            **{
-                name: value for name in ("is_accepted", "inliers", "same") if (value := getattr(self, name)) is not None
-            },
-            **({"columns": dict(self.columns)} if self.columns else {}),
-        }
+        always = ("rank", "id", "path", "label", "distance", "similarity")
+        names = (*always, *(name for name in ("is_accepted", "inliers", "same") if getattr(self, name) is not None))
+        columns = {"columns": dict(self.columns)} if self.columns else {}
+        return {name: getattr(self, name) for name in names} | columns
 
 
 class Encodes(Protocol):
@@ -295,15 +288,18 @@ class Ranking:
     def feature_maps(self) -> Tensor:
         """Feature maps "n k h w" of the matched images: the gallery stores them, or one forward pass makes them."""
         gallery = self.retriever.gallery
-        if not self.has_feature_maps:
-            gone = next((match.path for match in self.matches if not match.file.is_file()), "the match")
-            raise InputError(
-                f"{gone} is not in {gallery.root} any more, and the gallery stores no feature maps: "
-                "build with --store-maps, or say where the images lie now (--root, or Gallery.open(…, root=…))"
-            )
         if gallery.spec.map_shape is not None:
             return torch.from_numpy(gallery.maps([match.id for match in self.matches]))
+        self._require_files("feature maps: build with --store-maps")
         return self._encoded.feature_map.cpu()
+
+    def _require_files(self, stored: str) -> None:
+        gone = [match.path for match in self.matches if not match.file.is_file()]
+        if gone or not self.matches:
+            raise InputError(
+                f"{[*gone, 'the match'][0]} is not in {self.retriever.gallery.root} any more, and the gallery stores "
+                f"no {stored}, or say where the images lie now (--root, or Gallery.open(…, root=…))"
+            )
 
     @cached_property
     def _encoded(self) -> Encoding:
@@ -316,12 +312,7 @@ class Ranking:
         gallery = self.retriever.gallery
         if gallery.spec.fine_shape is not None:
             return torch.from_numpy(gallery.fine_maps([match.id for match in self.matches]))
-        gone = next((match.path for match in self.matches if not match.file.is_file()), None)
-        if gone is not None:
-            raise InputError(
-                f"{gone} is not in {gallery.root} any more, and the gallery stores no fine maps: build with "
-                "--store-lines, or say where the images lie now (--root, or Gallery.open(…, root=…))"
-            )
+        self._require_files("fine maps: build with --store-lines")
         self.retriever.inference.fine.read(self.retriever.lines.layer)
         if self.__dict__.get("_encoded") is not None and self._encoded.fine is None:
             del self.__dict__["_encoded"]

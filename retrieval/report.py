@@ -47,7 +47,7 @@ def write_report(
         raise InputError(f"expected {len(explanations)} labels, one per explanation, got {len(labels)}")
     first = explanations[0]
     others = (each for each in WEIGHTINGS if each != first.weighting)
-    unfit = frozenset() if first.has_mean else NEEDS_MEAN - {RECOMMENDED}
+    unfit = frozenset() if first._evidence.has_mean else NEEDS_MEAN - {RECOMMENDED}
     unfit |= {"caam"} if first.versus else set()  # the same for both sides
     weightings = [first.weighting, *(w for w in others if w not in unfit)]
     images = Thumbnails(first.view_of)

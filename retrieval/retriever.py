@@ -281,19 +281,13 @@ class Retriever:
         return replace(query, encoding=encoding, region=region, weights=weights)
 
     def _matches(self, hits: Hits) -> tuple[Match, ...]:
-        records = self.gallery.records(hits.ids)
+        found = zip(self.gallery.records(hits.ids), hits.ids.tolist(), hits.distances.tolist(), strict=True)
         return tuple(
             Match(
-                rank=rank,
-                id=int(hits.ids[rank - 1]),
-                path=record.path,
-                label=record.label,
-                columns=record.columns,
-                distance=float(hits.distances[rank - 1]),
-                similarity=self.similarity(float(hits.distances[rank - 1])),
+                *(rank, number, record.path, record.label, record.columns, distance, self.similarity(distance)),
                 file=self.gallery.file(record),
             )
-            for rank, record in enumerate(records, start=1)
+            for rank, (record, number, distance) in enumerate(found, start=1)
         )
 
     def similarity(self, distance: float) -> float:

@@ -8,81 +8,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from ...errors import InputError
 from ...remarks import counted
+from .. import console, options
 from ..command import Commands, refuse_unused
-from ..console import (
-    load_encoder,
-    note,
-    out,
-    print_json,
-    progress_bar,
-    report_skipped,
-    require_encoder,
-    require_file,
-    require_images,
-    resumable,
-    say,
-)
-from ..options import (
-    AsJson,
-    BatchSize,
-    Device,
-    EncoderName,
-    FineLayer,
-    Fit,
-    GalleryEncoder,
-    GalleryPath,
-    Images,
-    ImageSize,
-    Index,
-    Labels,
-    Layer,
-    MaskClass,
-    Masks,
-    Metric,
-    Readout,
-    ReadsImages,
-    StoreLines,
-    StoreMaps,
-    Strict,
-    Weights,
-    Workers,
-)
 
 if TYPE_CHECKING:
     from ...index import Gallery, RayEngine
 
-app = Commands(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
+app = Commands(no_args_is_help=True)
 
 
 @app.command(
-    cls=ReadsImages,
+    cls=options.ReadsImages,
     epilog="Example: `distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet`",
 )
 def build(
-    images: Images,
+    images: options.Images,
     out_path: Annotated[Path, typer.Option("--out", help="The gallery's folder; a stopped build resumes.")],
-    encoder: EncoderName = "resnet50",
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
-    labels: Labels = None,
-    store_maps: StoreMaps = False,
-    store_lines: StoreLines = False,
-    fine_layer: FineLayer = "auto",
-    masks: Masks = None,
-    mask_class: MaskClass = None,
-    metric: Metric = "cosine",
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    index: Index = "auto",
+    encoder: options.EncoderName = "resnet50",
+    weights: options.Weights = None,
+    layer: options.Layer = None,
+    readout: options.Readout = None,
+    fit: options.Fit = None,
+    image_size: options.ImageSize = None,
+    labels: options.Labels = None,
+    store_maps: options.StoreMaps = False,
+    store_lines: options.StoreLines = False,
+    fine_layer: options.FineLayer = "auto",
+    masks: options.Masks = None,
+    mask_class: options.MaskClass = None,
+    metric: options.Metric = "cosine",
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    index: options.Index = "auto",
     backend: Annotated[
         str | None,
         typer.Option(
@@ -98,8 +59,8 @@ def build(
         str | None, typer.Option(help="With --engine ray: the cluster, e.g. `auto`. Default: Ray on this machine.")
     ] = None,
     ray_workers: Annotated[int | None, typer.Option(min=1, help="With --engine ray: encoders at work at once.")] = None,
-    strict: Strict = False,
-    as_json: AsJson = False,
+    strict: options.Strict = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Encode images and write them, with their pooled vectors and labels, as a gallery."""
     from ...index import Gallery
@@ -115,10 +76,10 @@ def build(
         refuse_unused("without --masks", "mask_class", remedy="add --masks FOLDER")
     if not store_lines:
         refuse_unused("without --store-lines", "fine_layer", remedy="add --store-lines")
-    require_encoder(encoder, weights, layer)
-    require_images([images])
-    with resumable(), progress_bar("building") as progress:
-        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
+    console.require_encoder(encoder, weights, layer)
+    console.require_images([images])
+    with console.resumable(), console.progress_bar("building") as progress:
+        loaded = console.load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
         gallery = Gallery.build(
             images,
             loaded,
@@ -144,44 +105,44 @@ def build(
 
             Retriever(gallery, loaded, device=device).lines.keep()
     if as_json:
-        print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
+        console.print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
     seen_as = f"{loaded.transform.summary}, {gallery.manifest.encoder.precision}"
-    say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
+    console.say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
     if names := gallery.labels:
         bare = len(gallery) - int(gallery.prototypes.counts.sum())
         classes = f"{len(names)} classes ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        say(classes + (f", {bare} images without a label" if bare else ""))
+        console.say(classes + (f", {bare} images without a label" if bare else ""))
     else:
-        say("no image has a label")
+        console.say("no image has a label")
     if gallery.masks is not None:
         pooled = gallery.info()["masks"]
-        say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
-    report_skipped(gallery.skipped)
+        console.say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
+    console.report_skipped(gallery.skipped)
 
 
-@app.command(cls=ReadsImages, epilog="Example: `distcam index add photos.gallery new_photos/`")
+@app.command(cls=options.ReadsImages, epilog="Example: `distcam index add photos.gallery new_photos/`")
 def add(
-    gallery: GalleryPath,
-    images: Images,
-    encoder: GalleryEncoder = None,
-    labels: Labels = None,
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    strict: Strict = False,
-    as_json: AsJson = False,
+    gallery: options.GalleryPath,
+    images: options.Images,
+    encoder: options.GalleryEncoder = None,
+    labels: options.Labels = None,
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    strict: options.Strict = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Add images: new ones are encoded, changed ones replaced, known ones left alone."""
     from ...index import Gallery
 
-    require_file(encoder, "--encoder")
+    console.require_file(encoder, "--encoder")
     opened = Gallery.open(gallery)
-    require_images([images])
+    console.require_images([images])
     from ...index.sync.sync import LazyEncoder
 
     loaded = LazyEncoder(opened, encoder)()
-    with progress_bar("adding") as progress, resumable():
+    with console.progress_bar("adding") as progress, console.resumable():
         report = opened.add(
             images,
             loaded,
@@ -193,24 +154,24 @@ def add(
             progress=progress,
         )
     if as_json:
-        print_json({"gallery": str(gallery), "images": len(opened), **report.to_dict()})
+        console.print_json({"gallery": str(gallery), "images": len(opened), **report.to_dict()})
         return
     taken = f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there"
-    say(f"{taken}; now {counted(len(opened), 'image')}")
-    report_skipped(report.skipped)
+    console.say(f"{taken}; now {counted(len(opened), 'image')}")
+    console.report_skipped(report.skipped)
     note_what_is_due(opened)
 
 
 @app.command(epilog="Example: `distcam index remove photos.gallery --where 'label=cat'`")
 def remove(
-    gallery: GalleryPath,
+    gallery: options.GalleryPath,
     images: Annotated[
         list[str] | None,
         typer.Argument(help="Paths of images, as the gallery lists them or where they lie.", show_default=False),
     ] = None,
     path: Annotated[list[str] | None, typer.Option(help="The same as an option; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="A filter, e.g. `label=cat` or `year<2020 and camera!=3`.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Remove images by path or by a filter; nothing is rebuilt."""
     from ...index import Gallery
@@ -220,22 +181,22 @@ def remove(
         raise InputError("say what to remove: paths of images, or --where FILTER; one of both")
     opened = Gallery.open(gallery)
     for hint in opened.filter_hints(where) if where is not None else ():
-        note(hint)
+        console.note(hint)
     removed = opened.remove(paths=paths or None, where=where)
     if as_json:
-        print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
+        console.print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
         return
-    say(f"{removed} removed; {counted(len(opened), 'image')} left")
+    console.say(f"{removed} removed; {counted(len(opened), 'image')} left")
     note_what_is_due(opened)
 
 
 @app.command(epilog="Example: `distcam index info photos.gallery --json`")
 def info(
-    gallery: GalleryPath,
+    gallery: options.GalleryPath,
     skipped: Annotated[
         bool, typer.Option("--skipped", help="Also list every file that could not be used, with the reason.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show what a gallery holds and which encoder built it."""
     from ...index import Gallery
@@ -243,25 +204,22 @@ def info(
     opened = Gallery.open(gallery, verify=False)
     facts, left_out = opened.info(), opened.skipped if skipped else ()
     if as_json:
-        print_json({**facts, **({"skipped_files": [asdict(item) for item in left_out]} if skipped else {})})
+        console.print_json({**facts, **({"skipped_files": [asdict(item) for item in left_out]} if skipped else {})})
         return
-    table = Table("what", "value", title=Text(str(gallery)), title_justify="left")
-    for name, value in _flat(facts):
-        table.add_row(name, Text(value))
-    out.print(table)
+    console.print_facts(str(gallery), dict(_flat(facts)))
     for item in left_out:
-        say(f"{item.path}: {item.reason}")
+        console.say(f"{item.path}: {item.reason}")
     if facts["skipped"] and not skipped:
-        say(f"{counted(facts['skipped'], 'file')} could not be used; --skipped lists them")
+        console.say(f"{counted(facts['skipped'], 'file')} could not be used; --skipped lists them")
 
 
 @app.command(epilog="Example: `distcam index verify photos.gallery --repair`")
 def verify(
-    gallery: GalleryPath,
+    gallery: options.GalleryPath,
     repair: Annotated[
         bool, typer.Option("--repair", help="Set damaged files aside, drop damaged caches, sweep up.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check every file of a gallery: checksums, structure, values, counts.
 
@@ -270,15 +228,12 @@ def verify(
     from ...index import verify_gallery
 
     report = verify_gallery(gallery, repair=repair)
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        say(str(report))
+    console.answer(report.to_dict(), str(report), as_json=as_json)
     raise typer.Exit(0 if report.is_sound and not report.has_losses else 1)
 
 
 @app.command(epilog="Example: `distcam index compact photos.gallery`")
-def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
+def compact(gallery: options.GalleryPath, as_json: options.AsJson = False) -> None:
     """Merge small segments and drop removed images from disk."""
     from ...index import Gallery
 
@@ -286,16 +241,17 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     before = opened.info()["bytes"]
     opened.compact()
     after = opened.info()["bytes"]
-    if as_json:
-        print_json({"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after})
-        return
-    say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}")
+    content = {"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after}
+    text = f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}"
+    console.answer(content, text, as_json=as_json)
 
 
 def note_what_is_due(gallery: Gallery) -> None:
     """Say on stderr when the tuning does not fit the gallery any more."""
     if gallery.is_tuning_due:
-        note(f"the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again")
+        console.note(
+            f"the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again"
+        )
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

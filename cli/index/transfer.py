@@ -16,8 +16,8 @@ import typer
 
 from ...errors import DistcamError, InputError
 from ...remarks import counted
+from .. import console
 from ..command import refuse_unused
-from ..console import complain, err, note, print_json, progress_bar, report_skipped, require_file, resumable, say
 from ..options import AsJson, BatchSize, Device, GalleryEncoder, GalleryPath, Index, Labels, Metric, Strict, Workers
 from .manage import note_what_is_due
 
@@ -78,7 +78,7 @@ def sync(
         refuse_unused("with --force, which lets any number leave", "max_vanishing")
     if dry_run:
         refuse_unused("with --dry-run, which encodes nothing", "encoder", "batch_size", "workers", "device", "strict")
-    require_file(encoder, "--encoder")
+    console.require_file(encoder, "--encoder")
     opened = Gallery.open(gallery, root=root)
     options: dict[str, Any] = {
         "labels": labels,
@@ -97,28 +97,28 @@ def sync(
         with _ended_by_signals():
             for outcome in watch_folder(opened, folder, encoder, every=every, settle=settle, **options):
                 if isinstance(outcome, DistcamError):
-                    complain(str(outcome))
+                    console.complain(str(outcome))
                 elif as_json:
                     sys.stdout.write(json.dumps(outcome.to_dict()) + "\n")
                     sys.stdout.flush()
                 else:
-                    say(str(outcome))
-                    report_skipped(outcome.skipped)
+                    console.say(str(outcome))
+                    console.report_skipped(outcome.skipped)
         return
-    with resumable(), progress_bar("syncing") as progress:
+    with console.resumable(), console.progress_bar("syncing") as progress:
         report = opened.sync(folder, encoder, dry_run=dry_run, progress=progress, **options)
     if as_json:
-        print_json({"gallery": str(gallery), "folder": str(folder), **report.to_dict()})
+        console.print_json({"gallery": str(gallery), "folder": str(folder), **report.to_dict()})
         return
     for change in report.changes[:_SHOWN]:
         origin = f"  (from {change.origin})" if change.origin else ""
-        say(f"  {change.kind:10} {change.path}{origin}")
+        console.say(f"  {change.kind:10} {change.path}{origin}")
     if len(report.changes) > _SHOWN:
-        say(f"  … and {len(report.changes) - _SHOWN} more (all with --json)")
-    say(str(report))
-    report_skipped(report.skipped)
+        console.say(f"  … and {len(report.changes) - _SHOWN} more (all with --json)")
+    console.say(str(report))
+    console.report_skipped(report.skipped)
     if report.refusal is not None:
-        note(f"without --dry-run this would be refused: {report.refusal}")
+        console.note(f"without --dry-run this would be refused: {report.refusal}")
     if not dry_run:
         note_what_is_due(opened)
 
@@ -134,7 +134,7 @@ def _ended_by_signals() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print("stopped watching; everything encoded so far is kept")
+        console.err.print("stopped watching; everything encoded so far is kept")
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -172,7 +172,7 @@ def import_(
         refuse_unused("where nothing is encoded", "device", remedy="add --encoder CHECKPOINT")
     else:
         refuse_unused("where --encoder says what made the vectors", "name")
-    with resumable("the same command starts the import anew"), progress_bar("importing") as progress:
+    with console.resumable("the same command starts the import anew"), console.progress_bar("importing") as progress:
         gallery = import_gallery(
             source,
             out_path,
@@ -189,13 +189,13 @@ def import_(
             progress=progress,
         )
     if as_json:
-        print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
+        console.print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
-    say(f"{counted(len(gallery), 'image')} in {out_path}, {counted(len(gallery.skipped), 'row')} skipped")
+    console.say(f"{counted(len(gallery), 'image')} in {out_path}, {counted(len(gallery.skipped), 'row')} skipped")
     for item in gallery.skipped[:10]:
-        err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
+        console.err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
     if "imported" in gallery.manifest.encoder.description:
-        note(
+        console.note(
             "which encoder made these vectors is not known, so stored images and vectors can be queried, other "
             "images cannot; if you know it, import with --encoder CHECKPOINT"
         )
@@ -218,7 +218,7 @@ def export(
     from ...index import Gallery
     from ...index.interop.export import export_gallery
 
-    with resumable("nothing was written"), progress_bar("exporting") as progress:
+    with console.resumable("nothing was written"), console.progress_bar("exporting") as progress:
         written = export_gallery(
             Gallery.open(gallery),
             out_path,
@@ -228,12 +228,9 @@ def export(
             encoder=encoder,
             progress=progress,
         )
-    if as_json:
-        print_json(asdict(written))
-        return
-    kept = "with" if written.encoder else "without"
-    size = written.bytes / 2**20
-    say(f"{written.images} images in {out_path}, {kept} their encoder: {written.files} files, {size:.1f} MiB")
+    kept, size = "with" if written.encoder else "without", written.bytes / 2**20
+    text = f"{written.images} images in {out_path}, {kept} their encoder: {written.files} files, {size:.1f} MiB"
+    console.answer(asdict(written), text, as_json=as_json)
 
 
 def restore(
@@ -249,7 +246,5 @@ def restore(
 
     restore_gallery(source, gallery)
     images = len(Gallery.open(gallery, verify=False))
-    if as_json:
-        print_json({"gallery": str(gallery), "from": str(source), "images": images})
-        return
-    say(f"{counted(images, 'image')} in {gallery}, as in {source}")
+    content = {"gallery": str(gallery), "from": str(source), "images": images}
+    console.answer(content, f"{counted(images, 'image')} in {gallery}, as in {source}", as_json=as_json)

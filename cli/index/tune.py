@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from rich.text import Text
 from ...errors import InputError
 from ...remarks import counted, remark
 from ..command import refuse_unused
-from ..console import note, out, print_json, progress_bar, require_file, require_images, resumable, say
+from ..console import answer, note, out, print_json, progress_bar, require_file, require_images, resumable, say
 from ..options import AsJson, Device, GalleryEncoder, GalleryPath, Labels, Strict
 
 if TYPE_CHECKING:
@@ -153,10 +152,30 @@ def calibrate(
     if explanations:
         branch = "with --explanations"
         refuse_unused(branch, "false_alarms", "exclude_same", "encoder")
-        _choose_maps(gallery, queries, labels, composites=composites, device=device, seed=seed, strict=strict)
-        choice = Gallery.open(gallery).map_choice
+        from ...images import list_images
+        from ...retrieval.localisation import explanations as measured
+
+        opened = Gallery.open(gallery)
+        given = None if queries is None else list_images(queries, labels=labels)
+        asked, references = measured.from_gallery(opened, given, 2 * composites, seed=seed)
+        with progress_bar("composites") as progress:
+            table = measured.benchmark_explanations(
+                asked,
+                measured.gallery_encoder(opened),
+                references,
+                composites=composites,
+                methods=measured.weightings_to_choose(references),
+                faithful=0,
+                device=device,
+                precision=opened.manifest.encoder.precision or "auto",
+                seed=seed,
+                strict=strict,
+                progress=progress,
+            )
+        choice = table.choice(generation=opened.manifest.generation)
+        opened.choose_maps(choice)
         said = "nothing is better beyond chance than distcam's default, which explains matches of this gallery"
-        print_json({"map_choice": choice and asdict(choice)}) if as_json else say(str(choice or said))
+        answer({"map_choice": choice and asdict(choice)}, str(choice or said), as_json=as_json)
         return
     refuse_unused("without --explanations", "composites")
     if queries is None:
@@ -212,52 +231,16 @@ def _calibrate_lines(
             found = calibrate_verification(
                 retriever, verify=verify, exclude_same=exclude_same, seed=seed, progress=progress
             )
-    if as_json:
-        kept = {"layer": scale.layer, "null": scale.null, "pairs": scale.pairs}
-        print_json({**kept, **({} if found is None else asdict(found))})
-        return
+    kept = {"layer": scale.layer, "null": scale.null, "pairs": scale.pairs}
     median, _, highest = scale.null
-    say(
+    text = (
         f"lines from {scale.layer or 'the last map'}: places that lie alike on "
         + (f"{scale.pairs} pairs of unrelated images of the gallery" if scale.pairs else "unrelated images elsewhere")
         + f": median {median}, 99 % quantile {highest}"
         + ("" if scale.pairs else "; the gallery's are too few to measure")
+        + ("" if found is None else f"\n{found}")
     )
-    if found is not None:
-        say(str(found))
-
-
-def _choose_maps(
-    folder: Path, queries: str | None, labels: str | None, *, composites: int, device: str, seed: int, strict: bool
-) -> None:
-    """Keep in the gallery the weighting that leads distcam's default, or that there is none."""
-    from ...images import list_images
-    from ...index import Gallery
-    from ...retrieval.localisation.explanations import (
-        benchmark_explanations,
-        from_gallery,
-        gallery_encoder,
-        weightings_to_choose,
-    )
-
-    opened = Gallery.open(folder)
-    given = None if queries is None else list_images(queries, labels=labels)
-    asked, references = from_gallery(opened, given, 2 * composites, seed=seed)
-    with progress_bar("composites") as progress:
-        table = benchmark_explanations(
-            asked,
-            gallery_encoder(opened),
-            references,
-            composites=composites,
-            methods=weightings_to_choose(references),
-            faithful=0,
-            device=device,
-            precision=opened.manifest.encoder.precision or "auto",
-            seed=seed,
-            strict=strict,
-            progress=progress,
-        )
-    opened.choose_maps(table.choice(generation=opened.manifest.generation))
+    answer(kept if found is None else kept | asdict(found), text, as_json=as_json)
 
 
 def _encoded_probes(
@@ -276,18 +259,14 @@ def _encoded_probes(
     from ...encoders import Inference
     from ...images import list_images
     from ...index.sync.sync import LazyEncoder
+    from ...retrieval.localisation.references import photographs
 
     loaded = LazyEncoder(gallery, encoder)()
     listing = list_images(queries, labels=labels)
     if column is not None and column not in listing.column_names:
         raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")
+    photographs(listing, strict=strict)
     records = [record for record in listing if record.label is not None]
-    if len(records) < len(listing):
-        bare = next(record.path for record in listing if record.label is None)
-        remark(
-            f"{len(listing) - len(records):,} of {len(listing):,} queries have no label and are left out, as {bare}",
-            strict=strict,
-        )
     inference = Inference(loaded, device=device, precision=gallery.manifest.encoder.precision or "auto")
     known, vectors, failures = [], [], []
     for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record)), maps=False):
@@ -296,13 +275,10 @@ def _encoded_probes(
             known += batch.items
             vectors.append(batch.encoding.embedding.cpu().numpy())
     if not known:
-        raise InputError(
-            f"none of the images of {queries} can be used; {failures[0] if failures else 'none is labelled'}"
-        )
+        raise InputError(f"none of the images of {queries} can be used; {failures[0]}")
     if failures:
-        remark(
-            f"{len(failures):,} of {len(records):,} queries cannot be read and are left out, the first: {failures[0]}"
-        )
+        count = f"{len(failures):,} of {len(records):,} queries"
+        remark(f"{count} cannot be read and are left out, the first: {failures[0]}")
     return {
         "embeddings": np.concatenate(vectors),
         "labels": [record.label for record in known],

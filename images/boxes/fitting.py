@@ -82,12 +82,14 @@ class BoxTable:
         return Names(self.by_stem)
 
 
-def box_of(corners: Sequence[str | None], where: str) -> Box:
-    """Four numbers, left, top, right, bottom, as a box that is not empty; a comma may stand for the point."""
+def box_of(corners: Sequence[str | None], where: str, *, has_size: bool = False) -> Box:
+    """Four numbers as a box that is not empty: left, top, right, bottom, or where it `has_size` left, top and size."""
     try:
         numbers = [as_float(corner or "") for corner in corners]
     except ValueError:
         numbers = []
+    if has_size and len(numbers) == 4:
+        numbers[2:] = [numbers[0] + numbers[2], numbers[1] + numbers[3]]
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise InputError(f"{where}: expected four numbers as a box, got {', '.join(map(str, corners))}")
     box = Box(*numbers)
@@ -147,11 +149,15 @@ def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> l
     frames = [_Frame.of(each) for each in drawn]
     events: list[_Event] = []
     is_stored = _are_stored(frames)
-    results = [
-        each.annotation if frame is None else _fit(frame, events, is_stored)
-        for each, frame in zip(drawn, frames, strict=True)
-    ]
-    _tell(events, source, strict=strict)
+    pairs = list(zip(drawn, frames, strict=True))
+    results = [each.annotation if own is None else _fit(own, events, is_stored) for each, own in pairs]
+    first = {kind: (frame, box) for kind, frame, box in reversed(events)}
+    for kind, count in Counter(kind for kind, _, _ in events).items():
+        frame, box = first[kind]
+        given = "" if frame.given in (None, SHARES, frame.size) else ", annotated as {}x{}".format(*frame.given or ())
+        edges = ", ".join(f"{edge:g}" for edge in box)
+        shown = f"({edges}) of {frame.path} ({frame.size[0]}x{frame.size[1]} pixels{given})"
+        remark(_SENTENCES[kind].format(n=f"{count:,}", source=source, example=shown), strict=strict)
     plain = [frame for frame in frames if frame is not None and frame.given in (None, frame.size)]
     shares = [(box.right / f.size[0], box.bottom / f.size[1], max(box)) for f in plain for box, _ in f.boxes]
     if len(shares) < _MANY or min(min(frame.size) for frame in plain if frame.boxes) < _LARGE:
@@ -253,18 +259,6 @@ def _fit(frame: _Frame, events: list[_Event], is_stored: bool | None) -> Annotat
         else:
             kept.append(LabelledBox(box, label))
     return Annotation(tuple(kept), None if given == frame.size else given)
-
-
-def _tell(events: Sequence[_Event], source: object, *, strict: bool) -> None:
-    """Each kind with its count and first example."""
-    first = {kind: (frame, box) for kind, frame, box in reversed(events)}
-    for kind, count in Counter(kind for kind, _, _ in events).items():
-        frame, box = first[kind]
-        edges = ", ".join(f"{edge:g}" for edge in box)
-        given = None if frame.given in (None, SHARES, frame.size) else frame.given
-        drawn_on = "" if given is None else f", annotated as {given[0]}x{given[1]}"
-        example = f"({edges}) of {frame.path} ({frame.size[0]}x{frame.size[1]} pixels{drawn_on})"
-        remark(_SENTENCES[kind].format(n=f"{count:,}", source=source, example=example), strict=strict)
 
 
 _SENTENCES = {

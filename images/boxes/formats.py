@@ -115,7 +115,7 @@ def _read_csv(path: Path) -> BoxTable:
     for line, row in rows_of(path, left_out=problems):
         cells = [row[name] for name in columns]
         try:
-            box = box_of(_edges(cells, has_size=has_size), f"{path}, line {line}")
+            box = box_of(cells, f"{path}, line {line}", has_size=has_size)
         except InputError as error:
             problems[line] = f"{error}{'' if has_size else _side_hint(cells)}"
         else:
@@ -172,17 +172,6 @@ def _side_hint(cells: Sequence[str]) -> str:
     return "; if the last two are width and height, call the columns x, y, w, h" if is_size else ""
 
 
-def _edges(cells: Sequence[str], *, has_size: bool) -> list[str]:
-    """Cells as left, top, right, bottom; x, y, width, height are added up."""
-    if not has_size:
-        return list(cells)
-    try:
-        x, y, width, height = map(as_float, cells)
-    except ValueError:
-        return list(cells)
-    return [str(x), str(y), str(x + width), str(y + height)]
-
-
 def _read_cub(folder: Path, split: Split) -> BoxTable:
     if split not in ("train", "test", "all"):
         raise InputError(f"split={split!r} is not known; choose train, test, or all")
@@ -207,7 +196,7 @@ def _read_cub(folder: Path, split: Split) -> BoxTable:
                 raise InputError(
                     f"{where}: expected x, y, width, height in bounding_boxes.txt, got {corners[number]!r}"
                 )
-            box = box_of(_edges(cells, has_size=True), where)
+            box = box_of(cells, where, has_size=True)
         except InputError as error:
             problems.append(str(error))
         else:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ...encoders import Encoder, Encoding, Inference
 from ...encoders.layers import closest
-from ...encoders.trained_on import Overlap, say_overlap
+from ...encoders.trained_on import say_overlap
 from ...errors import ImageError, InputError
 from ...explain import peak_in_box, rectify, upsample
 from ...explain.checks.sanity import two_object_preference
 from ...explain.places import project, sample_mask
 from ...files import file_digests
-from ...images import Box, Listing, Transform, read_image
+from ...images import Box, Listing, read_image
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size
 from ...metrics import Metric
@@ -29,7 +29,7 @@ from ...metrics.maps import spearman
 from ...progress import Progress
 from ...remarks import remark
 from .maps import MapMaker
-from .references import LinearClassifier, Reference, References
+from .references import LinearClassifier, ReferenceKind, References
 from .results import ImageScores, LocalisationTable
 
 Masks = Callable[[BoxedImage], NDArray[np.bool_]]
@@ -41,7 +41,7 @@ def localise(
     references: References | Listing,
     *,
     methods: Sequence[str] | None = None,
-    reference: Reference = "prototypes",
+    reference: ReferenceKind = "prototypes",
     classifier: LinearClassifier | None = None,
     metric: Metric = "cosine",
     masks: Masks | None = None,
@@ -93,25 +93,24 @@ def localise(
     images = _with_references(images, references, strict=strict)
     generator = torch.Generator().manual_seed(seed)
     maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference)
-    judge = _Judge(maker, references, tuple(thresholds), generator)
-    parts, chances, skipped, done = [], [], [], 0
+    judge = _Judge(maker, tuple(thresholds))
+    parts, chances, skipped = [], [], []
     measured: list[BoxedImage] = []
     astray: list[tuple[str, str]] = []
     for seen, failures in _seen(images, inference, masks, astray):
         if strict and failures:
             raise failures[0]
         skipped += [str(failure) for failure in failures]
-        done += len(failures)
         if seen is not None:
             parts.append(judge.scores(seen))
             measured += seen.images
             chances += [float(box_coverage(own, judge.size).mean()) for own in seen.boxes]
-            done += len(seen.images)
         if progress is not None:
-            progress(done, len(images))
+            progress(len(skipped) + len(measured), len(images))
     if not parts:
         raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
     _remark_on_masks(astray, strict=strict)
+    known, labels, files = encoder.trained_on, [each.label for each in measured], [each.file for each in measured]
     if skipped:
         remark(f"{len(skipped):,} of {len(images):,} images cannot be used and are left out, the first: {skipped[0]}")
     return LocalisationTable(
@@ -123,7 +122,7 @@ def localise(
         n_references=len(references.classes),
         n_classes=len(references.labels),
         notes=_notes(images, [*references.skipped, *skipped]),
-        trained_on=_trained_on(encoder, measured),
+        trained_on=None if known is None else say_overlap(known.overlap(labels, file_digests(files))),
         n_samples=n_samples,
         seed=seed,
     )
@@ -154,13 +153,6 @@ def _notes(images: BoxedImages, unusable: Sequence[str]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _trained_on(encoder: Encoder, images: Sequence[BoxedImage]) -> Overlap | None:
-    if encoder.trained_on is None:
-        return None
-    digests = file_digests(image.file for image in images)
-    return say_overlap(encoder.trained_on.overlap([image.label for image in images], digests))
-
-
 class _Seen(NamedTuple):
     """A batch of images as the network saw them; boxes and views are in pixels of its input."""
 
@@ -187,6 +179,9 @@ def _seen(
         read[image.file] = (pixels, opened.size, mask)
         return pixels
 
+    def projected(image: BoxedImage, labels: Sequence[str], size: tuple[int, int]) -> list[Box]:
+        return [project(box, transform, size) for label in labels for box in image.boxes_of(label, *size)]
+
     for batch in inference.stream(images, load=load):
         failures = [ImageError(failure.item.path, failure.error.reason) for failure in batch.failures]
         if batch.encoding is None:
@@ -197,11 +192,8 @@ def _seen(
         yield (
             _Seen(
                 images=batch.items,
-                boxes=[_projected(image, image.label, size, transform) for image, size in known],
-                others=[
-                    _projected(image, image.labels[1], size, transform) if len(image.labels) > 1 else []
-                    for image, size in known
-                ],
+                boxes=[projected(image, image.labels[:1], size) for image, size in known],
+                others=[projected(image, image.labels[1:2], size) for image, size in known],
                 shown=[project(Box(0, 0, *size), transform, size) for size in sizes],
                 pixels=torch.stack(pixels),
                 masks=[mask for mask in drawn if mask is not None],
@@ -217,10 +209,8 @@ def _mask_of(
     """The mask of an image of this (width, height); notes in `astray` its key in `_ASTRAY`, or "", and the image."""
     try:
         mask = masks(image)
-    except ImageError as error:
-        raise ImageError(image.path, f"its mask: {error.reason}") from error
-    except InputError as error:
-        raise ImageError(image.path, f"its mask: {error}") from error
+    except (ImageError, InputError) as error:
+        raise ImageError(image.path, f"its mask: {getattr(error, 'reason', error)}") from error
     if (problem := wrong_size("", (mask.shape[1], mask.shape[0]), size)) is not None:
         raise ImageError(image.path, problem.replace("  ", " "))
     outside = mask.copy()
@@ -248,18 +238,12 @@ def _remark_on_masks(astray: Sequence[tuple[str, str]], *, strict: bool) -> None
             )
 
 
-def _projected(image: BoxedImage, label: str, size: tuple[int, int], transform: Transform) -> list[Box]:
-    return [project(box, transform, size) for box in image.boxes_of(label, *size)]
-
-
 @dataclass(frozen=True, eq=False)
 class _Judge:
     """Asks the questions about a batch and measures the maps."""
 
     maker: MapMaker
-    references: References
     thresholds: tuple[float, ...]
-    generator: torch.Generator
 
     @property
     def size(self) -> tuple[int, int]:
@@ -269,11 +253,11 @@ class _Judge:
 
     def scores(self, seen: _Seen) -> dict[str, ImageScores]:
         """Everything that is measured on a batch, by method."""
-        classes = self._questions(seen.images)
+        classes, references = self._questions(seen.images), self.maker.references
         files = [image.file for image in seen.images]
         embeddings = seen.encoding.embedding
-        asked = self.references.of_classes(embeddings, classes, reference=self.maker.reference, files=files)
-        nearest = self.references.predicted(embeddings, reference=self.maker.reference, files=files)
+        asked = references.of_classes(embeddings, classes, reference=self.maker.reference, files=files)
+        nearest = references.predicted(embeddings, reference=self.maker.reference, files=files)
         found = self.maker.maps(seen.encoding, seen.pixels, asked, classes)
         scores = {}
         for method in self.maker.methods:
@@ -284,12 +268,13 @@ class _Judge:
 
     def _questions(self, images: Sequence[BoxedImage]) -> Tensor:
         """(b, 3) classes: the image's own, another at random, and that of a second object (or its own again)."""
-        labels = self.references.labels
+        labels = self.maker.references.labels
         own = torch.tensor([labels.index(image.label) for image in images])
-        other = (own + torch.randint(1, len(labels), own.shape, generator=self.generator)) % len(labels)
-        second = [labels.index(image.labels[1]) if _has_second(image, labels) else -1 for image in images]
-        third = torch.tensor(second)
-        return torch.stack([own, other, torch.where(third < 0, own, third)], 1)
+        other = (own + torch.randint(1, len(labels), own.shape, generator=self.maker.generator)) % len(labels)
+        pairs = [
+            (image.label, *image.labels[1:2]) if _has_second(image, labels) else (image.label,) for image in images
+        ]
+        return torch.stack([own, other, torch.tensor([labels.index(pair[-1]) for pair in pairs])], 1)
 
     def _measured(self, maps: Tensor, seen: _Seen, is_right: Tensor) -> ImageScores:
         heat = rectify(upsample(maps[:, 0], self.size))
@@ -310,7 +295,7 @@ class _Judge:
 
     def _preferences(self, maps: Tensor, seen: _Seen) -> Tensor:
         """For the images with a second object whose class has a reference."""
-        labels = self.references.labels
+        labels = self.maker.references.labels
         rows = [row for row, image in enumerate(seen.images) if _has_second(image, labels) and seen.others[row]]
         if not rows:
             return torch.empty(0, dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -64,9 +64,6 @@ class ExplanationTable(MeasuredTable):
                 raise InputError(f"no {name!r} in this table; it has {', '.join(known)}")
         return self.values[method][measure]
 
-    def _mean(self, values: Tensor) -> Estimate:
-        return self._estimate(lambda w: w @ values.double(), len(values))
-
     @property
     def measures(self) -> list[str]:
         """The measures of all methods, in the order of the columns."""
@@ -78,12 +75,10 @@ class ExplanationTable(MeasuredTable):
         Another replaces the default only where it prefers the right photograph of two more often, with the whole
         paired interval above 0. Weightings that are blind to the match or fail on single objects do not stand.
         """
-        rivals = [name for name in self.values if name.partition("@")[0] in WEIGHTINGS]
-        leads = {
-            name: lead
-            for name in rivals
-            if name not in {*UNFIT, DEFAULT} and (lead := self.difference(name, DEFAULT)).low > 0
-        }
+        rivals = [
+            name for name in self.values if name.partition("@")[0] in WEIGHTINGS and name not in {*UNFIT, DEFAULT}
+        ]
+        leads = {name: lead for name in rivals if (lead := self.difference(name, DEFAULT)).low > 0}
         if not leads:
             return DEFAULT, None
         name = max(leads, key=lambda each: leads[each].value)
@@ -109,10 +104,6 @@ class ExplanationTable(MeasuredTable):
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON can hold it."""
-        rows = [
-            {"method": name, **{measure: self.estimate(name, measure)._asdict() for measure in self.measures}}
-            for name in self.values
-        ]
         best, lead = self.best()
         return {
             **self._circumstances(),
@@ -121,7 +112,10 @@ class ExplanationTable(MeasuredTable):
             "best": best,
             "lead": None if lead is None else lead._asdict(),
             "notes": self.notes,
-            "rows": rows,
+            "rows": [
+                {"method": name, **{measure: self.estimate(name, measure)._asdict() for measure in self.measures}}
+                for name in self.values
+            ],
             "boxes": None if self.boxes is None else self.boxes.to_dict(),
         }
 
@@ -139,21 +133,17 @@ class ExplanationTable(MeasuredTable):
         """Headings and rows as text; values of preference with 95 % intervals."""
         measures = self.measures
         headings = ["map", *(MEASURES[measure] for measure in measures), "right of two, minus default's"]
-        columns: dict[str, Callable[[str], object]] = {}
-        if self.boxes is not None:
-            rows = {row.method: row for row in self.boxes.rows}
-            columns = {
-                "V2": lambda name: rows[name].max_box_acc_v2.value if name in rows else None,
-                "peak": lambda name: rows[name].peak.value if name in rows else None,
-                "energy in boxes": lambda name: rows[name].energy.value if name in rows else None,
-            }
+        columns = (
+            {"V2": "max_box_acc_v2", "peak": "peak", "energy in boxes": "energy"} if self.boxes is not None else {}
+        )
+        boxed = {} if self.boxes is None else {row.method: row for row in self.boxes.rows}
         made = []
         for name in self.values:
             found = [self.estimate(name, measure) for measure in measures]
             own = [str(e) if m == "right_of_two" else f"{e.value:.3f}" for m, e in zip(measures, found, strict=True)]
             lead = "default" if name == DEFAULT else str(self.difference(name, DEFAULT))
-            boxed = [value(name) for value in columns.values()]
-            made.append([name, *own, lead, *("–" if v is None else f"{v:.3f}" for v in boxed)])
+            in_boxes = [getattr(boxed[name], key).value if name in boxed else None for key in columns.values()]
+            made.append([name, *own, lead, *("–" if v is None else f"{v:.3f}" for v in in_boxes)])
         return [*headings, *columns], made
 
     @property
@@ -165,10 +155,7 @@ class ExplanationTable(MeasuredTable):
 
     def table(self) -> str:
         """A Markdown table with a heading line."""
-        headings, rows = self.cells()
-        lines = [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
-        lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in rows]
-        return "\n".join([self.heading, "", *lines, *(f"\n{note}" for note in self.notes)])
+        return self._markdown(self.heading, self.notes)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the table and some composites with their maps as one HTML file."""

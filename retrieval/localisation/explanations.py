@@ -23,7 +23,7 @@ from ...remarks import remark
 from .composites import FOUR, TWO, Canvas, Grid, draw_composites, pointing, split_off
 from .explanation_table import UNFIT, Example, ExplanationTable
 from .maps import DEFAULT_METHODS, SHARES, MapMaker
-from .references import LinearClassifier, Photograph, Reference, References, photographs
+from .references import LinearClassifier, Photograph, ReferenceKind, References, photographs
 
 if TYPE_CHECKING:
     from ...index.reader import GalleryReader
@@ -35,7 +35,7 @@ CROWD = 2000  # of a gallery's images so many are looked at
 _GRADIENT = {"gradcam++", "layercam", "hirescam"}  # passes of their own for every question
 
 
-def default_methods(references: References, reference: Reference, *, has_classifier: bool) -> list[str]:
+def default_methods(references: References, reference: ReferenceKind, *, has_classifier: bool) -> list[str]:
     """All weightings, CAM, SFAM's shares, and torchcam where it is installed."""
     from importlib.util import find_spec
 
@@ -62,7 +62,7 @@ def benchmark_explanations(
     *,
     composites: int = 40,
     methods: Sequence[str] | None = None,
-    reference: Reference = "prototypes",
+    reference: ReferenceKind = "prototypes",
     classifier: LinearClassifier | None = None,
     faithful: int = 8,
     device: str = "auto",
@@ -93,7 +93,7 @@ def benchmark_explanations(
         methods = default_methods(references, reference, has_classifier=classifier is not None)
     generator = torch.Generator().manual_seed(seed)
     maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference)
-    run = _Run(inference, maker, references, generator, strict)
+    run = _Run(inference, maker, strict=strict)
     drawn = {grid: draw_composites(known, composites, grid, generator=generator) for grid in ((1, 1), TWO, FOUR)}
     if not drawn[TWO]:
         raise InputError(f"composites need images of two classes that have references; there are {len(known)} images")
@@ -124,16 +124,9 @@ def benchmark_explanations(
 class _Run:
     """Composites turned into measurements."""
 
-    def __init__(
-        self,
-        inference: Inference,
-        maker: MapMaker,
-        references: References,
-        generator: torch.Generator,
-        strict: bool,
-    ) -> None:
-        self.inference, self.maker, self.references = inference, maker, references
-        self.generator, self.strict = generator, strict
+    def __init__(self, inference: Inference, maker: MapMaker, *, strict: bool) -> None:
+        self.inference, self.maker, self.strict = inference, maker, strict
+        self.references, self.generator = maker.references, maker.generator
         self.canvas = Canvas.of(inference)
         self.values: dict[str, dict[str, list[Tensor]]] = {method.name: {} for method in maker.methods}
         self.examples: list[Example] = []
@@ -143,10 +136,20 @@ class _Run:
 
     def measure(self, composites: Sequence[tuple[Photograph, ...]], grid: Grid, *, faithful: int) -> None:
         """A batch of composites of one grid, or of single images."""
-        read = [(composite, pixels) for composite in composites if (pixels := self._read(composite, grid)) is not None]
+        used, read = [], []
+        for composite in composites:
+            try:
+                photographs = torch.stack([self.inference.read(photograph.file) for photograph in composite])
+            except ImageError as error:
+                if self.strict:
+                    raise
+                self.skipped.append(str(error))
+            else:
+                used.append(composite)
+                read.append(photographs[0] if grid == (1, 1) else self.canvas.pixels(photographs, grid))
         if not read:
             return
-        used, pixels = [composite for composite, _ in read], torch.stack([pixels for _, pixels in read])
+        pixels = torch.stack(read)
         encoding = self.inference(pixels).to("cpu")
         labels = self.references.labels
         classes = torch.tensor([[labels.index(photograph.label) for photograph in each] for each in used])
@@ -173,16 +176,6 @@ class _Run:
                 Example(image, photograph.label, {name: own[row, place] for name, own in maps.items()})
                 for place, photograph in enumerate(composite)
             ]
-
-    def _read(self, composite: tuple[Photograph, ...], grid: Grid) -> Tensor | None:
-        try:
-            photographs = torch.stack([self.inference.read(photograph.file) for photograph in composite])
-        except ImageError as error:
-            if self.strict:
-                raise
-            self.skipped.append(str(error))
-            return None
-        return photographs[0] if grid == (1, 1) else self.canvas.pixels(photographs, grid)
 
     def _singles(self, maps: Mapping[str, Tensor], pixels: Tensor, asked: Tensor, faithful: int) -> None:
         for name, own in maps.items():

@@ -14,21 +14,11 @@ from ...encoders import Encoder, Encoding
 from ...encoders.heads import Identity
 from ...encoders.layers import closest
 from ...errors import InputError, MissingExtraError
-from ...explain import (
-    MEANS,
-    METHODS,
-    WEIGHTINGS,
-    Similarity,
-    Weighting,
-    channel_weights,
-    dist_cam,
-    explain_image,
-    fold,
-    ratio_maps,
-)
+from ...explain import METHODS, Similarity, channel_weights, dist_cam, explain_image, fold, ratio_maps
 from ...explain.layer_runs import undisturbed
+from ...explain.weightings import MEANS, WEIGHTINGS, Weighting
 from ...metrics import Metric
-from .references import LinearClassifier, Reference, References, linear_probe
+from .references import LinearClassifier, ReferenceKind, References, linear_probe
 
 Kind = Literal["weighting", "shares", "classifier", "probe", "gradient", "torchcam", "floor"]
 
@@ -103,7 +93,7 @@ class MapMaker:
     encoder: Encoder
     methods: tuple[MapMethod, ...]
     references: References
-    reference: Reference
+    reference: ReferenceKind
     classifiers: Mapping[Kind, LinearClassifier]
     generator: torch.Generator
 
@@ -116,7 +106,7 @@ class MapMaker:
         classifier: LinearClassifier | None,
         generator: torch.Generator,
         *,
-        reference: Reference = "prototypes",
+        reference: ReferenceKind = "prototypes",
     ) -> MapMaker:
         """Of the methods named, or `DEFAULT_METHODS`; "cam" needs the network's own classifier."""
         if names is None:
@@ -155,13 +145,23 @@ class MapMaker:
                 found = explain_image(self.encoder, images, target=target, method=method.name)
                 made[method.name] = found.maps.to(references.device)
             elif method.kind == "torchcam":
-                made[method.name] = _torchcams(
-                    self.encoder, pixels, references, self.references.metric, **method.options
-                )
+                made[method.name] = self._torchcams(pixels, references, **method.options)
             else:
                 weights = self.classifiers[method.kind].weight[classes]
                 made[method.name] = torch.einsum("bmk,bkhw->bmhw", weights, pooled)
         return made
+
+    def _torchcams(self, pixels: Tensor, references: Tensor, *, extractor: Any) -> Tensor:
+        device, made = next(self.encoder.parameters()).device, []
+        images = self.encoder.transform.normalise(pixels.to(device))
+        with undisturbed(self.encoder), torch.enable_grad():
+            for image, own in zip(images, references.to(device), strict=True):
+                network = _Similarities(self.encoder, own[None], self.references.metric)
+                for question in range(len(own)):
+                    with extractor(network, target_layer="encoder.backbone") as maps:
+                        scores = network(image[None].requires_grad_())
+                        made.append(maps(question, scores, normalized=False)[0][0].detach())
+        return torch.stack(made).reshape(*references.shape[:2], *made[0].shape).to(references.device)
 
     def _weighted(self, method: MapMethod, response: Tensor, references: Tensor) -> Tensor:
         weighting, around = cast(Weighting, method.name.partition("@")[0]), self.references.surroundings
@@ -209,17 +209,3 @@ class _Similarities(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         encoding = self.encoder(images)
         return self.target.fix(encoding)(encoding, torch.arange(len(images)))
-
-
-def _torchcams(encoder: Encoder, pixels: Tensor, references: Tensor, metric: Metric, *, extractor: Any) -> Tensor:
-    """Maps (b, m, rows, columns) of torchcam."""
-    device = next(encoder.parameters()).device
-    made = []
-    with undisturbed(encoder), torch.enable_grad():
-        for image, own in zip(encoder.transform.normalise(pixels.to(device)), references.to(device), strict=True):
-            network = _Similarities(encoder, own[None], metric)
-            for question in range(len(own)):
-                with extractor(network, target_layer="encoder.backbone") as maps:
-                    scores = network(image[None].requires_grad_())
-                    made.append(maps(question, scores, normalized=False)[0][0].detach())
-    return torch.stack(made).reshape(*references.shape[:2], *made[0].shape).to(references.device)

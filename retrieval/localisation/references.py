@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...encoders import Encoder, Encoding, Inference
+from ...encoders import Inference
 from ...encoders.folding import border_mean, fold
 from ...encoders.layers import plain_name
 from ...encoders.regions import MaskPooling, pooled_under
@@ -30,7 +30,7 @@ from ...progress import Progress
 from ...remarks import remark
 from ..evidence import surroundings_of
 
-Reference = Literal["prototypes", "nearest"]
+ReferenceKind = Literal["prototypes", "nearest"]
 Images = Iterable[tuple[Path, str]]
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
 
@@ -76,13 +76,13 @@ def encode_both_ways(
     progress: Callable[[int], None] | None = None,
 ) -> EncodedBothWays:
     """Each image encoded once and pooled twice: over all of it, and under its mask (of None over all of it)."""
-    listed = list(images)
+    listed, encoder = list(images), inference.encoder
     if masks is not None and not strict:
         masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
-    under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
+    under = None if masks is None else MaskPooling.of(masks, encoder, strict=strict)
     weights: dict[Path, Tensor | None] = {}
     found: list[tuple[Path, bool]] = []
-    vectors: list[tuple[Tensor, ...]] = []  # of whole images, then under masks
+    vectors: list[tuple[Tensor, ...]] = []  # of whole images, then under masks, then of borders
     skipped: list[str] = []
 
     def load(item: tuple[Path, str]) -> Tensor:
@@ -92,14 +92,15 @@ def encode_both_ways(
         return inference.transform(image)
 
     for batch in inference.stream(listed, load=load):
-        for failure in batch.failures:
-            if strict:
-                raise failure.error
-            skipped.append(f"{failure.item[0]}: {failure.error.reason}")
+        if strict and batch.failures:
+            raise batch.failures[0].error
+        skipped += [f"{failure.item[0]}: {failure.error.reason}" for failure in batch.failures]
         if batch.encoding is not None:
             own = [weights.pop(file) for file, _ in batch.items]
             found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
-            vectors.append(_vectors(inference.encoder, batch.encoding, own))
+            border = border_mean(fold(batch.encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map)
+            both = (batch.encoding, pooled_under(encoder, batch.encoding, own))
+            vectors.append((*(each.cpu() for one in both for each in (one.pooled, one.embedding)), border.cpu()))
         if progress is not None:
             progress(len(found) + len(skipped))
     if under is not None:
@@ -115,14 +116,6 @@ def encode_both_ways(
         border=border,
         skipped=tuple(skipped),
     )
-
-
-def _vectors(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Pooled vectors and embeddings of whole images, the same under masks, and the borders of response maps."""
-    response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head)
-    both = (encoding, pooled_under(encoder, encoding, weights))
-    vectors = [each for own in both for each in (own.pooled, own.embedding)]
-    return tuple(each.cpu() for each in (*vectors, border_mean(response.map)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +206,7 @@ class References:
             skipped=tuple(skipped),
         )
 
-    def predicted(self, embeddings: Tensor, *, reference: Reference, files: Sequence[Path] = ()) -> Tensor:
+    def predicted(self, embeddings: Tensor, *, reference: ReferenceKind, files: Sequence[Path] = ()) -> Tensor:
         """The class of the nearest prototype, or of the nearest image, (b,); −1 where two classes are equally near."""
         if reference == "prototypes":
             found, classes = distances(embeddings, self.prototypes, self.metric), torch.arange(len(self.labels))
@@ -225,7 +218,7 @@ class References:
         return torch.where(first.amin(1) == last.amax(1), last.amax(1), -1)
 
     def of_classes(
-        self, embeddings: Tensor, classes: Tensor, *, reference: Reference, files: Sequence[Path] = ()
+        self, embeddings: Tensor, classes: Tensor, *, reference: ReferenceKind, files: Sequence[Path] = ()
     ) -> Tensor:
         """The reference of each class asked for, (b, m, d): its prototype, or the nearest of its images."""
         if reference == "prototypes":

@@ -92,6 +92,9 @@ class MeasuredTable:
     def _estimate(self, statistic: Callable[[Tensor], Tensor], n: int) -> Estimate:
         return estimate(statistic, n, n_samples=self.n_samples, seed=self.seed)
 
+    def _mean(self, values: Tensor) -> Estimate:
+        return self._estimate(lambda w: w @ values.double(), len(values))
+
     def _circumstances(self) -> dict[str, Any]:
         return {
             "encoder": self.encoder,
@@ -108,6 +111,16 @@ class MeasuredTable:
             f"{', '.join(filter(None, (self.encoder, self.seen_as)))}, {self.reference} of {self.n_references} images "
             f"in {self.n_classes} classes, {images}, 95 % bootstrap intervals, seed {self.seed}"
         )
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows as text."""
+        raise NotImplementedError
+
+    def _markdown(self, heading: str, notes: Sequence[str]) -> str:
+        headings, rows = self.cells()
+        lines = [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
+        lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in rows]
+        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in notes)])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -140,13 +153,27 @@ class LocalisationTable(MeasuredTable):
     @cached_property
     def rows(self) -> tuple[LocalisationRow, ...]:
         """A line for each method, in the order they were asked for."""
-        return tuple(self._row(name) for name in self.scores)
+        rows = []
+        for name, scores in self.scores.items():
+            pixels, preference = scores.pixels, scores.two_objects[~scores.two_objects.isnan()].double()
+            row = LocalisationRow(
+                method=name,
+                threshold=scores.overlaps.max_box_acc().threshold,
+                pxap=None if pixels is None else self._estimate(pixels.pxap, len(self)),
+                two_objects=self._mean(preference) if len(preference) else None,
+                **{measure: self._estimate(partial(value, scores), len(self)) for measure, value in MEASURES.items()},
+            )
+            rows.append(row)
+        return tuple(rows)
 
     def __getitem__(self, method: str) -> LocalisationRow:
-        for row in self.rows:
-            if row.method == method:
-                return row
-        raise InputError(f"no method {method!r} in this table; it has {', '.join(self.scores)}")
+        self._known(method)
+        return next(row for row in self.rows if row.method == method)
+
+    def _known(self, method: str) -> ImageScores:
+        if method not in self.scores:
+            raise InputError(f"no method {method!r} in this table; it has {', '.join(self.scores)}")
+        return self.scores[method]
 
     def difference(self, one: str, other: str, measure: str = "max_box_acc") -> Estimate:
         """Difference of two methods in a measure, with a paired 95 % interval.
@@ -155,22 +182,8 @@ class LocalisationTable(MeasuredTable):
         """
         if measure not in MEASURES:
             raise InputError(f"measure={measure!r} is not known; choose one of {', '.join(MEASURES)}")
-        for name in (one, other):
-            if name not in self.scores:
-                raise InputError(f"no method {name!r} in this table; it has {', '.join(self.scores)}")
-        statistic = MEASURES[measure]
-        return self._estimate(lambda w: statistic(self.scores[one], w) - statistic(self.scores[other], w), len(self))
-
-    def _row(self, name: str) -> LocalisationRow:
-        scores = self.scores[name]
-        pixels, preference = scores.pixels, scores.two_objects[~scores.two_objects.isnan()].double()
-        return LocalisationRow(
-            method=name,
-            threshold=scores.overlaps.max_box_acc().threshold,
-            pxap=None if pixels is None else self._estimate(pixels.pxap, len(self)),
-            two_objects=self._estimate(lambda w: w @ preference, len(preference)) if len(preference) else None,
-            **{measure: self._estimate(partial(value, scores), len(self)) for measure, value in MEASURES.items()},
-        )
+        statistic, pair = MEASURES[measure], (self._known(one), self._known(other))
+        return self._estimate(lambda w: statistic(pair[0], w) - statistic(pair[1], w), len(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON can hold it."""
@@ -187,8 +200,8 @@ class LocalisationTable(MeasuredTable):
             ],
         }
 
-    def table(self) -> str:
-        """A Markdown table with a heading line; values with 95 % intervals."""
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows as text, without columns that no method has a value for."""
         columns: dict[str, Callable[[LocalisationRow], object]] = {
             "top-1 error, best": lambda row: row.top1_error_best,
             "GT-known error, .2": lambda row: row.gt_known_error.value,
@@ -201,13 +214,17 @@ class LocalisationTable(MeasuredTable):
             "two objects": lambda row: row.two_objects and row.two_objects.value,
         }
         shown = {name: get for name, get in columns.items() if any(get(row) is not None for row in self.rows)}
-        lines = [f"| map | {' | '.join(shown)} |", f"|---|{'---:|' * len(shown)}"]
+        rows = []
         for row in self.rows:
             values = [get(row) for get in shown.values()]
             cells = ["–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
-            lines.append(f"| `{row.method}` | {' | '.join(cells)} |")
+            rows.append([row.method, *cells])
+        return ["map", *shown], rows
+
+    def table(self) -> str:
+        """A Markdown table with a heading line; values with 95 % intervals."""
         notes = self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
-        return "\n".join([self._heading(f"{len(self)} images"), "", *lines, *(f"\n{note}" for note in notes)])
+        return self._markdown(self._heading(f"{len(self)} images"), notes)
 
 
 def estimate(statistic: Callable[[Tensor], Tensor], n: int, *, n_samples: int, seed: int) -> Estimate:
@@ -229,18 +246,15 @@ def _hits_fixed(scores: ImageScores) -> Tensor:
     return (scores.overlaps.at(FIXED) >= 0.5).double()
 
 
-def _max_box_acc_v2(scores: ImageScores, weights: Tensor) -> Tensor:
-    best = [(weights @ (scores.overlaps.best >= iou).double()).amax(1) for iou in IOUS]
-    return torch.stack(best).mean(0)
-
-
 MEASURES: dict[str, Callable[[ImageScores, Tensor], Tensor]] = {
     "top1_error": lambda scores, weights: 1 - weights @ (_hits_fixed(scores) * scores.is_right),
     "top1_error_best": lambda scores, weights: 1 - (weights @ (_hits(scores) * scores.is_right[:, None])).amax(1),
     "gt_known_error": lambda scores, weights: 1 - weights @ _hits_fixed(scores),
     "gt_known_error_best": lambda scores, weights: 1 - (weights @ _hits(scores)).amax(1),
     "max_box_acc": lambda scores, weights: (weights @ _hits(scores)).amax(1),
-    "max_box_acc_v2": _max_box_acc_v2,
+    "max_box_acc_v2": lambda scores, weights: torch.stack(
+        [(weights @ (scores.overlaps.best >= iou).double()).amax(1) for iou in IOUS]
+    ).mean(0),
     "peak": lambda scores, weights: weights @ scores.peak,
     "energy": lambda scores, weights: weights @ scores.energy,
     "sensitivity": lambda scores, weights: weights @ scores.sensitivity,

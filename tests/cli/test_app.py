@@ -14,8 +14,9 @@ import pytest
 from commands import distcam, fails
 from typer.testing import CliRunner
 
-from distcam.cli.app import app
-from distcam.cli.demo import DemoSize, run
+from distcam.cli.app import _COMMANDS, app
+from distcam.cli.command import OnDemand
+from distcam.cli.demo import MARKER, DemoSize, run
 from distcam.cli.query import Weighting
 from distcam.errors import InputError
 from distcam.explain import WEIGHTINGS
@@ -38,9 +39,33 @@ def test_every_command_has_help_with_an_example():
         assert f"distcam {' '.join(command)}" in " ".join(distcam(*command, "--help").split())
 
 
-def test_help_loads_nothing_heavy():
-    code = "import sys, distcam.cli.app; sys.exit(bool({'torch', 'numpy', 'h5py', 'PIL'} & sys.modules.keys()))"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_help_loads_no_command_and_nothing_heavy():
+    code = (
+        "import sys; from distcam.cli import main; sys.argv = ['distcam', '--help']\n"
+        "try: main()\nfinally: print(*sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    loaded = set(said.splitlines()[-1].split())
+    assert not {"torch", "numpy", "h5py", "PIL", "rich.progress", "hashlib"} & loaded
+    assert not [f"distcam.cli.{name}" for name in _COMMANDS if f"distcam.cli.{name}" in loaded]
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_the_list_of_commands_says_what_each_says_itself(name):
+    command = OnDemand(name, f"distcam.cli.{name}", _COMMANDS[name]).load()
+    assert (command.name, command.help.splitlines()[0]) == (name, _COMMANDS[name])
+
+
+def test_words_below_a_command_loaded_on_demand_are_completed(monkeypatch):
+    for words, expected in {
+        "distcam que": "query",
+        "distcam index calib": "calibrate",
+        "distcam query --expl": "--explain",
+    }.items():
+        count = str(len(words.split()) - 1)
+        asked = {"_DISTCAM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+        said = CliRunner().invoke(app, [], prog_name="distcam", env=asked)
+        assert expected in said.stdout.split(), words
 
 
 def test_every_weighting_can_be_asked_for():
@@ -174,12 +199,15 @@ def test_a_mistake_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, argum
 
 def test_the_demo_measures_and_reports(tmp_path):
     size = DemoSize(base_classes=3, novel_classes=3, base_images=6, gallery_images=4, query_images=2, epochs=1, shown=2)
+    (tmp_path / "demo").mkdir()
+    for name in (MARKER, "of an earlier run"):
+        (tmp_path / "demo" / name).touch()
     result = run(tmp_path / "demo", size=size)
-    assert 0 <= result.recall_at_1 <= 1
-    assert result.recall_at_1_chance == pytest.approx(1 / 3)
-    assert 0 < result.peak_in_box_chance < 1
+    assert not (tmp_path / "demo" / "of an earlier run").exists()
+    assert 0 <= result["recall_at_1"] <= 1
+    assert result["recall_at_1_chance"] == pytest.approx(1 / 3)
+    assert 0 < result["peak_in_box_chance"] < 1
     assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
-    run(tmp_path / "demo", size=size)  # replaces its own earlier folder
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(InputError, match="not empty"):
