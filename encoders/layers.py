@@ -169,16 +169,11 @@ def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[
     if not isinstance(output, Tensor):
         raise ShapeError(f"{origin} returns a {type(output).__name__}, expected one tensor; name an inner layer")
     if output.ndim == 3:
-        height, width = size
-        for extra in range(min(6, output.shape[1])):  # one class token and four registers is the most in use
-            # n = rows · columns with rows / columns = height / width, hence rows² = n · height / width.
-            n = output.shape[1] - extra
-            rows = round((n * height / width) ** 0.5)
-            columns = n // max(rows, 1)
-            if rows * columns == n and rows * width == columns * height:
-                return output[:, extra:].mT.reshape(output.shape[0], -1, rows, columns)
+        count = output.shape[1]
+        if (grid := grid_of_tokens(count, size)) is not None:
+            return output[:, count - grid[0] * grid[1] :].mT.reshape(output.shape[0], -1, *grid)
         raise ShapeError(
-            f"{origin} returns {output.shape[1]} tokens, which form no grid in proportion to a {height}×{width} image"
+            f"{origin} returns {count} tokens, which form no grid in proportion to a {size[0]}×{size[1]} image"
         )
     if output.ndim != 4:
         shape = tuple(output.shape)
@@ -191,6 +186,18 @@ def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[
             f"{size[0]}×{size[1]} image; wrap the network so that it returns (b, k, h, w) itself, without `layer`"
         )
     return output if first <= last else output.movedim(3, 1)
+
+
+def grid_of_tokens(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of the last of so many tokens, in the proportions of an image of this height and width."""
+    height, width = size
+    for n in range(count, max(count - 6, 0), -1):  # one class token and four registers is the most in use
+        # n = rows · columns with rows / columns = height / width, hence rows² = n · height / width.
+        rows = round((n * height / width) ** 0.5)
+        columns = n // max(rows, 1)
+        if rows * columns == n and rows * width == columns * height:
+            return rows, columns
+    return None
 
 
 def _misfit(rows: int, columns: int, size: tuple[int, int]) -> float:

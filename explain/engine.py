@@ -18,18 +18,7 @@ from ..errors import InputError, ShapeError
 from ..metrics.maps import is_constant
 from .inputs import Metric, Norm, Weighting, refuse_non_finite
 from .layer_runs import LayerView, capture
-from .methods.cam import (
-    caam,
-    cam,
-    eigen_cam,
-    grad_cam,
-    grad_cam_plus_plus,
-    hires_cam,
-    layer_cam,
-    seg_xres_cam,
-    weighted_sum,
-    xgrad_cam,
-)
+from .methods import cam as cams
 from .methods.dist_cam import WeightOptions, dist_cam
 from .methods.full_grad import full_grad, full_gradient
 from .methods.lift_cam import lift_weights
@@ -167,7 +156,7 @@ def _of_weights(title: str, weigh: Callable[..., Tensor]) -> Method:
     """A method that sums the channels with the weights that `weigh` finds by running the network again."""
 
     def compute(view: LayerView, *, relu: bool = True, **options: Any) -> Tensor:
-        return weighted_sum(view.activations, weigh(view, **options), relu=relu)
+        return cams.weighted_sum(view.activations, weigh(view, **options), relu=relu)
 
     return _method(title, compute, compute, weigh)
 
@@ -215,15 +204,15 @@ def _where_asked(view: LayerView, maps: Tensor) -> Tensor:
 
 
 METHODS: Mapping[str, Method] = {
-    "cam": _of_gradients("CAM", cam),
-    "caam": _of_activations("CAAM", caam),
-    "gradcam": _of_gradients("Grad-CAM", grad_cam),
-    "gradcam++": _of_gradients("Grad-CAM++", grad_cam_plus_plus),
-    "xgradcam": _of_gradients("XGrad-CAM", xgrad_cam),
-    "layercam": _of_gradients("LayerCAM", layer_cam),
-    "hirescam": _of_gradients("HiResCAM", hires_cam),
-    "segxrescam": _of_gradients("Seg-XRes-CAM", seg_xres_cam),
-    "eigencam": _of_activations("Eigen-CAM", eigen_cam),
+    "cam": _of_gradients("CAM", cams.cam),
+    "caam": _of_activations("CAAM", cams.caam),
+    "gradcam": _of_gradients("Grad-CAM", cams.grad_cam),
+    "gradcam++": _of_gradients("Grad-CAM++", cams.grad_cam_plus_plus),
+    "xgradcam": _of_gradients("XGrad-CAM", cams.xgrad_cam),
+    "layercam": _of_gradients("LayerCAM", cams.layer_cam),
+    "hirescam": _of_gradients("HiResCAM", cams.hires_cam),
+    "segxrescam": _of_gradients("Seg-XRes-CAM", cams.seg_xres_cam),
+    "eigencam": _of_activations("Eigen-CAM", cams.eigen_cam),
     "ablationcam": _of_weights("Ablation-CAM", ablation_weights),
     "scorecam": _of_weights("Score-CAM", score_weights),
     "fullgrad": Method("FullGrad", full_grad, ()),

@@ -53,23 +53,13 @@ class Correspondence:
         return float(self.shares.double().sum()) - self.total
 
     def on_match(self, point: tuple[int, int] | None = None) -> Float[Tensor, "u v"]:
-        """The match's map for one position (row, column) of the query, or summed over all of them.
-
-        Raises:
-            InputError: the query's map has no such position.
-        """
+        """The match's map for one position (row, column) of the query, or summed over all of them."""
         return self.shares.sum((0, 1)) if point is None else self.shares[_position(point, self.shares.shape[:2])]
 
     def on_query(self, point: tuple[int, int] | None = None) -> Float[Tensor, "h w"]:
-        """The query's map for one position (row, column) of the match, or summed over all of them.
-
-        Raises:
-            InputError: the match's map has no such position.
-        """
-        if point is None:
-            return self.shares.sum((2, 3))
-        row, column = _position(point, self.shares.shape[2:])
-        return self.shares[:, :, row, column]
+        """The query's map for one position (row, column) of the match, or summed over all of them."""
+        shares = self.shares.movedim((2, 3), (0, 1))
+        return shares.sum((0, 1)) if point is None else shares[_position(point, shares.shape[:2])]
 
     def mutual_pairs(self, limit: int = 10) -> list[PositionPair]:
         """The pairs in which each position is the other's best partner and the share is positive; largest share first.
@@ -77,8 +67,6 @@ class Correspondence:
         Of several best partners the first in reading order counts.
         """
         flat = self.shares.flatten(2).flatten(0, 1)
-        if not flat.numel():
-            return []
         partner, back = flat.argmax(1), flat.argmax(0)
         own = torch.arange(len(flat), device=flat.device)
         best = flat[own, partner]
@@ -150,8 +138,7 @@ def pairwise_shares(
     shares = one.mT @ other
     e, f = one.sum(-1, keepdim=True), other.sum(-1, keepdim=True)
     if metric == "cosine":
-        lengths = _length(e.squeeze(-1)) * _length(f.squeeze(-1))
-        shares = shares / lengths[..., None, None]
+        shares = shares / (_length(e.mT) * _length(f.mT))[..., None]
     elif metric == "l2":
         shares = 2 * shares - (one.mT @ e) / other.shape[-1] - (other.mT @ f).mT / one.shape[-1]
     return shares.reshape(*shares.shape[:-2], *query_map.shape[-2:], *match_map.shape[-2:])
