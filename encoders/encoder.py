@@ -15,7 +15,6 @@ from ..errors import InputError, ShapeError
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones.registry import build_backbone
-from .brought import brought_head, brought_pooling
 from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
 from .heads import GAP, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
@@ -27,6 +26,8 @@ from .state_dicts import StateDict, load_state, say_what_is_left, tensors_of
 from .text_tower import keep_tower, restored_tower, text_tower, vectors_of
 from .trained_on import TrainedOn
 from .weight_files import (
+    brought_head,
+    brought_pooling,
     drawn_from,
     is_checkpoint,
     published,
@@ -118,11 +119,7 @@ class Encoder(nn.Module):
             return Encoding(feature_map, pooled, self.embed(pooled), told[0] if told else None)
 
     def embed(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
-        """The head's answer to pooled vectors, which stay as they are.
-
-        Raises:
-            ShapeError: the head was built for another width.
-        """
+        """The head's answer to pooled vectors, which stay as they are; ShapeError for a head of another width."""
         width_behind(self.head, pooled.shape[-1])  # a mismatch would end in an error about matrices
         embedding: Tensor = pooled if isinstance(self.head, Identity) else self.head(pooled.clone())
         return embedding

@@ -45,8 +45,7 @@ def fold(
             map is then the embedding of the region, and the map is 0 outside.
         constant: of the encoding; behind a head that is not affine none is told.
 
-    Raises:
-        InputError: a pooling that cannot be written as a mean, or a non-affine head in training mode.
+    A pooling that cannot be written as a mean, and a head in training mode that is not affine, are refused.
 
     >>> from distcam.encoders.heads import Linear
     >>> head = Linear(2, 1)
@@ -60,10 +59,10 @@ def fold(
     response = _unpool(feature_map, pooling, weights)
     affine = affine_of(head)
     folded = _tangent_map(response, head, weights) if affine is None else _at_every_position(response, affine)
-    if affine is None or constant is None:
-        return Response(folded if weights is None else weights * folded, is_exact=affine is not None)
-    shared = _at_every_position(constant.to(response)[..., None, None], affine)[..., 0, 0]
-    return Response(folded if weights is None else weights * folded, is_exact=True, constant=shared)
+    if constant is not None:
+        at_one = constant.to(response)[..., None, None]
+        constant = None if affine is None else _at_every_position(at_one, affine)[..., 0, 0]
+    return Response(folded if weights is None else weights * folded, affine is not None, constant)
 
 
 def border_mean(response_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:

@@ -43,8 +43,7 @@ def coverage(
             raise InputError(
                 f"the region {tuple(region)} is empty or lies outside the image of {width}×{height} pixels"
             )
-        mask = np.ones((1, 1))
-        rows, columns = np.array(visible[1::2], np.float64), np.array(visible[::2], np.float64)
+        mask, rows, columns = np.ones((1, 1)), np.array(visible[1::2], np.float64), np.array(visible[::2], np.float64)
     else:
         mask = region_mask(region, size).astype(np.float64)
         rows, columns = np.arange(height + 1.0), np.arange(width + 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,23 +32,14 @@ ENCODERS_LAYER = "backbone"
 
 @dataclass(frozen=True, eq=False)
 class ActivationMaps:
-    """The maps of b images for m questions each, raw: at the layer's resolution, unscaled.
+    """The maps of b images for m questions each, raw: at the layer's resolution, unscaled."""
 
-    Attributes:
-        maps: (b, m, h, w); `upsample` and `normalise` are for showing them.
-        is_constant: where a map explains nothing, because all its values are alike (often 0 behind the ReLU).
-        scores: what was asked, on the images as they are.
-        method: the method's name in `METHODS`.
-        layer: the layer whose activations were used; "" for FullGrad, which uses all.
-        target: as it was given.
-    """
-
-    maps: Float[Tensor, "b m h w"]
-    is_constant: Bool[Tensor, "b m"]
-    scores: Float[Tensor, "b m"]
-    method: str
-    layer: str
-    target: Target
+    maps: Float[Tensor, "b m h w"]  # `upsample` and `normalise` are for showing them
+    is_constant: Bool[Tensor, "b m"]  # such a map explains nothing: all its values are alike (often 0 behind the ReLU)
+    scores: Float[Tensor, "b m"]  # what was asked, on the images as they are
+    method: str  # its name in `METHODS`
+    layer: str  # whose activations were used; "" for FullGrad, which uses all
+    target: Target  # as it was given
 
     def __post_init__(self) -> None:
         if not self.maps.shape[:2] == self.is_constant.shape == self.scores.shape:
@@ -110,8 +101,8 @@ def explain_image(
         maps = full_grad(gradient, (images.shape[-2], images.shape[-1]))
         return ActivationMaps(maps, is_constant(maps), gradient.scores, name, "", target)
     if layer is None and not isinstance(model, Encoder):
-        names = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)]
-        hint = f" (its last convolution is {names[-1]!r})" if names else ""
+        *_, last = ["", *(name for name, part in model.named_modules() if isinstance(part, nn.Conv2d))]
+        hint = f" (its last convolution is {last!r})" if last else ""
         raise InputError(
             f"name the layer of {type(model).__name__} to look at{hint}; only an Encoder has one of its own"
         )
@@ -122,8 +113,7 @@ def explain_image(
         return ActivationMaps(maps, is_constant(maps), view.scores.detach(), name, layer, target)
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A method by name."""
 
     title: str
@@ -225,9 +215,7 @@ METHODS: Mapping[str, Method] = {
 def method_name(method: str) -> str:
     """The method's name in `METHODS`; "Seg-Grad-CAM" is Grad-CAM with a target of pixels, and so on."""
     name = method.lower().replace("-", "").replace("_", "").replace(" ", "")
-    name = SEGMENTATION_NAMES.get(name, name)
-    if name not in METHODS:
-        name = name.removeprefix("seg")
+    name = SEGMENTATION_NAMES.get(name, name if name in METHODS else name.removeprefix("seg"))
     if name not in METHODS:
         raise InputError(f"method={method!r} is not known; nearest: {closest(name, list(METHODS))}")
     return name

@@ -113,14 +113,14 @@ class ResNet12(nn.Module):
         super().__init__()
         if len(widths) != 4:
             raise InputError(f"ResNet-12 has four widths, got {len(widths)}: {tuple(widths)}")
-        blocks = [_ResidualBlock(inputs, outputs) for inputs, outputs in zip((3, *widths[:3]), widths, strict=True)]
-        stages = [nn.Sequential(block, nn.MaxPool2d(2)) for block in blocks[:3]]
-        stages.append(nn.Sequential(blocks[3], nn.MaxPool2d(2)) if last_pool else nn.Sequential(blocks[3]))
-        if drop_rate:
-            for stage in stages[:2]:
-                stage.append(nn.Dropout(drop_rate))
-            for stage in stages[2:]:
-                stage.append(DropBlock(drop_rate, size=drop_size, ramp=drop_ramp))
+        stages = []
+        for number, (inputs, outputs) in enumerate(zip((3, *widths[:3]), widths, strict=True)):
+            stages.append(nn.Sequential(_ResidualBlock(inputs, outputs)))
+            if last_pool or number < 3:
+                stages[-1].append(nn.MaxPool2d(2))
+            if drop_rate:
+                dropped = DropBlock(drop_rate, size=drop_size, ramp=drop_ramp)
+                stages[-1].append(nn.Dropout(drop_rate) if number < 2 else dropped)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

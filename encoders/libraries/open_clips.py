@@ -42,9 +42,8 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     if pretrained and not is_chosen:
         remark(f"open_clip:{name}: of {len(tags)} published weights {tag} are taken; NAME/TAG names others")
     looks = {key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in published}
-    return _seeing(
-        open_clip, whole, f"{name}/{tag}" if pretrained else name, config, own, looks=looks, is_said=bool(tag)
-    )
+    name = f"{name}/{tag}" if pretrained else name
+    return _seeing(open_clip, whole, name, config, own, looks=looks, is_said=bool(tag))
 
 
 def _parted(open_clip: Any, name: str) -> tuple[str, str | None]:

@@ -64,7 +64,7 @@ def test_an_onnx_program_answers_as_the_encoder_and_carries_what_it_is(encoder, 
 
 
 def test_a_program_that_answers_otherwise_is_not_kept(encoder, pixels, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(export, "_run_torch", lambda _: lambda given: (torch.zeros(len(given), 5), torch.zeros(1)))
+    monkeypatch.setattr(export, "_written_torch", lambda *_: lambda given: (torch.zeros(len(given), 5), torch.zeros(1)))
     with pytest.raises(DistcamError, match="the largest difference is"):
         export.export_encoder(encoder, tmp_path / "e.pt2", pixels)
     assert list(tmp_path.iterdir()) == []
