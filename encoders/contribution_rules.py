@@ -25,18 +25,16 @@ from .contributions import (
 
 
 def _same(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """Functions that move or copy values and keep a row's features in their order."""
+    """Functions that move or copy values and keep a row's features in their order; of properties T, mT and data."""
     output = func(*args, **kwargs)
+    owner = getattr(getattr(func, "__self__", None), "__name__", "")
+    if func.__name__ == "__get__" and owner not in ("T", "mT", "data"):
+        return output
     if isinstance(output, Tensor) and isinstance(args[0], Tensor):
         mode.mark(output, mode.of(args[0]))
         if (shares := shares_of(mode, args[0])) is not None and output.shape == shares.shape:
             output._shares = (mode, output)  # type: ignore[attr-defined]
     return output
-
-
-def _property(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    is_view = getattr(getattr(func, "__self__", None), "__name__", "") in ("T", "mT", "data")
-    return _same(mode, func, args, kwargs) if is_view else func(*args, **kwargs)
 
 
 def _indexed(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
@@ -249,9 +247,11 @@ def _joined(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
 
 
 def _mean(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """The mean over places, where threads begin anew: at the map or the tokens that it is taken of."""
-    output, tensor = func(*args, **kwargs), args[0]
+    """The mean over places, or pooling to a single place, where threads begin anew: at the map or tokens it is of."""
+    output, tensor, is_mean = func(*args, **kwargs), args[0], func.__name__ == "mean"
     axes = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+    if not is_mean:
+        axes = tuple(range(2, tensor.ndim)) if output.shape[2:].numel() == 1 else None
     if axes is None or tensor.ndim not in (3, 4) or tensor.shape[0] != mode.n_images:
         return output
     over = {axis % tensor.ndim for axis in ((axes,) if isinstance(axes, int) else axes)}
@@ -262,19 +262,9 @@ def _mean(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
         return output
     tokens = tensor if over == {1} else tensor.mT
     grid = mode.grid_of(tokens.shape[1])
-    if grid is None or (over == {2} and grid[0] * grid[1] != tokens.shape[1]):
+    if grid is None or (is_mean and over == {2} and grid[0] * grid[1] != tokens.shape[1]):
         return output
     return mode.mark(output, _mean_of(tokens, grid))
-
-
-def _pooled(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """Adaptive average pooling to a single place."""
-    output, tensor = func(*args, **kwargs), args[0]
-    if tensor.shape[0] != mode.n_images or output.shape[2:].numel() != 1:
-        return output
-    tokens = tensor.flatten(2).mT
-    grid = (tensor.shape[2], tensor.shape[3]) if tensor.ndim == 4 else mode.grid_of(tokens.shape[1])
-    return mode.mark(output, None if grid is None else _mean_of(tokens, grid))
 
 
 def _mean_of(tokens: Tensor, grid: tuple[int, int]) -> Contribution:
@@ -299,11 +289,10 @@ _MOVES = (
 _ACTIVATIONS = "relu gelu silu hardswish tanh sigmoid leaky_relu elu hardtanh relu6 softplus mish hardsigmoid"
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(_MOVES.split(), _same),
+    **dict.fromkeys(("__get__", *_MOVES.split()), _same),
     **{name + ending: _activated for name in _ACTIVATIONS.split() for ending in ("", "_")},
     **dict.fromkeys(("add", "add_", "sub", "sub_"), _added),
     **dict.fromkeys(("mul", "mul_", "div", "div_"), _scaled),
-    "__get__": _property,
     "__getitem__": _indexed,
     "select": _indexed,
     "linear": _linear,
@@ -315,8 +304,8 @@ RULES: Mapping[str, Rule] = {
     "normalize": _normalised,
     "cat": _joined,
     "mean": _mean,
-    "adaptive_avg_pool1d": _pooled,
-    "adaptive_avg_pool2d": _pooled,
+    "adaptive_avg_pool1d": _mean,
+    "adaptive_avg_pool2d": _mean,
     "softmax": softmax,
     "scaled_dot_product_attention": scaled_dot_product,
     "multi_head_attention_forward": multi_head,

@@ -217,19 +217,6 @@ def multi_head(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     is_plain = all(given[name] is None for name in plain) and not (given["add_zero_attn"] or given["training"])
     if not is_plain or given["query"].ndim != 3 or given["query"].shape[1] != mode.n_images:
         return func(*args, **kwargs)
-    query, key, value = _projected(given)
-    output, weight = functional.scaled_dot_product_attention(query, key, value), given["out_proj_weight"]
-    found = attended(mode, _weights(query, key, None, None), value, output, n_queries=query.shape[-2])
-    found = None if found is None else found.then(lambda parts, _: parts @ weight.float().mT)
-    if given["need_weights"]:
-        result, shares = func(*args, **kwargs)
-        return mode.mark(result, found), shares
-    merged = functional.linear(output.permute(2, 0, 1, 3).flatten(2), weight, given["out_proj_bias"])
-    return mode.mark(merged, found), None
-
-
-def _projected(given: Mapping[str, Any]) -> list[Float[Tensor, "b heads n d"]]:
-    """Query, key and value of `nn.MultiheadAttention`, by head."""
     packed, bias, tokens = given["in_proj_weight"], given["in_proj_bias"], [given[n] for n in ("query", "key", "value")]
     if not given["use_separate_proj_weight"] and tokens[0] is tokens[1] is tokens[2]:
         each = list(functional.linear(tokens[0], packed, bias).chunk(3, -1))
@@ -238,7 +225,15 @@ def _projected(given: Mapping[str, Any]) -> list[Float[Tensor, "b heads n d"]]:
         weights = separate if given["use_separate_proj_weight"] else packed.chunk(3)
         biases = [None] * 3 if bias is None else bias.chunk(3)
         each = [functional.linear(*of) for of in zip(tokens, weights, biases, strict=True)]
-    return [part.view(*part.shape[:2], given["num_heads"], -1).permute(1, 2, 0, 3) for part in each]
+    query, key, value = (part.view(*part.shape[:2], given["num_heads"], -1).permute(1, 2, 0, 3) for part in each)
+    output, weight = functional.scaled_dot_product_attention(query, key, value), given["out_proj_weight"]
+    found = attended(mode, _weights(query, key, None, None), value, output, n_queries=query.shape[-2])
+    found = None if found is None else found.then(lambda parts, _: parts @ weight.float().mT)
+    if given["need_weights"]:
+        result, shares = func(*args, **kwargs)
+        return mode.mark(result, found), shares
+    merged = functional.linear(output.permute(2, 0, 1, 3).flatten(2), weight, given["out_proj_bias"])
+    return mode.mark(merged, found), None
 
 
 def softmax(mode: Following, func: Call, args: Any, kwargs: Any) -> Tensor:

@@ -200,7 +200,7 @@ class BNNeck(Head):
 
     def affine(self) -> Affine:
         """`gamma / sqrt(var + eps)` on the diagonal, and the running mean scaled by it as bias."""
-        return _batch_norm_affine(self.norm)
+        return batch_norm_affine(self.norm)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `head_from_dict` reads it."""
@@ -238,7 +238,7 @@ def affine_of(head: nn.Module) -> Affine | None:
     if type(head) is nn.Linear:
         return Affine(head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
     if type(head) is nn.BatchNorm1d:
-        return _batch_norm_affine(head) if head.track_running_stats else None
+        return batch_norm_affine(head) if head.track_running_stats else None
     return _composition(head) if type(head) is nn.Sequential else None
 
 
@@ -252,7 +252,8 @@ def _composition(heads: nn.Sequential) -> Affine | None:
     return whole
 
 
-def _batch_norm_affine(norm: nn.BatchNorm1d) -> Affine:
+def batch_norm_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
+    """The map of a norm in evaluation mode, which has running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)

@@ -65,9 +65,9 @@ def explain_image(
 ) -> ActivationMaps:
     """Maps of where a network sees what is asked: one for each image and question.
 
-    The model is run in evaluation mode and left exactly as it was. Any method answers any target. Dist-CAM compares
-    pooled vectors, so for a similarity it needs the layer that is pooled; for other scores its reference is the
-    direction they take in channel space, `Σ_ij g_kij`: for a class behind average pooling the classifier's row.
+    The model is run in evaluation mode and left as it was. Any method answers any target. Dist-CAM compares pooled
+    vectors, so for a similarity it needs the layer that is pooled; for other scores its reference is the direction they
+    take in channel space, `Σ_ij g_kij`: for a class behind average pooling the classifier's row.
 
     Args:
         model: a network, or an `Encoder`; its images do not depend on one another in evaluation mode.

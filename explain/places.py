@@ -126,17 +126,13 @@ def box_from_map(heat_map: Float[Tensor, "h w"], *, threshold: float = 0.2) -> B
     """The tight box around a map's largest hot region, in pixels of the map.
 
     The map is scaled to [0, 1] by its minimum and maximum; the region is the largest 8-connected component of positions
-    at `threshold` or above. Resize the map to the image first (`upsample`) for a box in image pixels; the box of the
-    small map, `scaled`, is coarser. A constant map gives the box of the whole map.
+    at `threshold`, which is in [0, 1], or above. Resize the map to the image first (`upsample`) for a box in image
+    pixels; the box of the small map, `scaled`, is coarser. A constant map gives the box of the whole map.
 
     0.2 is what CAM uses; it is too low for maps whose floor is high. Choose it on held-out images with boxes.
 
-    Raises:
-        InputError: `threshold` is not in [0, 1], or the map is not finite.
-
     Source: [Dist-CAM] Table 1 (no threshold is stated there); Zhou et al. 2016, §3.2 (0.2).
 
-    >>> import torch
     >>> box_from_map(torch.tensor([[0.0, 0.0, 9.0], [5.0, 0.0, 6.0], [0.0, 0.0, 6.0]]), threshold=0.5)
     Box(left=2.0, top=0.0, right=3.0, bottom=3.0)
     """

@@ -61,12 +61,9 @@ def randomise_parameters(
 def match_sensitivity(maps: Float[Tensor, "*b n h w"]) -> Float[Tensor, "*b"]:
     """Rank correlation of the map for the first reference with the others' maps, in [-1, 1]: 1 = blind to the match.
 
-    Usually n = 2: the map for the best match and the map for a random gallery image. With more references it is the
-    mean over the pairs of the first and another. The class-agnostic map has 1 by construction, and so does any
+    Usually n = 2 (the least): the map for the best match and that for a random gallery image. With more references it
+    is the mean over the pairs of the first and another. The class-agnostic map has 1 by construction, and so does any
     explanation that shows the object whatever it is compared with; read every good-looking map beside this number.
-
-    Raises:
-        ShapeError: fewer than two maps.
 
     >>> match_sensitivity(torch.tensor([[[1.0, 2.0, 3.0]], [[3.0, 2.0, 1.0]]]))
     tensor(-1.)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...errors import InputError, ShapeError
 from ..inputs import METRICS, Metric, at_least_float32, refuse_non_finite
+from .dist_cam import length
 
 
 class PositionPair(NamedTuple):
@@ -103,7 +104,7 @@ def correspondence(
     if metric == "l2":
         total = -(one - other).square().sum()
     else:
-        total = one @ other / (_length(one) * _length(other) if metric == "cosine" else 1)
+        total = one @ other / (length(one) * length(other) if metric == "cosine" else 1)
     return Correspondence(shares, float(total), metric)
 
 
@@ -138,16 +139,10 @@ def pairwise_shares(
     shares = one.mT @ other
     e, f = one.sum(-1, keepdim=True), other.sum(-1, keepdim=True)
     if metric == "cosine":
-        shares = shares / (_length(e.mT) * _length(f.mT))[..., None]
+        shares = shares / (length(e.mT) * length(f.mT))
     elif metric == "l2":
         shares = 2 * shares - (one.mT @ e) / other.shape[-1] - (other.mT @ f).mT / one.shape[-1]
     return shares.reshape(*shares.shape[:-2], *query_map.shape[-2:], *match_map.shape[-2:])
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """Euclidean length along the last dimension, 1 in place of 0."""
-    length = torch.linalg.vector_norm(vectors, dim=-1)
-    return torch.where(length > 0, length, 1.0)
 
 
 def _position(point: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, int]:

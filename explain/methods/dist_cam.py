@@ -170,7 +170,7 @@ def channel_weights(
     query, references = comparable(query, references)
     mean = checked_mean(mean, weighting, metric, like=query)
     if metric == "cosine":
-        query, references = query / _length(query), references / _length(references)
+        query, references = query / length(query), references / length(references)
     active = (_is_alive(query.abs()) if live is None else live).unsqueeze(-2)
     query = query.unsqueeze(-2)
     alive = active | _is_alive(references.abs())
@@ -179,10 +179,10 @@ def channel_weights(
         size = checked_magnitude(magnitude, like=mean)
         return _root_ratio(references, mean, size).masked_fill(~alive, 0)
     if weighting in LINEAR:
-        weights, least = references if mean is None else references - mean, ROUNDING * _length(references)
+        weights, least = references if mean is None else references - mean, ROUNDING * length(references)
         if weighting == "gradcam_cos":  # d cos / d q = (s/|s| - cos · q/|q|) / |q|
-            q, s = query / _length(query), references / _length(references)
-            weights, least = (s - (s * q).sum(-1, keepdim=True) * q) / _length(query), ROUNDING / _length(query)
+            q, s = query / length(query), references / length(references)
+            weights, least = (s - (s * q).sum(-1, keepdim=True) * q) / length(query), ROUNDING / length(query)
         return weights.masked_fill(~alive | (torch.linalg.vector_norm(weights, dim=-1, keepdim=True) <= least), 0)
     if weighting == "caam":
         return _normalised(torch.ones_like(references), active.expand_as(alive), norm)
@@ -256,10 +256,10 @@ def _positive(divisor: Tensor) -> Tensor:
     return torch.where(divisor > 0, divisor, 1.0)
 
 
-def _length(vectors: Tensor) -> Tensor:
-    """Euclidean length along the last dimension, with 1 in place of a length that gives no direction."""
-    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return torch.where(length > NO_DIRECTION, length, 1.0)
+def length(vectors: Tensor) -> Tensor:
+    """Euclidean length along the last dimension, which stays, with 1 in place of a length that gives no direction."""
+    found = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return torch.where(found > NO_DIRECTION, found, 1.0)
 
 
 def _query_side(response_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -283,7 +283,7 @@ def _raw_map(response: Tensor, query: Tensor, weights: Tensor, options: WeightOp
     rows, columns = response.shape[-2:]
     maps = torch.matmul(weights, response.flatten(-2).to(weights.dtype))
     if options.get("metric", "cosine") == "cosine":
-        maps = maps / _length(query).unsqueeze(-1)
+        maps = maps / length(query).unsqueeze(-1)
     if options.get("weighting") in LINEAR:
         maps = maps / (rows * columns)
     return maps.reshape(*maps.shape[:-1], rows, columns)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...encoders.heads import batch_norm_affine
 from ...encoders.layers import as_feature_map
 from ...errors import InputError, ShapeError
 from ...metrics.maps import normalise, upsample
@@ -85,8 +86,7 @@ def _bias(module: nn.Module) -> Tensor | None:
             raise InputError(
                 "a batch norm without running statistics mixes the images of a batch; FullGrad cannot be used"
             )
-        shift = -module.running_mean / (module.running_var + module.eps).sqrt()
-        return shift if module.weight is None else shift * module.weight.detach() + module.bias.detach()
+        return batch_norm_affine(module).bias
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm) and module.bias is not None:
         return module.bias.detach()
     return None

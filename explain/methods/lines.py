@@ -15,6 +15,7 @@ exhaustive transform are ours.
 
 from __future__ import annotations
 
+import cmath
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -54,7 +55,7 @@ class SimilarityTransform:
     @property
     def degrees(self) -> float:
         """Rotation from the first side to the second, clockwise on an image."""
-        return math.degrees(math.atan2(self.a.imag, self.a.real))
+        return math.degrees(cmath.phase(self.a))
 
 
 def fit_similarity(
