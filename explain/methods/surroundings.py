@@ -40,8 +40,9 @@ class Setting(NamedTuple):
 
     def maps(self, response_map: Tensor, references: Tensor, metric: Metric) -> Tensor:
         """The maps by this setting, see `dist_cam`."""
-        own: WeightOptions = {"metric": metric, "weighting": self.weighting}
-        return dist_cam(response_map, references, **{**own, "mean": self.mean, "magnitude": self.magnitude})
+        options: WeightOptions = {"metric": metric, "weighting": self.weighting}
+        options |= {"mean": self.mean, "magnitude": self.magnitude}
+        return dist_cam(response_map, references, **options)
 
 
 NOTHING = Setting("dot", "dot", None, None)
