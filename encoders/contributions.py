@@ -58,24 +58,16 @@ class Contribution:
 
 
 class Following(TorchFunctionMode):
-    """Inside, contributions of places are followed; `of(tensor)` tells them.
-
-    Args:
-        images: the batch that the network gets.
-        rules: from a function's name to what runs in its place, and marks the outcome.
-        tangent: follow activations too, by their slope at the value they have: of first order, no longer exact.
-        first_is_mean: the first key of an attention is the mean of all places (CLIP's ResNets).
-        row: the token that will be read, where an earlier pass has told; its parts are then summed on the way.
-    """
+    """Inside, contributions of places are followed through what a network makes of images; `of(tensor)` tells them."""
 
     def __init__(
         self,
         images: Float[Tensor, "b 3 h w"],
-        rules: Mapping[str, Rule],
+        rules: Mapping[str, Rule],  # from a function's name to what runs in its place, and marks the outcome
         *,
-        tangent: bool = False,
-        first_is_mean: bool = False,
-        row: int | None = None,
+        tangent: bool = False,  # follow activations too, by their slope at the value they have: only of first order
+        first_is_mean: bool = False,  # the first key of an attention is the mean of all places (CLIP's ResNets)
+        row: int | None = None,  # the token that will be read, if an earlier pass has told; its parts are then summed
     ) -> None:
         super().__init__()
         self.n_images, self.size = images.shape[0], (images.shape[2], images.shape[3])

@@ -177,7 +177,7 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
     why = "no convolution or pooling with a stride of 2 leads to its last map"
     if steps:
         for run in steps:
-            run.part.stride = 1 if isinstance(run.part.stride, int) else (1, 1)
+            run.part.stride = (1, 1)
         stepped, later = {id(run.part) for run in steps}, runs[runs.index(steps[0]) :]
         behind = {id(run.part): run.part for run in later if run.before == rows and id(run.part) not in stepped}
         offset = int(any(type(run.part).__name__.endswith("Same") for run in steps))  # pads more behind than before

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .heads import GAP, Affine, GeM, Pooling, affine_of
-from .regions import pool_region
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +57,7 @@ def fold(
         weights = weights[:, None]
     response = feature_map  # with the pooled vector as its (weighted) mean
     if isinstance(pooling, GeM):
-        plain = weights if weights is None or weights.ndim == 2 else weights[:, 0]  # without the axis of channels
-        pooled = pooling(feature_map) if plain is None else pool_region(feature_map, plain, pooling=pooling)
-        pooled = pooled[..., None, None]
+        pooled: Tensor = pooling(feature_map, weights)[..., None, None]
         share = feature_map.clamp(min=pooling.eps) / pooled  # the ratio first: x^p alone can leave float32
         response = pooled * share.pow(pooling.p)
     elif not isinstance(pooling, GAP):

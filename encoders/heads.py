@@ -38,9 +38,9 @@ class GAP(Pooling):
     tensor([[3.]])
     """
 
-    def forward(self, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k"]:
-        """The mean of each channel."""
-        return feature_map.mean((-2, -1))
+    def forward(self, feature_map: Float[Tensor, "b k h w"], weights: Tensor | None = None) -> Float[Tensor, "b k"]:
+        """The mean of each channel; with weights (h, w) or (b, 1, h, w), of mean 1, over a region."""
+        return (feature_map if weights is None else feature_map * weights).mean((-2, -1))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `pooling_from` reads it."""
@@ -70,9 +70,10 @@ class GeM(Pooling):
         self.p = nn.Parameter(torch.tensor(float(p)), requires_grad=trainable)
         self.eps = float(eps)
 
-    def forward(self, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k"]:
-        """The generalised mean of each channel."""
-        return feature_map.clamp(min=self.eps).pow(self.p).mean((-2, -1)).pow(1 / self.p)
+    def forward(self, feature_map: Float[Tensor, "b k h w"], weights: Tensor | None = None) -> Float[Tensor, "b k"]:
+        """The generalised mean of each channel; `weights` as for `GAP`."""
+        powers = feature_map.clamp(min=self.eps).pow(self.p)
+        return (powers if weights is None else powers * weights).mean((-2, -1)).pow(1 / self.p)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `pooling_from` reads it. The exponent itself is a weight, and whether it is frozen is not kept."""

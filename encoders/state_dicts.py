@@ -106,8 +106,8 @@ def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[s
 
 
 def _by_plain_name(expected: Mapping[str, Tensor]) -> dict[str, str]:
-    """The network's names by themselves, without what wrappers add where that leaves them different, and without what
-    all of them begin with: a module of the user's own may hold the network that the file is of.
+    """The network's names as they are, without what wrappers add where that keeps them apart, and without what all of
+    them begin with: a module of the user's own may hold the network that the file is of.
     """
     plain, begins = {plain_name(name): name for name in expected}, common_beginning(expected)
     inner = {name.removeprefix(begins): name for name in expected}

@@ -55,10 +55,8 @@ class _Program(nn.Module):
 def export_encoder(encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8[Tensor, "b 3 rows columns"]) -> Export:
     """Write an encoder as a program with two outputs and a free batch size, checked on images; a JSON stands beside it.
 
-    Args:
-        encoder: in evaluation mode; its head must be affine, or the map would hold to first order only.
-        path: `.onnx` (needs the extra `onnx`), or `.pt2` for `torch.export.load`.
-        pixels: images to check on, at least two, as the encoder's transform leaves them.
+    It is in evaluation mode, and its head affine, or the map would hold to first order only. `path` is `.onnx` (needs
+    the extra `onnx`), or `.pt2` for `torch.export.load`; `pixels` are two images or more, as its transform leaves them.
     """
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):

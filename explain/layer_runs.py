@@ -1,7 +1,4 @@
-"""Runs of a network with a look at one layer, which leave modes, hooks, gradients and random numbers as they were.
-
-Only what lies behind the layer is recorded for gradients: its output is handed on as a new leaf.
-"""
+"""Runs of a network with a look at one layer, a new leaf of gradients; all else about the network stays as it was."""
 
 from __future__ import annotations
 

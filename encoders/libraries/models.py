@@ -1,8 +1,7 @@
 """A network of another library by its name: `timm:NAME`, `hf:NAME` or folder, `open_clip:NAME`.
 
-Nothing of it is distcam's: architecture, weights and configuration come through the library's own functions, without
-code from a repository and without pickles of more than tensors. What a name alone does not determine is kept as the
-library's own configuration in the encoder's options, so that a gallery opens without the network.
+All of it comes through the library's own functions, without code from a repository and without pickles of more than
+tensors. What a name alone does not determine is kept in the encoder's options, so that a gallery opens offline.
 """
 
 from __future__ import annotations

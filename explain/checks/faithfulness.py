@@ -21,15 +21,12 @@ from .imputation import blurred, impute_linearly
 
 
 class InsertionDeletion(NamedTuple):
-    """The score while pixels appear in the map's order (insertion), and while they vanish (deletion).
+    """The score while pixels appear in the map's order (insertion), and while they vanish (deletion)."""
 
-    Fractions of the pixels run from 0 to 1; ranks are those of the match in the gallery, 1 the nearest, None without.
-    """
-
-    fractions: Float[Tensor, " s"]
+    fractions: Float[Tensor, " s"]  # of the pixels, from 0 to 1
     insertion: Float[Tensor, "b m s"]
     deletion: Float[Tensor, "b m s"]
-    insertion_rank: Int[Tensor, "b m s"] | None = None
+    insertion_rank: Int[Tensor, "b m s"] | None = None  # of the match in the gallery, 1 the nearest
     deletion_rank: Int[Tensor, "b m s"] | None = None
 
     @property

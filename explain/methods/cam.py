@@ -27,10 +27,7 @@ def weighted_sum(activations: Layer, weights: Float[Tensor, "*b k"], *, relu: bo
 
 
 def caam(activations: Layer) -> Maps:
-    """The class-agnostic map, `Σ_k A_k`: the same whatever is asked, so the baseline for everything that is not.
-
-    Source: [CAM-loss] Eq. 3.
-    """
+    """The class-agnostic map, `Σ_k A_k`: the same whatever is asked, so the baseline ([CAM-loss] Eq. 3)."""
     return activations.sum(-3)
 
 
@@ -113,12 +110,8 @@ def hires_cam(activations: Layer, gradients: Layer, *, relu: bool = True) -> Map
 
 
 def layer_cam(activations: Layer, gradients: Layer, *, relu: bool = True) -> Maps:
-    """LayerCAM, `ReLU(Σ_k ReLU(g_k) A_k)`: each position has its own weight, where the gradient is positive.
-
-    Source: Jiang et al., LayerCAM, 2021, Eq. 6-8.
-    """
-    maps = (gradients.clamp(min=0) * activations).sum(-3)
-    return maps.clamp(min=0) if relu else maps
+    """LayerCAM, `ReLU(Σ_k ReLU(g_k) A_k)`: HiResCAM of the positive gradients (Jiang et al., 2021, Eq. 6-8)."""
+    return hires_cam(activations, gradients.clamp(min=0), relu=relu)
 
 
 def seg_xres_cam(

@@ -36,16 +36,10 @@ class PositionPair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Correspondence:
-    """The contribution of each pair of positions to the similarity of two images.
+    """The contribution of each pair of positions to the similarity of two images."""
 
-    Attributes:
-        shares: signed; row and column on the query, row and column on the match. Their sum is `total`.
-        total: the similarity of the two embeddings: the cosine, the dot product, or minus the *squared* l2 distance.
-        metric: what is divided.
-    """
-
-    shares: Float[Tensor, "h w u v"]
-    total: float
+    shares: Float[Tensor, "h w u v"]  # signed; row, column on the query, row, column on the match; their sum is `total`
+    total: float  # of the two embeddings: the cosine, the dot product, or minus the *squared* l2 distance
     metric: Metric
 
     @property
@@ -63,10 +57,7 @@ class Correspondence:
         return shares.sum((0, 1)) if point is None else shares[_position(point, shares.shape[:2])]
 
     def mutual_pairs(self, limit: int = 10) -> list[PositionPair]:
-        """The pairs in which each position is the other's best partner and the share is positive; largest share first.
-
-        Of several best partners the first in reading order counts.
-        """
+        """Pairs of positions that are each other's best (of equals the first), with a positive share; largest first."""
         flat = self.shares.flatten(2).flatten(0, 1)
         partner, back = flat.argmax(1), flat.argmax(0)
         own = torch.arange(len(flat), device=flat.device)
@@ -85,14 +76,8 @@ def correspondence(
 ) -> Correspondence:
     """The similarity of two images, divided among all pairs of their positions.
 
-    Args:
-        query_map: response map of the query, of which the mean is its embedding (see `fold`).
-        match_map: that of the match; it may have another resolution.
-        metric: "cosine" or "dot"; "l2" divides minus the squared distance.
-
-    Raises:
-        InputError: metric "l1", which does not divide, or values that are not finite.
-        ShapeError: the channels differ.
+    The maps are response maps (see `fold`) of the same channels, whose means are the embeddings; their resolutions may
+    differ. The metric "l2" divides minus the squared distance; "l1" does not divide, and is an InputError.
 
     >>> query = torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]])       # one row: channel 0 on the left, 1 on the right
     >>> found = correspondence(query, query.flip(-1), metric="dot")
