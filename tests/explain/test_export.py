@@ -82,7 +82,10 @@ def test_what_has_no_exact_map_or_no_such_format_is_refused(encoder, pixels, tmp
 
 @pytest.mark.parametrize(
     ("name", "built"),
-    [("resnet10t", {}), ("vit_tiny_patch16_224", {"options": {"depth": 1, "img_size": 32}, "readout": "mean"})],
+    [
+        pytest.param("resnet10t", {}, marks=pytest.mark.slow),
+        ("vit_tiny_patch16_224", {"options": {"depth": 1, "img_size": 32}, "readout": "mean"}),
+    ],
 )
 def test_means_of_maps_and_of_tokens_are_exported_with_a_free_batch(name, built, tmp_path) -> None:
     pytest.importorskip("timm", reason="needs pip install 'distcam[timm]'")
