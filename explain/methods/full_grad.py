@@ -62,8 +62,7 @@ def full_gradient(model: nn.Module, images: Float[Tensor, "b c h w"], target: Ta
         scores = target.fix(output)(output)
         # An auxiliary classifier's biases have no part in the score.
         gradients = jacobian(scores, [entry, *(out for _, out in met)], allow_unrelated=True)
-    maps = [(gradients[0] * entry.detach()).transpose(0, 1)]
-    elsewhere = torch.zeros_like(scores.detach())
+    maps, elsewhere = [(gradients[0] * entry.detach()).transpose(0, 1)], torch.zeros_like(scores.detach())
     for (module, _), gradient in zip(met, gradients[1:], strict=True):
         bias = _bias(module)  # of each channel, which comes first in maps (m, b, k, …) and last in tokens
         assert bias is not None
