@@ -52,10 +52,8 @@ def measure_scale(
         order = similarity[image].argsort(stable=True)
         pairs |= {(min(image, other), max(image, other)) for other in order[:LEAST_SIMILAR].tolist() if other != image}
     inliers = [find_lines(places[one], places[other], metric=metric).inliers for one, other in sorted(pairs)]
-    null = USUAL_NULL
-    if inliers:
-        median, high, highest = (int(np.quantile(inliers, share, method="higher")) for share in NULL_SHARES)
-        null = (median, high, highest)
+    median, high, highest = np.quantile(inliers, NULL_SHARES, method="higher").tolist() if inliers else USUAL_NULL
+    null = (int(median), int(high), int(highest))
     return LineScale(layer, tuple(mean.tolist()), null, len(inliers), (float(values.mean()), spread))
 
 

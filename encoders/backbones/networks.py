@@ -21,7 +21,7 @@ from ...images.transform import Transform
 from ..layers import closest
 from ..names import needs_weights
 from ..state_dicts import load_state, say_what_is_left
-from ..weight_files import drawn_from, fetch_published, read_state_dict, uninitialised, usual_transform
+from ..weight_files import drawn_from, fetch_imagenet, read_state_dict, uninitialised, usual_transform
 from .registry import with_last_stage
 
 Kind = Literal["classifier", "segmenter"]
@@ -77,7 +77,7 @@ def load_network(
         known = ()
     transform = Transform(SEGMENTER_SIZE, fit="squash") if kind == "segmenter" else usual_transform(name)
     if weights in ("default", "imagenet"):
-        state, transform = fetch_published(name, otherwise=transform)
+        state, transform = fetch_imagenet(name, otherwise=transform)
         n_classes = len(known)
     elif weights == "random":
         state = None
