@@ -307,7 +307,8 @@ class _CastOnce(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if torch.is_autocast_enabled(input.device.type):
             weight, bias = self.__dict__["low"]
-        return super()._conv_forward(input, weight, bias)
+        output: Tensor = super()._conv_forward(input, weight, bias)
+        return output
 
 
 def _fuse(encoder: Encoder, device: torch.device) -> None:
