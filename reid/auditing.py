@@ -130,9 +130,7 @@ class Audit:
         lines += _listed("identical files", [" = ".join(group.paths) for group in self.duplicates])
         lines += _listed("look alike and should not", [" ~ ".join(group.paths) for group in self.near_duplicates])
         lines += _listed("files that are no images of the set", self.ignored)
-        lines += (
-            ["", *(f"problem: {problem}" for problem in self.problems)] if self.problems else ["", "no problem found"]
-        )
+        lines += ["", *([f"problem: {problem}" for problem in self.problems] or ["no problem found"])]
         return "\n".join(lines if self.n_opened else [*lines, "no file was opened"])
 
 

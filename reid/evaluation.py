@@ -144,14 +144,8 @@ class _Pass:
         self, matching: Matching, n_queries: int, *, tally: PairTally | None, shot: _SingleShot | None
     ) -> None:
         self.matching, self.tally, self.shot = matching, tally, shot
-        self.per_query = QueryResults(
-            n_matches=np.zeros(n_queries, np.intp),
-            first_rank=np.zeros(n_queries, np.intp),
-            ap_step=np.zeros(n_queries),
-            ap_trapezoid=np.zeros(n_queries),
-            inverse_penalty=np.zeros(n_queries),
-            match_distance=np.full(n_queries, np.nan),
-            wrong_distance=np.full(n_queries, np.nan),
+        self.per_query = QueryResults(  # counts and ranks, means, distances
+            *np.zeros((2, n_queries), np.intp), *np.zeros((3, n_queries)), *np.full((2, n_queries), np.nan)
         )
         self.pairs_ignored = 0
         self._n_cameras = len(matching.camera_names)

@@ -9,7 +9,7 @@ Source: [Dist-CAM] Eq. 4–6; Stylianou, Souvenir and Pless 2019 for the decompo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -101,16 +101,12 @@ class PairExplanation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the similarity, the parts, the error of their sum, and the best pairs of places."""
-        return {
-            "similarity": self.similarity,
-            "residual": self.residual,
-            "is_exact": self.is_exact,
-            "parts": [{"name": p.name, "on_probe": p.on_probe, "on_match": p.on_match} for p in self.parts],
-            "corresponding_places": [
-                {"probe": list(pair.query), "match": list(pair.match), "share": pair.share}
-                for pair in self.correspondence.mutual_pairs(5)
-            ],
-        }
+        places = [
+            {"probe": list(pair.query), "match": list(pair.match), "share": pair.share}
+            for pair in self.correspondence.mutual_pairs(5)
+        ]
+        numbers = {"similarity": self.similarity, "residual": self.residual, "is_exact": self.is_exact}
+        return {**numbers, "parts": [asdict(part) for part in self.parts], "corresponding_places": places}
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The four raw maps, by name."""
