@@ -69,6 +69,11 @@ class EpisodeResult:
         """True if answers may depend on other queries or other test data."""
         return bool(self.classifier["setting"] == "transductive")
 
+    @property
+    def described(self) -> str:
+        """The classifier's name and setting, and the encoder."""
+        return f"{self.classifier['name']} ({self.classifier['setting']})" + f", {self.encoder}" * bool(self.encoder)
+
     @cached_property
     def accuracy(self) -> NDArray[np.float64]:
         """Share of right answers in each episode, (E,), in [0, 1]."""
@@ -90,11 +95,7 @@ class EpisodeResult:
 
     def per_class_accuracy(self) -> dict[str, float]:
         """Share of right answers among all queries of each class; NaN for a class without queries."""
-        n_classes, query_class = len(self.episodes.class_names), self.episodes.class_of[self.episodes.query]
-        asked = np.bincount(query_class.ravel(), minlength=n_classes)
-        right = query_class[self.prediction == self.episodes.target]
-        with np.errstate(invalid="ignore"):
-            share = np.bincount(right, minlength=n_classes) / asked
+        share = np.diag(self.confusion())
         return dict(zip(self.episodes.class_names.tolist(), share.tolist(), strict=True))
 
     def meetings(self) -> NDArray[np.int64]:
@@ -143,13 +144,11 @@ class EpisodeResult:
         """The result as plain text, in percent: what was run, how, and the three intervals with their questions."""
         episodes = self.episodes
         queries = f"{episodes.n_query} queries per class{'' if episodes.is_balanced else ' on average'}"
-        lines = [
+        run = (
             f"{episodes.n_way}-way {episodes.n_shot}-shot, {queries}, {episodes.n_episodes} episodes of "
-            f"{len(episodes.class_names)} classes, manifest {episodes.content_hash[:12]}",
-            f"{self.classifier['name']} ({self.classifier['setting']})" + (f", {self.encoder}" * bool(self.encoder)),
-            *interval_lines(self.intervals(), "accuracy"),
-        ]
-        return "\n".join(lines)
+            f"{len(episodes.class_names)} classes, manifest {episodes.content_hash[:12]}"
+        )
+        return "\n".join([run, self.described, *interval_lines(self.intervals(), "accuracy")])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write answers and manifest as one HDF5 file, a `ResultFile` of one method."""

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..encoders.trained_on import Overlap
@@ -17,7 +16,7 @@ from ..metrics import Metric
 from .distances import DistanceSource, FeatureDistances, Floats
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
-from .policies import Matching, labels_of, remark_on_placeholders
+from .policies import Flags, Matching, labels_of, remark_on_placeholders
 from .refinement import Refinement, refined
 from .reranking import Reranking, rerank_features
 from .results import Evaluation
@@ -88,13 +87,9 @@ class Promotion:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {
-            "query": _named(self.query),
-            "match": _named(self.match),
-            "rank_before": self.rank_before,
-            "rank_after": self.rank_after,
-            "shared_neighbours": [{"path": image.path, "share": share} for image, share in self.shared],
-        }
+        ranks = {"rank_before": self.rank_before, "rank_after": self.rank_after}
+        shared = [{"path": image.path, "share": share} for image, share in self.shared]
+        return {"query": _named(self.query), "match": _named(self.match), **ranks, "shared_neighbours": shared}
 
 
 def _named(image: ReidImage) -> dict[str, Any]:
@@ -178,10 +173,8 @@ class Assessment:
         if left_out := self.evaluation.counts["queries_left_out"]:
             lines.append(f"left out: {left_out:,} queries that are junk or distractors by the protocol")
         if self.before is not None:
-            before = self.before
-            lines.append(
-                f"before re-ranking: rank-1 {100 * before.rank(1):.2f}, mAP (step) {100 * before.map_step:.2f}"
-            )
+            rank_1, precision = 100 * self.before.rank(1), 100 * self.before.map_step
+            lines.append(f"before re-ranking: rank-1 {rank_1:.2f}, mAP (step) {precision:.2f}")
         lines += [f"{name}: {value}" for name, value in self.about.items() if name not in ("fingerprint", "trained_on")]
         if overlap := Overlap.from_dict(self.about.get("trained_on")):
             lines.append(f"training: {overlap}")
@@ -191,7 +184,7 @@ class Assessment:
     def _matching(self) -> Matching:
         return Matching(labels_of(self.queries), labels_of(self.gallery), protocol=self.evaluation.protocol)
 
-    def _answers(self, query: int, source: DistanceSource) -> tuple[Floats, NDArray[np.bool_], NDArray[np.bool_]]:
+    def _answers(self, query: int, source: DistanceSource) -> tuple[Floats, Flags, Flags]:
         """Distances of a query to the gallery, which of them are right, and which are wrong; others do not count."""
         matches, ignored = self._matching.relations(query)
         right = np.zeros(len(self.gallery), np.bool_)
@@ -233,13 +226,11 @@ class Assessment:
         return tuple((named[path], share) for path, share in sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def _nearest(distance: Floats, allowed: NDArray[np.bool_]) -> int:
+def _nearest(distance: Floats, allowed: Flags) -> int:
     return int(np.flatnonzero(allowed)[np.argmin(distance[allowed])])
 
 
-def _rank_of(
-    place: int, distance: Floats, right: NDArray[np.bool_], wrong: NDArray[np.bool_], *, is_right: bool
-) -> int:
+def _rank_of(place: int, distance: Floats, right: Flags, wrong: Flags, *, is_right: bool) -> int:
     """Among everything that counts; where distances tie, wrong answers come first."""
     nearer = distance < distance[place]
     if is_right:

@@ -22,10 +22,8 @@ from .policies import placeholders
 
 _SIDES = ("train", "query", "gallery")
 _SHOWN, _SHOWN_CAMERAS = 5, 24
-_HASH_SIDE = 8
-_CHUNK_BITS = 16
-_LARGEST_BUCKET = 200
-"""Images that share a quarter of their hash and are compared pairwise; more are one blank wall after another."""
+_HASH_SIDE, _CHUNK_BITS = 8, 16
+_LARGEST_BUCKET = 200  # images that share a quarter of their hash; more are one blank wall after another
 
 
 class Known(NamedTuple):

@@ -140,12 +140,10 @@ def _bounds_of_matches(source: DistanceSource, matching: Matching) -> tuple[floa
 class _Pass:
     """The one pass over the distances: ranks, counts and tallies each block, and keeps a few numbers per query."""
 
-    def __init__(
-        self, matching: Matching, n_queries: int, *, tally: PairTally | None, shot: _SingleShot | None
-    ) -> None:
+    def __init__(self, matching: Matching, count: int, *, tally: PairTally | None, shot: _SingleShot | None) -> None:
         self.matching, self.tally, self.shot = matching, tally, shot
         self.per_query = QueryResults(  # counts and ranks, means, distances
-            *np.zeros((2, n_queries), np.intp), *np.zeros((3, n_queries)), *np.full((2, n_queries), np.nan)
+            *np.zeros((2, count), np.intp), *np.zeros((3, count)), *np.full((2, count), np.nan)
         )
         self.pairs_ignored = 0
         self._n_cameras = len(matching.camera_names)

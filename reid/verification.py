@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 _EXACT_PAIRS = 1 << 22  # up to so many pairs every distance is a threshold; beyond, `_N_BINS` thresholds
 _N_BINS = 1 << 20
 _CURVE_POINTS = 512
@@ -185,20 +186,13 @@ def identification(
 
 
 def _operating_points(
-    thresholds: NDArray[np.float64],
-    accepted: NDArray[np.float64],
-    wrongly: NDArray[np.float64],
-    *,
-    targets: Sequence[float],
-    n_impostor: int,
+    thresholds: Floats, accepted: Floats, wrongly: Floats, *, targets: Sequence[float], n_impostor: int
 ) -> tuple[OperatingPoint, ...]:
     points = []
     for target in targets:
         last = int(np.searchsorted(wrongly, target, side="right")) - 1
-        resolved = n_impostor * target >= 1
-        if last < 0:
-            points.append(OperatingPoint(target, None, 0.0, 0.0, resolved))
-            continue
-        point = float(thresholds[last]), float(accepted[last]), float(wrongly[last])
-        points.append(OperatingPoint(target, *point, resolved))
+        at: tuple[float | None, float, float] = (None, 0.0, 0.0)
+        if last >= 0:
+            at = float(thresholds[last]), float(accepted[last]), float(wrongly[last])
+        points.append(OperatingPoint(target, *at, n_impostor * target >= 1))
     return tuple(points)
