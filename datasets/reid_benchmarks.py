@@ -104,16 +104,10 @@ def read_market(root: Path) -> ReidData:
     if images and images[0].path.lower().endswith(".png") and images[0].sequence is None:
         known = next((counts for name, counts in _CUHK03.items() if name in str(root.absolute()).lower()), {})
         return ReidData("cuhk03", root, images, Protocol(), known=known, ignored=ignored)
-    is_synthetic = (root / "walkers.csv").is_file()
-    return ReidData(
-        "market",
-        root,
-        images,
-        Protocol(junk=(-1,), distractors=(0,)),
-        known={} if is_synthetic else _MARKET,
-        notes=("synthetic walkers: no published counts to compare with",) if is_synthetic else (),
-        ignored=ignored,
-    )
+    rule, known, notes = Protocol(junk=(-1,), distractors=(0,)), _MARKET, ()
+    if (root / "walkers.csv").is_file():
+        known, notes = {}, ("synthetic walkers: no published counts to compare with",)
+    return ReidData("market", root, images, rule, known=known, notes=notes, ignored=ignored)
 
 
 def read_veri(root: Path) -> ReidData:
@@ -255,9 +249,8 @@ def _msmt17_image(numbered: tuple[int, str], file: Path, folder: Path, *, role: 
     path = spelled(folder, fields[0]).replace("\\", "/")
     found = _MSMT17_NAME.fullmatch(PurePosixPath(path).name)
     if found is None:
-        raise InputError(
-            f"{file} line {line}: expected a name such as 0001_019_07_0303morning_0020_1.jpg, got {path!r}"
-        )
+        example = "0001_019_07_0303morning_0020_1.jpg"
+        raise InputError(f"{file} line {line}: expected a name such as {example}, got {path!r}")
     identity, time = whole_number(fields[1], f"{file} line {line}"), found[4] + (found[5] or "")
     return ReidImage(f"{folder.name}/{path}", identity, int(found[3]) - 1, role, None, time, {"list": listed})
 

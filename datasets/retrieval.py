@@ -166,9 +166,8 @@ def _read_folders(folder: Path) -> Dataset:
     if outside:
         problems.insert(0, f"{len(outside)} images lie outside of class folders and are left out, such as {outside[0]}")
     if len(records) > 1 and len({record.label for record in records}) == 1:
-        problems.append(
-            f"all {len(records):,} images are of the one class {records[0].label!r}, so every answer is right"
-        )
+        only = f"the one class {records[0].label!r}"
+        problems.append(f"all {len(records):,} images are of {only}, so every answer is right")
     return Dataset("folder", folder.name, listing.root, tuple(records), (*_half_a_benchmark(folder), *problems))
 
 

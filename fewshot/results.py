@@ -278,9 +278,7 @@ def interval_lines(found: Intervals, what: str) -> list[str]:
     """The mean and its intervals in percent, a line each."""
     width = max(len(each.kind) for each in found)
     lines = [f"{what} {100 * found.usual.mean:.2f} ± {100 * found.usual.half_width:.2f}"]
-    lines += [
-        f"  {each.kind:{width}}  {100 * each.low:6.2f} … {100 * each.high:6.2f}  {each.question}" for each in found
-    ]
+    lines += [f"  {one.kind:{width}}  {100 * one.low:6.2f} … {100 * one.high:6.2f}  {one.question}" for one in found]
     if found.class_jackknife is None:
         lines.append(f"  {NO_JACKKNIFE}")
     return lines

@@ -59,9 +59,8 @@ def sample_episodes(
             raise InputError(f"{name} must be a whole number of at least {at_least[name]}, got {value!r}")
     label_names = as_names(labels, "labels")
     width = len(str(len(label_names)))
-    item_names = (
-        np.array([f"{row:0{width}d}" for row in range(len(label_names))]) if names is None else as_names(names, "names")
-    )
+    numbered = [f"{row:0{width}d}" for row in range(len(label_names))]
+    item_names = as_names(numbered if names is None else names, "names")
     check_items(item_names, label_names)
     # Items grouped by class and sorted by name within it, so that the order of the rows does not matter.
     by_class = np.lexsort((item_names, label_names))

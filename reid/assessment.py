@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -207,8 +207,9 @@ class Assessment:
         causes = []
         if first_wrong is not None and first_wrong.image.camera == image.camera is not None:
             causes.append("the wrong answer is from the query's camera")
-        distractors = set(map(str, self.evaluation.protocol.distractors))
-        if first_wrong is not None and str(first_wrong.image.identity) in distractors:
+        if first_wrong is not None and str(first_wrong.image.identity) in map(
+            str, self.evaluation.protocol.distractors
+        ):
             causes.append("the wrong answer is a distractor")
         if n_matches == 1:
             causes.append("there is one match only")
@@ -293,22 +294,19 @@ def assess(
         source = rerank_features(*sides, k1=k1, k2=k2, original_share=share, metric=metric, device=device)
     elif verified is not None:
         source = verified(plain, (queries, gallery), data, protocol=rule)
-    options: dict[str, Any] = {
-        "query": labels_of(queries),
-        "gallery": labels_of(gallery),
-        "protocol": rule,
-        "max_rank": max_rank,
-        "false_accept_rates": false_accept_rates,
-    }
+    sides_of = {"query": labels_of(queries), "gallery": labels_of(gallery)}
+    measured = partial(
+        evaluate_distances, **sides_of, protocol=rule, max_rank=max_rank, false_accept_rates=false_accept_rates
+    )
     name = metric if source is plain else f"{metric}, re-ranked"
-    evaluation = evaluate_distances(source, metric=name, single_gallery_shot=single_gallery_shot, **options)
+    evaluation = measured(source, metric=name, single_gallery_shot=single_gallery_shot)
     counts = {
         "gallery": len(whole),
         "queries_left_out": len(asking) - len(queries),
         "gallery_junk": sum(str(image.identity) in junk for image in whole),
         "gallery_distractors": sum(str(image.identity) in distractors for image in whole),
     }
-    before = None if source is plain else evaluate_distances(plain, metric=metric, **options)
+    before = None if source is plain else measured(plain, metric=metric)
     evaluation = replace(evaluation, counts=evaluation.counts | counts)
     about = dict(features.about) | ({"verified": source.summary} if isinstance(source, VerifiedDistances) else {})
     return Assessment(data, queries, gallery, evaluation, before, steps, about, _source=source, _not_reranked=plain)

@@ -81,9 +81,7 @@ class Audit:
     @property
     def problems(self) -> tuple[str, ...]:
         """One line per kind of finding that makes scores wrong or not comparable."""
-        differing = [
-            f"{one.name}: {one.found:,}, published {one.published:,}" for one in self.known if one[1] != one[2]
-        ]
+        differing = [f"{name}: {found:,}, published {known:,}" for name, found, known in self.known if found != known]
         wrong = [group for group in self.duplicates if group.has_several_identities]
         leaks = [group for group in self.duplicates if group.has_train_and_test]
         findings = {

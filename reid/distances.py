@@ -99,9 +99,7 @@ class FeatureDistances:
             )
         self.dtype: np.dtype[Any] = np.result_type(_float_type(self._query), _float_type(self._gallery))
         self._query, self._gallery = (side.astype(self.dtype, copy=False) for side in (self._query, self._gallery))
-        self._norms = [
-            _norms(side, name, metric) for side, name in ((self._query, "query"), (self._gallery, "gallery"))
-        ]
+        self._norms = [_norms(self._query, "query", metric), _norms(self._gallery, "gallery", metric)]
         self.metric = metric
         self.shape: tuple[int, int] = (len(self._query), len(self._gallery))
 

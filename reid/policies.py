@@ -174,8 +174,7 @@ def _nobody(query: NDArray[np.intp], names: NDArray[Any], protocol: Protocol) ->
             f"identity {strange[0]} is negative: declare it in the protocol, as junk (ignored) or distractor (wrong)"
         )
     for kind, declared in (("junk", junk), ("a distractor", distractor)):
-        bad = np.flatnonzero(declared[query])
-        if bad.size:
+        if (bad := np.flatnonzero(declared[query])).size:
             raise InputError(
                 f"query {bad[0]} has identity {names[query[bad[0]]]}, which the protocol declares {kind}: "
                 f"take {bad.size} such queries out, or change the protocol"
@@ -244,8 +243,5 @@ def remark_on_placeholders(data: ReidData, protocol: Protocol, *, strict: bool =
         listed = ", ".join(f"{name} ({n:,} images)" for name, n in list(found.items())[:4])
         names = [name.partition(" ")[2].strip("'") for name in found if name.startswith("identity")]
         remedy = f"; --protocol junk={'+'.join(names)} leaves such identities out" if names else ""
-        remark(
-            f"{listed} look like placeholders, but count as one individual or one camera each{remedy}",
-            strict=strict,
-            stacklevel=4,
-        )
+        said = f"{listed} look like placeholders, but count as one individual or one camera each{remedy}"
+        remark(said, strict=strict, stacklevel=4)

@@ -84,8 +84,7 @@ class Identification:
 class PairTally:
     """Counts of genuine and impostor pairs by distance, collected block by block in bounded memory.
 
-    Up to four million pairs every distance is a threshold. Beyond, a million thresholds lie evenly within `bounds`;
-    bins are whole multiples of a power of two, so that no pair is on the wrong side of its threshold by rounding.
+    Bins are whole multiples of a power of two, so that no pair is on the wrong side of its threshold by rounding.
     """
 
     def __init__(self, n_pairs: int, *, bounds: tuple[float, float], dtype: np.dtype[Any]) -> None:
@@ -171,11 +170,7 @@ class PairTally:
 def identification(
     identified: NDArray[Any], alarms: NDArray[Any], *, n_mated: int, targets: Sequence[float]
 ) -> Identification | None:
-    """DIR@FAR, or None without probes of both kinds.
-
-    `identified` is the distance of the first match of those mated probes whose match ranks first, `alarms` that of the
-    nearest gallery image of each probe whose alarm is false; `n_mated` counts probes with a match at any rank.
-    """
+    """DIR@FAR by distances of matches that rank first and of false alarms; None without probes of both kinds."""
     if not n_mated or not alarms.size:
         return None
     thresholds = np.unique(np.concatenate([identified, alarms]).astype(np.float64))

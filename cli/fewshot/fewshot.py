@@ -41,8 +41,7 @@ Queries = Annotated[int, typer.Option(min=1, help="Query images per class.")]
 Episodes = Annotated[int, typer.Option(min=2, help="How many episodes.")]
 Seed = Annotated[int, typer.Option(min=0, help="Which list of episodes.")]
 Dirichlet = Annotated[
-    int | None,
-    typer.Option(min=1, help="Unbalanced queries: concentration of their class proportions; 2 is usual."),
+    int | None, typer.Option(min=1, help="Unbalanced queries: concentration of their class proportions; 2 is usual.")
 ]
 EncoderChoice = Annotated[
     str | None,

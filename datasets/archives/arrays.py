@@ -144,9 +144,8 @@ def read_pickled_images(file: Path) -> Archive:
         name_of = {number: str(name) for name, number in names.items()} if isinstance(names, dict) else {}
         numbers = array_of(content["labels"], f"{file}: labels").tolist()
         return images.__getitem__, _checked([name_of.get(number, f"{number}") for number in numbers], images, file)
-    raise InputError(
-        f"{file}: expected image_data and class_dict, or data and labels; got {', '.join(map(str, content))}"
-    )
+    got = ", ".join(map(str, content))
+    raise InputError(f"{file}: expected image_data and class_dict, or data and labels; got {got}")
 
 
 def read_npz(file: Path, labels: Sequence[str] | None = None) -> Archive:

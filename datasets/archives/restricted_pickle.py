@@ -76,9 +76,8 @@ class _Array:
                 raise InputError("an array without shape, type or bytes")
         kind = dtype.resolve()
         raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote strings
-        if not all(isinstance(side, int) and side >= 0 for side in shape) or math.prod(shape) * kind.itemsize != len(
-            raw
-        ):
+        is_shape = all(isinstance(side, int) and side >= 0 for side in shape)
+        if not is_shape or math.prod(shape) * kind.itemsize != len(raw):
             raise InputError(f"an array of shape {shape} with {len(raw)} bytes of {kind}")
         return np.frombuffer(raw, kind).reshape(shape, order="F" if is_fortran else "C")
 
