@@ -86,8 +86,7 @@ class Comparison:
     """Two results on the same episodes, episode by episode; positive differences favour the first.
 
     Attributes:
-        first: one result.
-        second: the other, with the same manifest.
+        first, second: results of one manifest.
         difference: accuracy of the first minus that of the second in each episode, (E,).
     """
 

@@ -219,10 +219,8 @@ class ResultFile:
         self.episodes.write(file.create_group("episodes"))
         for number, result in enumerate(self.results):
             group = file.create_group(f"answers/{number}")
-            for name in ("prediction", "margin"):
-                group.create_dataset(
-                    name, data=getattr(result, name), compression="gzip", shuffle=True, fletcher32=True
-                )
+            for name, answers in (("prediction", result.prediction), ("margin", result.margin)):
+                group.create_dataset(name, data=answers, compression="gzip", shuffle=True, fletcher32=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ResultFile:

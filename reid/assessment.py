@@ -30,7 +30,6 @@ class Answer:
     """One gallery image as the answer to a query.
 
     Attributes:
-        image: the gallery image.
         rank: among all that count, from 1; wrong answers come first where distances tie.
         distance: what was ranked by.
         shared: after re-ranking, the images that query and answer have in common as neighbours, and each one's part of
@@ -53,7 +52,6 @@ class Failure:
     """A query that is not answered perfectly.
 
     Attributes:
-        query: the image.
         average_precision: step AP.
         n_matches: right answers in the gallery.
         wrong: the first wrong answer; None if there is none.
@@ -101,7 +99,6 @@ class Assessment:
     """An evaluation together with the images it is about; `print` it, `to_dict` it, or `write_report` it.
 
     Attributes:
-        data: the data set.
         queries: the images that asked.
         gallery: the images that answered, without what the protocol ignores.
         evaluation: every measure.
@@ -205,11 +202,10 @@ class Assessment:
         n_matches, image = int(right.sum()), self.queries[query]
         first_wrong = self._answer(query, _nearest(distance, wrong), is_right=False) if wrong.any() else None
         causes = []
-        if first_wrong is not None and first_wrong.image.camera == image.camera is not None:
+        taken = None if first_wrong is None else first_wrong.image
+        if taken is not None and taken.camera == image.camera is not None:
             causes.append("the wrong answer is from the query's camera")
-        if first_wrong is not None and str(first_wrong.image.identity) in map(
-            str, self.evaluation.protocol.distractors
-        ):
+        if taken is not None and str(taken.identity) in map(str, self.evaluation.protocol.distractors):
             causes.append("the wrong answer is a distractor")
         if n_matches == 1:
             causes.append("there is one match only")

@@ -170,9 +170,8 @@ def _nobody(query: NDArray[np.intp], names: NDArray[Any], protocol: Protocol) ->
     )
     strange = names[(names < 0) & ~(junk | distractor)] if names.dtype.kind != "U" else names[:0]
     if strange.size:
-        raise InputError(
-            f"identity {strange[0]} is negative: declare it in the protocol, as junk (ignored) or distractor (wrong)"
-        )
+        remedy = "declare it in the protocol, as junk (ignored) or distractor (wrong)"
+        raise InputError(f"identity {strange[0]} is negative: {remedy}")
     for kind, declared in (("junk", junk), ("a distractor", distractor)):
         if (bad := np.flatnonzero(declared[query])).size:
             raise InputError(

@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..datasets.registry import read_data
 from ..datasets.reid_records import ReidData
-from ..encoders import Encoder, Encoding, Inference
+from ..encoders import Encoder, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
 from ..images.loading import unreadable
@@ -138,22 +137,18 @@ def measured(encoder: Encoder, data: ReidData, test: TestSettings) -> dict[str, 
     device = next(encoder.parameters()).device
     inference = Inference(encoder, device=str(device), batch_size=64)
     images = list({image.path: image for image in (*data.queries, *data.gallery)}.values())
-    parts = [
-        inference.encode_images([data.file(image) for image in images[start : start + 256]])
-        for start in range(0, len(images), 256)
-    ]
-    paths = tuple(image.path for image in images)
-    wanted: list[tuple[str, Tensor, Refinement | None]] = [("", torch.cat([part.embedding for part in parts]), None)]
+    encoding, paths = inference.encode_images([data.file(image) for image in images]), tuple(i.path for i in images)
+    wanted: list[tuple[str, Tensor, Refinement | None]] = [("", encoding.embedding, None)]
     if test.before_neck:
-        wanted.append(("before neck ", torch.cat([part.pooled for part in parts]), None))
+        wanted.append(("before neck ", encoding.pooled, None))
     if test.rerank:
         k1, k2, share = test.rerank
-        wanted.append(("re-ranked ", wanted[0][1], Refinement(reranking=(int(k1), int(k2), share))))
+        wanted.append(("re-ranked ", encoding.embedding, Refinement(reranking=(int(k1), int(k2), share))))
     found: dict[str, float] = {}
     for name, rows, refinement in wanted:
         features = Features(rows.float().cpu().numpy(), paths)
         scores = assess(data, features, metric=test.metric, refinement=refinement).evaluation
         found |= {f"{name}rank-1": scores.rank(1), f"{name}mAP": scores.map_step, f"{name}mINP": scores.minp}
     if (data.root / "walkers.csv").is_file():
-        found |= pair_energy(inference.encoder, WalkerSet(data.root), Encoding.cat(parts), paths, parts=test.parts)
+        found |= pair_energy(inference.encoder, WalkerSet(data.root), encoding, paths, parts=test.parts)
     return found

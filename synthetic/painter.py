@@ -247,9 +247,8 @@ class Light:
     @classmethod
     def draw(cls, generator: np.random.Generator) -> Light:
         """Light from somewhere above, between overcast and bright, between warm and cold."""
-        angle, exposure, warmth, fall_off, grain = generator.uniform(
-            [-2.6, 0.82, -0.07, 0.0, 1.0], [-0.5, 1.12, 0.07, 0.3, 5.0]
-        )
+        low, high = [-2.6, 0.82, -0.07, 0.0, 1.0], [-0.5, 1.12, 0.07, 0.3, 5.0]
+        angle, exposure, warmth, fall_off, grain = generator.uniform(low, high)
         return cls(angle, exposure, (1 + warmth, 1.0, 1 - warmth), fall_off, grain)
 
 

@@ -1,13 +1,11 @@
 """Reading the pickles in which few-shot benchmarks were handed around, without running anything that is in them.
 
-A pickle is a program. This reader lets it build dictionaries, lists, tuples, strings, numbers and bytes, and nothing
-else: the few names that an array needs stand for inert objects of ours, which only keep what they are given, and every
-other name ends the reading. Not even NumPy's own reconstruction is called, since it trusts its arguments; arrays are
-made afterwards from their bytes, for plain number types only.
+A pickle is a program. This reader lets it build dictionaries, lists, tuples, strings, numbers and bytes; the few names
+that an array needs stand for inert objects of ours, and every other name ends the reading. NumPy's own reconstruction
+trusts its arguments, so arrays are made afterwards from their bytes, for plain number types only.
 
-Before it is run, the program is read through: nine bytes of it can name a place in its memory that costs gigabytes, and
-a tuple in a tuple, a hundred thousand times, ends the process, and hashing a key that is made of shared tuples, or many
-keys of one hash, never ends. What it makes out of its own bytes is counted.
+Before it is run, the program is read through: nine bytes can name a place in memory that costs gigabytes, tuples nested
+a hundred thousand times end the process, and hashing shared tuples, or many keys of one hash, never ends.
 """
 
 from __future__ import annotations

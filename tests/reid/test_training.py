@@ -26,7 +26,7 @@ name = "tiny"
 images = "walkers"
 size = [48, 24]
 [walkers]
-identities = 12
+identities = 8
 cameras = 2
 images_per_camera = 2
 [encoder]
