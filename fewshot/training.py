@@ -232,9 +232,8 @@ class _Measure:
         self._data, self._tests, self._named = data, tests, named
         self._manifests = [test.manifest(data[test.part]) for test in tests]  # too few classes now, not after training
         names = [named or test.name(method) for test in tests for method in test.methods]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"{name} is measured twice; a [[test]] needs other settings, [validation] one method")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{twice[0]} is measured twice; a [[test]] needs other settings, [validation] one method")
         for method in {method for test in tests for method in test.methods}:
             classifier_of(method)
         self._pixels: dict[str, Tensor] = {}
@@ -243,11 +242,9 @@ class _Measure:
         """Mean accuracy by name, in [0, 1]."""
         device = str(next(encoder.parameters()).device)
         inference = Inference(encoder, device=device, batch_size=256)
-        features: dict[str, Tensor] = {}
+        features = {part: self._features(inference, part) for part in {test.part for test in self._tests}}
         found = {}
         for test, manifest in zip(self._tests, self._manifests, strict=True):
-            if test.part not in features:
-                features[test.part] = self._features(inference, test.part)
             for method in test.methods:
                 result = evaluate(features[test.part], manifest, classifier_of(method))
                 found[self._named or test.name(method)] = result.mean_accuracy
