@@ -290,19 +290,19 @@ def assess(
         source = rerank_features(*sides, k1=k1, k2=k2, original_share=share, metric=metric, device=device)
     elif verified is not None:
         source = verified(plain, (queries, gallery), data, protocol=rule)
-    sides_of = {"query": labels_of(queries), "gallery": labels_of(gallery)}
     measured = partial(
-        evaluate_distances, **sides_of, protocol=rule, max_rank=max_rank, false_accept_rates=false_accept_rates
+        evaluate_distances, query=labels_of(queries), gallery=labels_of(gallery), protocol=rule, max_rank=max_rank
     )
     name = metric if source is plain else f"{metric}, re-ranked"
-    evaluation = measured(source, metric=name, single_gallery_shot=single_gallery_shot)
+    shot = single_gallery_shot
+    evaluation = measured(source, metric=name, false_accept_rates=false_accept_rates, single_gallery_shot=shot)
     counts = {
         "gallery": len(whole),
         "queries_left_out": len(asking) - len(queries),
         "gallery_junk": sum(str(image.identity) in junk for image in whole),
         "gallery_distractors": sum(str(image.identity) in distractors for image in whole),
     }
-    before = None if source is plain else measured(plain, metric=metric)
+    before = None if source is plain else measured(plain, metric=metric, false_accept_rates=false_accept_rates)
     evaluation = replace(evaluation, counts=evaluation.counts | counts)
     about = dict(features.about) | ({"verified": source.summary} if isinstance(source, VerifiedDistances) else {})
     return Assessment(data, queries, gallery, evaluation, before, steps, about, _source=source, _not_reranked=plain)

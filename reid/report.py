@@ -48,12 +48,10 @@ def write_report(
 
     evaluation, found = assessment.evaluation, assessment.evaluation.verification
     columns, rows = camera_grid(evaluation.camera_pairs)
-    has_table = 0 < max(len(rows), len(columns)) <= MOST_CAMERAS
     counts = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in evaluation.counts.items())
     made_by = {name: value for name, value in assessment.about.items() if name not in ("fingerprint", "trained_on")}
     features = ", ".join(f"{name} {value}" for name, value in made_by.items()) or "as given"
-    decisions = [*evaluation.protocol.describe(), *assessment.refinement.describe()]
-    notes = [f"features: {features}", f"counts: {counts}", *assessment.data.notes]
+    decisions = [f"distance: {evaluation.metric}", *evaluation.protocol.describe(), *assessment.refinement.describe()]
     ranks = range(1, evaluation.cmc.size + 1)
     charts = [_curve("CMC: share of queries answered within rank", ranks, evaluation.cmc.tolist())]
     if found is not None:
@@ -61,24 +59,21 @@ def write_report(
         charts.append(_curve("ROC: true by false accepts (logarithmic)", *rates, logarithmic=True))
         edges = found.histogram_edges
         shares = (np.append(edges, found.equal_error_threshold) - edges[0]) / (float(edges[-1] - edges[0]) or 1.0)
-        histograms = (("--bad", found.impostor_histogram), ("--good", found.genuine_histogram))
-        bars = [
-            (colour, zip(shares, shares[1:-1], pairs / max(1, pairs.max()), strict=False))
-            for colour, pairs in histograms
-        ]
+        sides = (("--bad", found.impostor_histogram), ("--good", found.genuine_histogram))
+        bars = [(colour, zip(shares, shares[1:-1], n / max(1, n.max()), strict=False)) for colour, n in sides]
         name, ends = "Distances: genuine (green), impostor (orange)", (f"{edges[0]:.3g}", f"{edges[-1]:.3g}")
         charts.append({"title": name, "ends": ends, "points": (), "bars": bars, "threshold": shares[-1]})
     content: dict[str, Any] = {
         "evaluation": evaluation,
         "before": assessment.before,
-        "protocol": [f"distance: {evaluation.metric}", *decisions, *notes],
+        "protocol": [*decisions, f"features: {features}", f"counts: {counts}", *assessment.data.notes],
         "charts": charts,
         "failures": assessment.failures(n_failures),
         "promotions": assessment.promotions(n_promotions),
         "uri": uri,
-        "cameras": rows if has_table else None,
-        "columns": columns if has_table else (),
-        "no_table": f"{len(rows)} query cameras by {len(columns)} gallery cameras: no table; see the JSON.",
+        "cameras": rows,
+        "columns": columns,
+        "most": MOST_CAMERAS,
     }
     about = f"{assessment.data.format} · {assessment.data.root}"
     return write_html(path, "report.html", package=__package__, title=title, notes=[about], **content)
