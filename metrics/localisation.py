@@ -35,11 +35,9 @@ class BoxOverlaps:
     best: Float[Tensor, "n t"]
 
     def __post_init__(self) -> None:
-        if self.largest.shape != self.best.shape or self.largest.shape[1:] != (len(self.thresholds),):
-            raise ShapeError(
-                f"{len(self.thresholds)} thresholds do not fit overlaps {tuple(self.largest.shape)}, "
-                f"{tuple(self.best.shape)}"
-            )
+        shapes = tuple(self.largest.shape), tuple(self.best.shape)
+        if shapes[0] != shapes[1] or shapes[0][1:] != (len(self.thresholds),):
+            raise ShapeError(f"{len(self.thresholds)} thresholds do not fit overlaps {shapes[0]}, {shapes[1]}")
 
     def __len__(self) -> int:
         return len(self.largest)
