@@ -319,10 +319,7 @@ def all_readable(sets: Mapping[str, MaskedImages], *, strict: bool) -> dict[str,
 
 
 def label_map(mask: Mask, transform: Transform, *, outside: int = VOID) -> Mask:
-    """The mask in the pixels of the network's input: each takes the number of the pixel that its centre falls on.
-
-    What the input shows beyond the image (fit="pad") is `outside`.
-    """
+    """The mask in the pixels of the network's input; what that shows beyond the image (fit="pad") is `outside`."""
     seen, inside = sample_mask(mask, transform)
     return np.where(inside, seen, np.uint8(outside))
 

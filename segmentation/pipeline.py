@@ -223,10 +223,7 @@ def score_segmenter(
 
 
 def say_trained_on(model: object, data: MaskedImages) -> Overlap | None:
-    """Count of the measured images that a model was trained on, remarked on if there are any; None if unknown.
-
-    Classes are not counted: a segmenter is measured on those that it was trained on.
-    """
+    """Count of the measured images that a model was trained on, remarked on if there are any; None if unknown."""
     encoder = model if isinstance(model, Encoder) else getattr(model, "encoder", None)
     record: TrainedOn | None = getattr(encoder, "trained_on", None)
     if record is None:

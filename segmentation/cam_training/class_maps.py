@@ -30,11 +30,7 @@ _EPS = 1e-5
 
 
 def class_maps(feature_map: Float[Tensor, "b k h w"], weights: Float[Tensor, "c k"]) -> Float[Tensor, "b c h w"]:
-    """Y, raw and signed; its mean over positions is the class's logit.
-
-    >>> class_maps(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]), torch.tensor([[1.0, -1.0]])).tolist()
-    [[[[-2.0, -2.0]]]]
-    """
+    """Y, raw and signed; its mean over positions is the class's logit."""
     return functional.conv2d(feature_map, weights[:, :, None, None])
 
 
@@ -43,12 +39,7 @@ def scaled_maps(
 ) -> Float[Tensor, "b c h w"]:
     """The maps in [0, 1], each without its negative part and on its own scale, inside the gradient graph.
 
-    A map that is the same everywhere points nowhere and becomes 0, as does one without a positive value, or of a class
-    that `labels`, 0/1 columns, say is absent. "range" also subtracts the minimum, as the published codes of SEAM and
-    CPN do: a map that is large everywhere then shows where it is largest.
-
-    >>> scaled_maps(torch.tensor([[[[-1.0, 2.0, 4.0]], [[3.0, 3.0, 3.0]]]])).tolist()
-    [[[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]]]]
+    A map without shape, or of a class that `labels` say is absent, is 0. "range" also subtracts the minimum.
     """
     if scaling not in ("max", "range"):
         raise InputError(f"unknown scaling {scaling!r}: expected 'max' or 'range'")
@@ -62,13 +53,7 @@ def scaled_maps(
 
 
 def background_score(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> Float[Tensor, "b 1 h w"]:
-    """`(1 - max_c Y^c)^a`, in [0, 1]; a > 1 leaves the background less.
-
-    Source: [CPN] Eq. 16; Ahn and Kwak, AffinityNet, 2018, Eq. 2.
-
-    >>> background_score(torch.tensor([[[[0.25, 1.0]], [[0.5, 0.0]]]]), power=2.0).tolist()
-    [[[[0.25, 0.0]]]]
-    """
+    """`(1 - max_c Y^c)^a`, in [0, 1]; a > 1 leaves the background less ([CPN] Eq. 16)."""
     if power <= 0:
         raise InputError(f"expected a power above 0, got {power}")
     return (1 - scaled.amax(1, keepdim=True)).clamp(0, 1) ** power
@@ -80,20 +65,13 @@ def with_background(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> 
 
 
 def hardest(errors: Float[Tensor, "b c h w"], share: float | None) -> Tensor:
-    """The mean of each image's largest errors, that share of all of its elements; of all if `share` is None.
-
-    >>> hardest(torch.tensor([[[[1.0, 5.0, 3.0, 0.0]]]]), 0.5).item()
-    4.0
-    """
+    """The mean of each image's largest errors, that share of all of its elements; of all if `share` is None."""
     flat = errors.flatten(1)
     return flat.mean() if share is None else flat.topk(max(int(share * flat.shape[1]), 1), dim=1).values.mean()
 
 
 def min_pooling_loss(refined: Float[Tensor, "b c h w"]) -> Tensor:
-    """The mean of the lowest quarter of the positions' highest class scores: some of the image is no object.
-
-    Source: the published codes of SEAM and CPN; in neither paper.
-    """
+    """Mean of the lowest quarter of the highest class scores, from SEAM's and CPN's code: some of it is no object."""
     highest = refined.amax(1).flatten(1)
     return highest.topk(max(highest.shape[1] // 4, 1), dim=1, largest=False).values.clamp(min=0).mean()
 
@@ -108,22 +86,13 @@ _STAGES = {
 
 
 def affinity(embedded: Float[Tensor, "b d n"]) -> Float[Tensor, "b n n"]:
-    """J, how alike two positions are, in [0, 1]: ReLU of their cosine ([CPN] Eq. 10).
-
-    A position whose embedding is 0 is like none.
-
-    >>> affinity(torch.tensor([[[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]])).tolist()
-    [[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]
-    """
+    """J, how alike two positions are, in [0, 1]: ReLU of their cosine ([CPN] Eq. 10)."""
     unit = functional.normalize(embedded, dim=1)
     return (unit.mT @ unit).clamp(min=0)
 
 
 def pixel_correlation(maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
-    """Y_pcm: each position takes the mean of the maps over the positions that are like it; 0 where none is.
-
-    Source: [CPN] Eq. 9, after Wang et al., SEAM, 2020, Eq. 8.
-    """
+    """Y_pcm: the mean of the maps over the positions that are like each; 0 where none is ([CPN] Eq. 9)."""
     alike = affinity(embedded.flatten(2))
     # divided after the product, which is c/hw of the work
     refined = (maps.flatten(2) @ alike) / alike.sum(1, keepdim=True).clamp(min=1e-5)
@@ -131,12 +100,9 @@ def pixel_correlation(maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b
 
 
 class Prcm(nn.Module):
-    """Pixel-region correlation: each class's own mean of the features says which positions belong to it.
+    """Pixel-region correlation: each class's mean of X says which positions belong to it ([CPN] Eq. 11-12).
 
-    X has `in_dim` channels, g(X) `dim`. The softmax is over the classes of a position, or over the positions ("pixel")
-    as in the published code, where it is about 1/hw everywhere; that also divides by √(c + 1).
-
-    Source: [CPN] Eq. 11-12.
+    The softmax is over a position's classes, or, as in the published code, over positions ("pixel", by √(c + 1)).
     """
 
     def __init__(self, in_dim: int, dim: int, *, softmax: PrcmSoftmax = "class") -> None:
@@ -158,17 +124,12 @@ class Prcm(nn.Module):
 
 
 class MapRefinement(nn.Module):
-    """PCM and PRCM on one embedding of X, the image and what two stages of the network say about it.
-
-    With J, how alike positions are, and Y the scaled maps, background among them:
+    """PCM and PRCM on one embedding g(X) of X, the image and what two stages of the network say about it.
 
         J_ij = ReLU(cos(g(X)_i, g(X)_j)),   Y_pcm,i = Σ_j Y_j J_ji / Σ_j J_ji                 PCM   [CPN] Eq. 9-10
         Z = softmax(Y) Xᵀ,   P_R = ReLU(φ(Z)) g(X),   Y_prcm = Y ∘ softmax(P_R)               PRCM  [CPN] Eq. 11-12
-        Ỹ = Y_pcm + Y_prcm
 
-    X = [stage 3 → 64 channels, stage 4 → 128 channels, the image in the maps' size]; g and φ are 1×1 convolutions to
-    192 channels. Neither X nor Y carries a gradient: the refinement learns, the network that it looks at does not. The
-    softmax of Z is over positions. What the paper leaves open is in docs/guides/segment.md.
+    Neither X nor the maps Y carry a gradient; the sum of Y_pcm and Y_prcm is the refined map.
     """
 
     def __init__(

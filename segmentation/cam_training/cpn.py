@@ -57,14 +57,7 @@ def tcp_loss(
     share: Float[Tensor, " b"],
     detach_pair: bool = True,
 ) -> Tensor:
-    """One term of L_tcp: how far the pair's weighted sum is from the whole image's map, mean over all elements.
-
-    Source: [CPN] Eq. 14.
-
-    >>> one = torch.ones(1, 1, 1, 2)
-    >>> tcp_loss(one, (one, one * 0), share=torch.tensor([0.25])).item()               # |0.25 - 1|
-    0.75
-    """
+    """One term of L_tcp: mean distance of the pair's weighted sum from the whole image's map ([CPN] Eq. 14)."""
     part = share[:, None, None, None]
     together = part * pair[0] + (1 - part) * pair[1]
     return ((together.detach() if detach_pair else together) - original).abs().mean()
@@ -81,10 +74,7 @@ def cpcr_loss(
     one_hot: bool = False,
     as_printed_in_paper: bool = False,
 ) -> Tensor:
-    """L_cpcr: what the whole map leaves when one image's is taken away should be the other's refined map.
-
-    Source: [CPN] Eq. 15.
-    """
+    """L_cpcr: the whole map less one image's should be the other's refined map ([CPN] Eq. 15)."""
     part = share[:, None, None, None]
     (hidden, complement), (refined_hidden, refined_complement) = pair, refined
     total = original.new_zeros(())
@@ -131,10 +121,7 @@ class CpnSettings(MapSettings):
 
 
 class Cpn(MapTerm):
-    """The complementary patch network: three branches with one network, and a refinement that learns beside it.
-
-    Source: [CPN] §3.
-    """
+    """The complementary patch network: three branches, and a refinement that learns beside them ([CPN] §3)."""
 
     def __init__(self, encoder: Encoder, n_classes: int, settings: CpnSettings | None = None) -> None:
         super().__init__(encoder.pooled_dim, n_classes)

@@ -56,11 +56,7 @@ class MapSettings(Table):
 
 
 class MapTerm(Term):
-    """Image-level labels alone, the plain CAM: the soft margin loss of class maps pooled over positions.
-
-    The class weights are those of a 1×1 convolution on the feature map, without bias, so the logit of a class is the
-    mean of its map.
-    """
+    """Image-level labels alone, the plain CAM: the soft margin loss of class maps pooled over positions."""
 
     def __init__(self, dim: int, n_classes: int) -> None:
         super().__init__()
@@ -109,10 +105,7 @@ def require_plain_maps(encoder: Encoder, who: str) -> None:
 
 
 def renamed(kind: str, options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Options under today's names, with a remark on each that a recipe still spells as earlier versions did.
-
-    An earlier `free_…` is the opposite of today's `detach_…`.
-    """
+    """Options under today's names; each earlier one is remarked on, and `free_…` is the opposite of `detach_…`."""
     own = dict(options)
     for old, new in names.items():
         if old in own:
@@ -151,16 +144,18 @@ class SeamSettings(MapSettings):
 
 
 class Seam(MapTerm):
-    """Equivariant attention: two views of every image, and a refinement; CPN's comparison.
+    """Equivariant attention: two views of every image, and a refinement (Wang et al., SEAM, 2020, §3).
 
-        L_er  = |A(Y_1) - Y_2|                                                        [SEAM] Eq. 4
-        L_ecr = |A(Ỹ_1) - Y_2| + |A(Y_1) - Ỹ_2|, the hardest fifth of it              [SEAM] Eq. 5
+        L_er  =
+    A(Y_1) - Y_2
+                                                            [SEAM] Eq. 4
+        L_ecr =
+    A(Ỹ_1) - Y_2
+     +
+    A(Y_1) - Ỹ_2
+    , the hardest fifth of it              [SEAM] Eq. 5
 
-    A makes the view: the image at 0.3 of its side. As in the authors' code the plain maps of L_ecr are constants of
-    which each position keeps its highest class, so that L_ecr trains the refinement, and L_er the network. Here the
-    background competes, too, as in CPN's code; in SEAM's the classes compete and the background always stays.
-
-    Source: Wang et al., Self-supervised Equivariant Attention Mechanism, 2020, §3.
+    A makes the smaller view. The background competes for the highest class, as in CPN's code; in SEAM's it stays.
     """
 
     def __init__(self, encoder: Encoder, n_classes: int, settings: SeamSettings | None = None) -> None:

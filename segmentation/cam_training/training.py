@@ -88,10 +88,7 @@ def measure(
     betas: Sequence[float] = (),
     device: str | torch.device = "cpu",
 ) -> BackgroundCurve:
-    """The maps' mIoU for every background score, at the size of the network's input.
-
-    The classes that an image shows are known, as where maps become pseudo masks: the maps of the others are 0.
-    """
+    """The maps' mIoU for every background score, at the network's input; maps of classes that are not shown are 0."""
     count = len(truth.images)
     chosen = (
         range(count) if not limit or limit >= count else np.linspace(0, count - 1, limit).round().astype(int).tolist()
@@ -127,21 +124,14 @@ _SOURCES: Mapping[str, Callable[[Path, str], MaskedImages]] = {
 
 
 class SegmentationRecipe(Recipe):
-    """A weakly supervised training run, resolved; `[data]` may also name "camvid:FOLDER" or "voc:FOLDER".
-
-    Metrics are `SPLIT.miou` of one look and `SPLIT.miou_multi_scale`, each at its best β; where the maps are refined
-    also both without that, with `_plain` at the end.
-    """
+    """A weakly supervised training run, resolved; `[data]` may also name "camvid:FOLDER" or "voc:FOLDER"."""
 
     # what is measured in the end; `run.monitor = "SPLIT.miou"` follows it epoch by epoch
     measure: MeasureSettings = MeasureSettings()
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], *, folder: Path = Path()) -> Self:
-        """The recipe that a resolved table holds.
-
-        Segmentation looks at whole images squashed, in training as in use: masks are brought back by stretching.
-        """
+        """The recipe that a resolved table holds; images are squashed, for masks are stretched back."""
         data = table.get("data")
         own = {"data": {"fit": "squash", **data}} if isinstance(data, Mapping) else {}
         return super().from_dict({"evaluation": {"metrics": ["accuracy"]}, **table, **own}, folder=folder)

@@ -56,11 +56,7 @@ class WalkSettings(Table):
 
 
 def neighbours(radius: int) -> list[Offset]:
-    """The offsets (down, across) within the radius, a position itself among them.
-
-    >>> neighbours(1)
-    [(-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)]
-    """
+    """The offsets (down, across) within the radius, a position itself among them."""
     steps = range(-radius, radius + 1)
     return [(down, across) for down in steps for across in steps if down**2 + across**2 <= radius**2]
 
@@ -77,9 +73,9 @@ def shifted(maps: Float[Tensor, "*c h w"], offset: Offset, *, fill: float = 0.0)
 
 
 def affinities(features: Float[Tensor, "d h w"], offsets: Sequence[Offset]) -> Float[Tensor, "o h w"]:
-    """`exp(-mean_d |f(x) - f(x + offset)|)` in (0, 1], and 0 where the offset leads out of the image.
-
-    Source: AffinityNet, Eq. 1; the mean over features, as its authors' code has it, where the text has the sum.
+    """`exp(-mean_d
+    f(x) - f(x + offset)
+    )`, 0 outside the image (AffinityNet, Eq. 1, its code's mean for the sum).
     """
     inside = features.new_ones(1, *features.shape[1:])
     rows = []
@@ -97,12 +93,7 @@ def random_walk(
     power: float = 8.0,
     steps: int = 16,
 ) -> Float[Tensor, "c h w"]:
-    """The scores after `steps` steps; each is a mean over neighbours, so it never leaves the range of the scores.
-
-    >>> alike = torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]])              # to itself, and to the right
-    >>> random_walk(torch.tensor([[[0.0, 1.0]]]), alike, [(0, 0), (0, 1)], steps=1).tolist()
-    [[[0.5, 1.0]]]
-    """
+    """The scores after `steps` steps, each a mean over neighbours."""
     if affinity.shape != (len(offsets), *scores.shape[1:]):
         raise ShapeError(f"expected affinities {(len(offsets), *scores.shape[1:])}, got {tuple(affinity.shape)}")
     weights = affinity**power
@@ -218,12 +209,7 @@ class AffinityNet(nn.Module):
 
 
 def affinity_loss(embedded: Float[Tensor, "b e h w"], cues: Int[Tensor, "b h w"], offsets: Sequence[Offset]) -> Tensor:
-    """`(L+_background + L+_foreground + 2 L-) / 4`: mean -log a of alike pairs, and mean -log(1 - a) of unlike ones.
-
-    A kind of pair that the batch does not have counts 0.
-
-    Source: AffinityNet, Eq. 3-4.
-    """
+    """`(L+_background + L+_foreground + 2 L-) / 4`; pairs that the batch lacks count 0 (AffinityNet, Eq. 3-4)."""
     kinds: list[list[Tensor]] = [[], [], []]
     for offset in offsets:
         other = shifted(cues, offset, fill=VOID)

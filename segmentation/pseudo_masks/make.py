@@ -101,13 +101,7 @@ def make_cues(
 def foreground_cues(
     scores: Float[np.ndarray, "c h w"], *, threshold: float = 0.2, conflicts: Literal["smaller", "score"] = "smaller"
 ) -> Mask:
-    """A mask with c + 1 where class c is above `threshold` of its maximum, and 255 elsewhere.
-
-    Of two regions of one size the earlier class wins.
-
-    >>> foreground_cues(np.array([[[1.0, 0.9, 0.3, 0.0]], [[0.0, 0.1, 1.0, 0.0]]])).tolist()
-    [[1, 1, 2, 255]]
-    """
+    """A mask with c + 1 where class c is above `threshold` of its maximum, and 255 elsewhere."""
     most = scores.max((1, 2), keepdims=True)
     inside: Bool[np.ndarray, "c h w"] = (scores > threshold * most) & (most > 0)
     strength = scores if conflicts == "score" else -inside.sum((1, 2), keepdims=True)
@@ -139,11 +133,7 @@ def pseudo_mask(
 
 
 def border_contrast(image: Image.Image) -> Float[np.ndarray, "h w"]:
-    """Distance of each pixel's colour from those at the image's border, in [0, 1]: a saliency that learns nothing.
-
-    Colours are compared in a copy of the image 64 pixels wide and high; a pixel's distance is that to the nearest of
-    sixteen mean colours along the border, of strips 5 pixels thick. Objects that touch the border are lost on it.
-    """
+    """Distance of each pixel's colour from the nearest of sixteen mean colours along the border, in [0, 1]."""
     small = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BOX), dtype=float) / 255
     thick = 5
     strips = ((small[:thick], 1), (small[-thick:], 1), (small[:, :thick], 0), (small[:, -thick:], 0))

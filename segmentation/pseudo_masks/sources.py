@@ -46,19 +46,11 @@ class ClassMapSource(Protocol):
     def class_maps(
         self, images: Float[Tensor, "b 3 rows columns"], *, refined: bool = True, labels: Tensor | None = None
     ) -> Tensor:
-        """Raw maps (b, c, h, w) of normalised images of any size; what is below 0 speaks against the class.
-
-        `labels` are 0/1 columns, for a refinement that knows which classes are absent; None where nobody knows.
-        """
+        """Raw maps (b, c, h, w) of normalised images; `labels` are 0/1 columns, None where nobody knows."""
 
 
 class ClassifierMaps(nn.Module):
-    """The class maps of an encoder with a classifier (Zhou et al. 2016, Eq. 2 (CAM); [GAIN] Eq. 1-2).
-
-    "cam" weighs channels with the class's weights, "gradcam" with the gradient of its logit, summed over positions.
-    Behind global average pooling and a linear classifier the two are one map; behind GeM pooling or a cosine classifier
-    they are not.
-    """
+    """The class maps of an encoder with a classifier (Zhou et al. 2016, Eq. 2 (CAM); [GAIN] Eq. 1-2)."""
 
     def __init__(
         self,

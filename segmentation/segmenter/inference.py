@@ -76,11 +76,7 @@ def taken_by_network(pixels: Tensor, scale: float) -> Iterator[None]:
 
 
 def max_normalised(maps: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-    """Each map without its negative part, divided by its maximum: in [0, 1], and 0 where nothing is positive.
-
-    >>> max_normalised(torch.tensor([[[2.0, -1.0, 4.0]], [[-1.0, 0.0, -3.0]]])).tolist()
-    [[[0.5, 0.0, 1.0]], [[0.0, 0.0, 0.0]]]
-    """
+    """Each map without its negative part, divided by its maximum: in [0, 1], and 0 where nothing is positive."""
     positive = maps.clamp(min=0)
     most = positive.amax((-2, -1), keepdim=True)
     return torch.where(most > 0, positive / torch.where(most > 0, most, 1.0), 0.0)
@@ -141,11 +137,7 @@ def class_scores(
 def predicted_classes(
     source: ClassMapSource, image: Image.Image, *, device: str | torch.device = "cpu"
 ) -> tuple[int, ...]:
-    """The classes that the model itself finds in the image; at least the most likely one.
-
-    A source with a method `presence` is asked for its logits. For any other, a class is there if its raw map has a
-    positive mean, which is its logit behind global average pooling, but for the bias.
-    """
+    """The classes that the model finds in the image, of a positive logit or mean of the raw map; one at least."""
     pixels = InferenceSettings().input_of(image, source.transform, 1.0).to(device)
     presence: Callable[[Tensor], Tensor] | None = getattr(source, "presence", None)
     logits = source.class_maps(pixels, refined=False).mean((-2, -1))[0] if presence is None else presence(pixels)[0]

@@ -77,10 +77,7 @@ _FLIP, _SHIFT, _CROP, _ROTATE, _COLOUR, _ERASE = 0, 1, 3, 7, 8, 13
 
 
 def uniforms(seed: int, epoch: int, place: Int[Tensor, " b"], index: Int[Tensor, " b"]) -> Float[Tensor, "b _draws"]:
-    """Numbers in [0, 1) for every image, each a hash of its key and nothing else.
-
-    Source: Steele, Lea, Flood, Fast splittable pseudorandom number generators, 2014 (SplitMix64's finaliser).
-    """
+    """Numbers in [0, 1) for every image, each a hash of its key (SplitMix64; Steele, Lea, Flood 2014)."""
     key = _hashed(np.array([seed], dtype=np.uint64))
     for part in (np.array([epoch]), place.numpy(), index.numpy()):
         key = _hashed(key + part.astype(np.uint64))
@@ -102,10 +99,7 @@ def augment(
     *,
     regions: Regions | None = None,
 ) -> tuple[UInt8[Tensor, "b 3 h w"], Regions | None]:
-    """The batch after everything that happens to single images; `mix_images` comes after normalising.
-
-    `chance` comes from `uniforms`. Regions move with their images; those that end up outside are left out.
-    """
+    """The batch after everything that happens to single images; regions that end up outside are left out."""
     if settings.crop != (1.0, 1.0) or settings.rotate:
         pixels, raster = _resampled(pixels, settings, chance, regions)
     else:
@@ -201,10 +195,7 @@ def _recoloured(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Te
 
 
 def _erased(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Tensor:
-    """A rectangle of some images painted over with their mean colour.
-
-    Source: Zhong et al., Random Erasing Data Augmentation, 2020; shapes from 0.3 to 3.3, whole inside the image.
-    """
+    """A rectangle of some images painted over with their mean colour (Zhong et al., Random Erasing, 2020)."""
     own = chance[:, _ERASE : _ERASE + 5]
     low, high = settings.erase_area
     area = low + (high - low) * own[:, 1]
@@ -231,12 +222,7 @@ def _rectangles(sides: Float[Tensor, "b 2"], place: Float[Tensor, "b 2"], height
 def mix_images(
     images: Float[Tensor, "b 3 h w"], settings: AugmentSettings, seed: tuple[int, ...], *, regions: Regions | None
 ) -> tuple[Float[Tensor, "b 3 h w"], Mix | None, Regions | None]:
-    """Mixup or CutMix of normalised images, one share for the batch; regions lose what was pasted over.
-
-    `seed` says which batch this is: seed, epoch and step for example.
-
-    Source: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019.
-    """
+    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of normalised images; `seed` says which batch it is."""
     generator = np.random.default_rng([0x313, *seed])
     if not settings.mixes or len(images) < 2 or generator.random() >= settings.mix_share:
         return images, None, regions

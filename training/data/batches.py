@@ -33,10 +33,7 @@ _AHEAD = 3  # batches that wait for the training
 
 
 class TrainingBatches:
-    """The training loop's source of batches, for one of `world_size` processes.
-
-    `workers` threads prepare them: one for images in memory, else one per core, if left out.
-    """
+    """The training loop's source of batches, for one of `world_size` processes, by one thread per core if need be."""
 
     def __init__(
         self,

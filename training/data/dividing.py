@@ -48,10 +48,7 @@ class SplitSettings(Table):
 def settled(
     split: SplitSettings, records: Sequence[ImageRecord], *, where: object, strict: bool, quiet: bool = False
 ) -> SplitSettings:
-    """The same settings with a column or shares, and with parts: what a run's resolved recipe says.
-
-    `where` is the folder or table, for messages; with `quiet` there are no remarks.
-    """
+    """The same settings with a column or shares, and with parts: what a run's resolved recipe says."""
     names = list(dict.fromkeys(name for record in records for name in record.columns))
     rows = [record.columns for record in records]
     has_flags = bool(flags_of(dict.fromkeys(names, ""), where))

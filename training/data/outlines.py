@@ -78,10 +78,7 @@ class RegionSettings(Table):
 
 
 def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
-    """Outlines in the columns `mask` and `x1`, `y1`, `x2`, `y2` of a listing; masks lie relative to its root.
-
-    Boxes that cannot be used are left out and remarked on, as those of a file of boxes are.
-    """
+    """Outlines in the columns `mask` and `x1`, `y1`, `x2`, `y2` of a listing; unusable boxes are remarked on."""
     has_mask = "mask" in listing.column_names
     corners = [name for name in _CORNERS if name in listing.column_names]
     if corners and len(corners) < 4:
@@ -130,10 +127,7 @@ def region_table(
     transform: Transform,
     strict: bool,
 ) -> RegionTable | None:
-    """The regions of the images that the settings choose; outlines of one class in one image become one region.
-
-    Outlines that cannot be used are left out and remarked on.
-    """
+    """The regions of the images that the settings choose, one for each class; unusable outlines are remarked on."""
     if settings is None or settings.kind == "none":
         return None
     by_image = _by_image(outlines or {}, settings.kind, files, labels, class_names)

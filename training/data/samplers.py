@@ -69,10 +69,9 @@ def make_sampler(
     class_names: Sequence[str] = (),
     outlined: Int[Tensor, " m"] | Sequence[int] = (),
 ) -> Sampler:
-    """The sampler that the settings describe, for images with these class indices; names are for messages.
+    """The sampler that the settings describe; its batches are for all processes together.
 
-    Its batches are for all processes together: `world_size` times as large as the settings say. `outlined` are the
-    images that have a mask or a box.
+    `outlined` are the images that have a mask or a box; names of classes are for messages.
     """
     array, kept = np.asarray(labels), settings.outlined * world_size
     common = {"batch_size": settings.batch_size * world_size - kept, "seed": seed}
@@ -89,23 +88,13 @@ def make_sampler(
 
 
 def share_of_rank(batch: Indices, *, rank: int, world_size: int) -> Indices:
-    """The part of a batch that one of `world_size` processes works on; all parts are equally long.
-
-    Parts are stretches, so that the images of one class under PK sampling stay together. What is missing to equal
-    parts is filled from the batch's beginning.
-
-    >>> share_of_rank(np.arange(6), rank=1, world_size=2).tolist()
-    [3, 4, 5]
-    """
+    """The stretch of a batch that one of `world_size` processes works on; all are equally long."""
     size = -(-len(batch) // world_size)
     return np.resize(batch, size * world_size)[rank * size : (rank + 1) * size]
 
 
 def shuffled(count: int, batch_size: int, *, seed: int = 0, drop_last: bool = False) -> Sampler:
-    """Every image once an epoch, in a new order.
-
-    A last batch of one image joins the one before it: batch normalisation has nothing to standardise in it.
-    """
+    """Every image once an epoch, in a new order; a last batch of one, which no batch norm takes, joins another."""
     if count < 1 or (drop_last and count < batch_size):
         raise InputError(f"expected {batch_size if drop_last else 1} images or more, got {count}")
     whole, rest = divmod(count, batch_size)
@@ -121,11 +110,7 @@ def shuffled(count: int, batch_size: int, *, seed: int = 0, drop_last: bool = Fa
 
 
 def balanced(labels: Indices, *, batch_size: int, seed: int = 0, class_names: Sequence[str] = ()) -> Sampler:
-    """Batches in which every class is equally likely; an epoch has as many images as the data set.
-
-    Classes take turns in random order, and so do a class's images: of a small class each image comes several times
-    before another class's come once.
-    """
+    """Batches in which every class is equally likely; an epoch has as many images as the data set."""
     members = _members(labels, class_names)
     shape = shuffled(len(labels), batch_size)
     ends = np.cumsum([len(batch) for batch in shape.batches(0)])[:-1]
@@ -169,11 +154,7 @@ def _pk_classes(
 def steady_pk(
     labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
 ) -> Sampler:
-    """Batches of P classes with K images each; the classes of every batch are drawn anew.
-
-    An epoch has as many whole batches as the images suffice for, one at least. Images repeat within a batch only where
-    a class has fewer than K, as in pytorch-metric-learning's `MPerClassSampler`, which cannot be resumed.
-    """
+    """Batches of P classes with K images each, drawn anew for every batch; K repeats only in classes of fewer."""
     members, n_way = _pk_classes(labels, class_names, batch_size=batch_size, per_class=per_class)
     steps = max(len(labels) // batch_size, 1)
 
@@ -192,14 +173,10 @@ def steady_pk(
 def full_pk(
     labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
 ) -> Sampler:
-    """Batches of P different classes with K images each, in which every image comes at least once an epoch.
+    """Batches of P classes with K images each, in which every image comes at least once an epoch.
 
-    Each class's images are dealt into groups of K, the last one filled up with others of the class. A batch takes its P
-    groups from the classes that have most of them left, at random among equals, so that classes run out together. When
-    fewer than P classes have groups left, others come once more.
-
-    Source: the identity sampler of Luo et al., Bag of Tricks and a Strong Baseline for Deep Person Re-identification,
-    2019, §3; theirs drops what does not fill a batch.
+    Each class is dealt into groups of K, the last filled up; a batch takes those of the classes that have most left
+    (after Luo et al., Bag of Tricks for Person Re-ID, 2019, §3, where what fills no batch is dropped).
     """
     members, n_way = _pk_classes(labels, class_names, batch_size=batch_size, per_class=per_class)
     groups = np.array([-(-len(own) // per_class) for own in members])

@@ -134,8 +134,7 @@ def load_splits(
 ) -> RunData:
     """The images by split, listed once; "train" is always there, and other splits of its classes number them alike.
 
-    Files that cannot be read are left out and named, all at once; every file is decoded once to know. Scenes are drawn
-    into `cache`, once for all runs with the same ones. `progress` starts anew for each split.
+    Files that cannot be read are left out and named, all at once. Scenes are drawn into `cache`.
     """
     if settings.scenes is not None:
         return RunData(_drawn_splits(settings, settings.scenes, transform, cache, progress), split=settings.split)

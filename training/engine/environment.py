@@ -51,10 +51,7 @@ def current_world() -> World:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The process group, set up if several processes were started and nobody has done it, and taken down again.
-
-    On a CPU they speak through gloo, on GPUs through nccl.
-    """
+    """The process group (gloo, nccl), set up if several processes were started, and taken down again."""
     world = current_world()
     if world.size == 1 or distributed.is_initialized():
         yield world
@@ -68,11 +65,7 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], world: World, *, failed: bool) -> bool:
-    """Replace every gradient by its mean over the processes; True if any process has `failed`.
-
-    A parameter without a gradient counts as 0, unless it has none anywhere. All processes must hold the same
-    parameters in the same order.
-    """
+    """Replace every gradient (none counts as 0) by its mean over the processes; True if any has `failed`."""
     if world.size == 1:
         return failed
     marks = [float(failed), *(float(parameter.grad is not None) for parameter in parameters)]

@@ -254,11 +254,7 @@ def true_classes(batch: Batch) -> Targets:
 
 
 def is_right(logits: Float[Tensor, "b c"], labels: Tensor) -> Bool[Tensor, " b"]:
-    """True if a class that the image shows has the largest logit; a tie with one that it does not show is lost.
-
-    >>> is_right(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])).tolist()
-    [True, False]
-    """
+    """True if a class that the image shows has the largest logit; a tie with one that it does not show is lost."""
     is_shown = (labels if labels.ndim == 2 else one_hot(labels, logits.shape[1])) > 0
     best_shown, best_other = (logits.where(some, -torch.inf).amax(1) for some in (is_shown, ~is_shown))
     return best_shown > best_other

@@ -24,13 +24,9 @@ from .metric import ProxyTerm, VectorSpace, gather_vectors
 
 
 class ClassifierTerm(Term):
-    """Cross entropy of a linear or cosine classifier on the embedding; soft margin per class if labels are 0/1 columns.
+    """Cross entropy of a linear or cosine classifier; soft margin per class if labels are 0/1 columns.
 
-    Linear: `W e + b`, initialised as `torch.nn.Linear`. Cosine: `scale · cos(w_c, e)`, whose class vectors have no
-    length that matters. Mixed images count with both labels in their shares. The log gets `accuracy`: the share of
-    images whose largest logit is (one of) their class(es).
-
-    Source: Chen et al., A Closer Look at Few-shot Classification, 2019, §3.2 (cosine head, "Baseline++").
+    Cosine: `scale · cos(w_c, e)` (Chen et al., A Closer Look at Few-shot Classification, 2019, §3.2).
     """
 
     def __init__(
@@ -88,21 +84,10 @@ class ClassifierTerm(Term):
 
 
 class CenterTerm(Term):
-    """Center loss: the squared distance of each vector to its class's center, summed over dimensions, mean over images.
+    """Center loss (Wen et al. 2016, Eq. 2): squared distance of each vector to its class's center, mean over images.
 
-    The centers follow by their own rule, not by the optimiser: after each batch
-    `c_j ← c_j - rate · (2 / B) Σ_{i of class j} (c_j - f_i)`, gradient descent on the unweighted loss, so neither the
-    term's weight nor the run's learning rate shrinks their steps. They are a buffer, drawn from N(0, 1), and stay as
-    they are in evaluation mode. With accumulated gradients each part of a batch moves them.
-
-    Args:
-        dim: length of the vectors.
-        n_classes: number of classes.
-        on: "pooled" (before the head, as in re-identification) or "embedding".
-        rate: step size of the centers.
-
-    Source: Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, 2016, Eq. 2; Luo et al.,
-    Bag of Tricks and a Strong Baseline for Deep Person Re-identification, 2019, §3.6 (the rule of the centers).
+    The centers follow by a rule of their own, no optimiser: `c_j ← c_j - rate · (2 / B) Σ_{i of class j} (c_j - f_i)`
+    after each batch in training mode, from N(0, 1) on (Luo et al., Bag of Tricks for Person Re-ID, 2019, §3.6).
     """
 
     default_weight = 5e-4

@@ -35,11 +35,7 @@ CLASSIFIER = "classifier.safetensors"
 
 
 class Teacher:
-    """A trained encoder that only looks on; no module, so nothing of it is trained or saved.
-
-    Several terms may share it: a batch is encoded once. Class names and transform are the student's; `classifier` is
-    the file with the teacher's class weights, `classifier.safetensors` beside the checkpoint if left out.
-    """
+    """A trained encoder that only looks on; no module, so nothing of it is trained or saved."""
 
     def __init__(
         self,
@@ -130,10 +126,7 @@ class _MapMatching(Distillation):
 
 
 class Ccm(_MapMatching):
-    """CAAM-CAM matching: the student's class-agnostic map against the teacher's map of the image's class.
-
-    Source: [CAM-loss] Eq. 10, in the sum of Eq. 12; "l1" is the paper's.
-    """
+    """CAAM-CAM matching: the student's class-agnostic map against the teacher's of the class ([CAM-loss] Eq. 10)."""
 
     def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
         super().__init__(teacher, norm=norm)
@@ -147,12 +140,7 @@ class Ccm(_MapMatching):
 
 
 class AttentionTransfer(_MapMatching):
-    """AT: the student's class-agnostic map against the teacher's, where Eq. 9 has those of the image's class.
-
-    The teacher needs no classifier.
-
-    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017; [CAM-loss] Eq. 9 for squares and weight.
-    """
+    """AT: the student's class-agnostic map against the teacher's; no classifier is needed (see [CAM-loss] Eq. 9)."""
 
     default_weight = 10.0
 
@@ -166,15 +154,7 @@ class AttentionTransfer(_MapMatching):
 
 
 class Kd(Distillation):
-    """Knowledge distillation: the student's class probabilities against the teacher's, both softened.
-
-    Args:
-        teacher: with a classifier.
-        temperature: τ; the loss is multiplied by τ², so its gradients keep their size.
-
-    Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; [CAM-loss] Eq. 8, which divides by the
-    number of classes, with the weight 0.5 of Eq. 12.
-    """
+    """Softened class probabilities against the teacher's, times τ² (Hinton et al. 2015; [CAM-loss] Eq. 8 and 12)."""
 
     default_weight = 0.5
 

@@ -148,13 +148,10 @@ def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, An
 
 
 class MetricTerm(Term):
-    """A loss of pytorch-metric-learning, with its miner; `metric_term` makes it.
+    """A metric loss of pytorch-metric-learning, with its miner; `metric_term` makes it.
 
-    In a distributed run the vectors of all processes are compared with one another, and averaging the processes'
-    gradients gives the gradient of the whole batch's loss, for encoder and class vectors alike. Mixed images count
-    with both labels: `share · loss(own) + (1 - share) · loss(partner's)`.
-
-    The vectors in a cross-batch memory, and where the next ones go, are part of the state dict.
+    In a distributed run the vectors of all processes are compared, and averaging the gradients gives that of the whole
+    batch's loss. Mixed images count with both labels. A cross-batch memory is part of the state dict.
     """
 
     loss: Any
@@ -240,8 +237,7 @@ class ProxyTerm(MetricTerm):
 def gather_vectors(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors and labels of all processes in the order of their ranks; as they are in a run of one process.
 
-    Only the own vectors have a gradient, multiplied by the number of processes: the mean of the processes' gradients
-    is then the gradient of a loss over all of them.
+    Only the own vectors have a gradient, times the number of processes: the processes' mean is that of the whole loss.
     """
     if not distributed.is_distributed() or torch.distributed.get_world_size() == 1:
         return vectors, labels

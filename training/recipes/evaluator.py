@@ -68,12 +68,7 @@ class EvaluationSettings(Table):
 class Evaluator:
     """Measures an encoder on some splits; `evaluator(encoder)` is what the loop wants of `evaluate`.
 
-    Without a classifier metrics of predictions and class maps are left out. `only` names metrics such as
-    "test.accuracy"; all that apply are measured without it.
-
-    Raises:
-        InputError: a split or metric that does not exist, or one that no split can give; but the accuracy on unseen
-            classes is left out where `[evaluation]` says nothing.
+    Without a classifier metrics of predictions and maps are left out. `only` names metrics such as "test.accuracy".
     """
 
     def __init__(
@@ -235,15 +230,10 @@ class _Measured:
 def energy_in_raster(
     maps: Float[Tensor, "r h w"], raster: Float[Tensor, "r rows columns"]
 ) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
-    """Share of each map inside its outline, in [0, 1], and 1 where its highest pixel is.
+    """Share of each map, scaled to [0, 1], inside its outline, and 1 where its highest pixel is.
 
-    Maps are enlarged to the outline and scaled to [0, 1] by minimum and maximum; a constant map has the share of the
-    area, and points nowhere.
-
+    A constant map has the share of the area, and points nowhere.
     Source: Wang et al., Score-CAM, 2020 (energy-based pointing game); Zhang et al., 2016 (pointing game).
-
-    >>> energy_in_raster(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
-    (tensor([0.7500]), tensor([1.]))
     """
     heat = upsample(maps, (raster.shape[-2], raster.shape[-1]))
     best = heat.flatten(1).argmax(1, keepdim=True)

@@ -92,14 +92,10 @@ def run_recipe(
     progress: Progress | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
-    """Train what a recipe of any task describes, and measure it.
+    """Train what a recipe of any task describes, and measure it; without `folder` nothing is written.
 
-    The encoder's `trained_on` says afterwards which classes and images that was, beside what it said before.
-
-    `data` makes the images from the encoder's transform in place of the recipe. Without `folder` nothing is written.
-    Synthetic images are drawn in `cache`, in `folder` without it, and for this run only without either. `announce` is
-    called before the training with sizes and classes of the parts, on one line. `reading` makes a context that gives
-    the progress callback of reading the images once before the training.
+    `data` makes the images from the encoder's transform in place of the recipe. Synthetic images are drawn in `cache`,
+    else in `folder`, else for this run only. `reading` makes a context that gives the progress of reading images.
     """
     started = time.perf_counter()
     recipe, world = recipe.with_seed(seed), current_world()
@@ -263,16 +259,11 @@ def run_variants(
     watch: Watch | None = None,
     **options: Any,
 ) -> Comparison:
-    """Every variant with every seed, one after another.
+    """Every variant (None: the recipe without any) with every seed, one after another; options are `run_recipe`'s.
 
     A run's results lie in `FOLDER/VARIANT/seed-N`; the table, as `comparison.json`, in `folder`. With `resume`, runs
     that are finished are measured again and not trained. In the losses' options `{out}` stands for `folder` and
-    `{seed}` for the seed, so that a variant can learn from an earlier one:
-    `teacher = "{out}/teacher/seed-{seed}/encoder.safetensors"`.
-
-    Among the variants None stands for the recipe without any; left out, they are all of the file's, and the seeds the
-    recipe's own. `run` trains a recipe of the `task`. `watch` makes, from variant and seed, a context that gives the
-    run's progress callback. The other options are those of `run_recipe`.
+    `{seed}` for the seed: `teacher = "{out}/teacher/seed-{seed}/encoder.safetensors"`.
     """
     chosen = list(file.variants or [None]) if variants is None else list(variants)
     tables = {variant or "": file.resolved(variant=variant, changes=changes) for variant in chosen}

@@ -219,15 +219,7 @@ def plain(value: Any) -> Any:
 
 
 def as_toml(table: Mapping[str, Any], heading: str = "") -> str:
-    """A plain table as TOML that reads back equal; what is None, for which TOML has no word, is left out.
-
-    >>> print(as_toml({"name": "a", "size": [8, 8], "run": {"seed": 0, "ema": None}}), end="")
-    name = "a"
-    size = [8, 8]
-    <BLANKLINE>
-    [run]
-    seed = 0
-    """
+    """A plain table as TOML that reads back equal; what is None, for which TOML has no word, is left out."""
     simple = {key: value for key, value in table.items() if not _is_tables(value) and value is not None}
     text = "".join(f"{_key(key)} = {_value(value)}\n" for key, value in simple.items())
     for key, value in table.items():

@@ -15,7 +15,7 @@ from distcam.errors import InputError, MissingExtraError
 from distcam.images import Transform
 from distcam.segmentation.cam_training.class_maps import class_maps, scaled_maps
 from distcam.segmentation.cam_training.cpn import cpcr_loss, tcp_loss
-from distcam.segmentation.cam_training.patches import GridPatches, SuperpixelPatches, grid
+from distcam.segmentation.cam_training.patches import GridPatches, PatchPair, SuperpixelPatches, grid
 
 
 def images(count: int = 3, height: int = 20, width: int = 28, seed: int = 0) -> torch.Tensor:
@@ -219,3 +219,12 @@ def test_without_scikit_image_the_error_says_what_to_install(monkeypatch: pytest
 def test_settings_that_make_no_pair_are_refused(make, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_the_small_examples_come_out_as_by_hand() -> None:
+    pair = PatchPair(torch.tensor([[[True, False]]]), torch.tensor([0.5]))
+    one, other = pair.images(torch.full((1, 1, 1, 2), 3.0))
+    assert (one.tolist(), other.tolist()) == ([[[[3.0, 0.0]]]], [[[[0.0, 3.0]]]])
+    whole = torch.ones(1, 1, 1, 2)
+    assert tcp_loss(whole, (whole, whole * 0), share=torch.tensor([0.25])).item() == 0.75  # |0.25 - 1|
+    assert grid(2, 3, 2).tolist() == [[0, 0, 1], [0, 0, 1]]

@@ -204,3 +204,10 @@ def test_scores_of_another_size_than_the_picture_are_refused() -> None:
 def test_one_grey_pixel_walks_nowhere_and_a_larger_power_leaves_less_to_the_background(power, left) -> None:
     refined = refine_by_walk(np.full((1, 1, 1), 0.25), Image.new("L", (1, 1)), settings=WalkSettings(background=power))
     assert refined.tolist() == [[[left]], [[0.25]]]
+
+
+def test_the_small_examples_come_out_as_by_hand() -> None:
+    assert neighbours(1) == [(-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)]
+    alike = torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]])  # to itself, and to the right
+    walked = random_walk(torch.tensor([[[0.0, 1.0]]]), alike, [(0, 0), (0, 1)], steps=1)
+    assert walked.tolist() == [[[0.5, 1.0]]]

@@ -419,3 +419,8 @@ def test_every_variant_of_our_recipes_is_sound(file) -> None:
         assert (recipe.weak is None) == (recipe.cues.kind == "truth")
         if recipe.data.outlined:
             assert [table["kind"] for table in recipe.weak.loss] == ["cross_entropy", "gain"]
+
+
+def test_rank_pooling_of_two_pixels_comes_out_as_by_hand() -> None:
+    pooled = rank_pooled(torch.tensor([[[[0.2, 0.8]]]]), 0.5)
+    assert pooled.item() == pytest.approx((0.8 + 0.5 * 0.2) / 1.5)

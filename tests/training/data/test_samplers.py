@@ -167,3 +167,7 @@ def test_episodes_come_as_listed() -> None:
 def test_what_does_not_fit_is_said(make, message) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_process_gets_a_stretch_of_the_batch() -> None:
+    assert share_of_rank(np.arange(6), rank=1, world_size=2).tolist() == [3, 4, 5]
