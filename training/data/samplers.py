@@ -82,8 +82,8 @@ def make_sampler(
     elif settings.kind == "balanced":
         sampler = balanced(array, **common, class_names=class_names)
     else:
-        build = steady_pk if settings.kind == "pk" else full_pk
-        sampler = build(array, **common, per_class=settings.per_class, class_names=class_names)
+        is_full = settings.kind == "pk_full"
+        sampler = pk(array, **common, per_class=settings.per_class, is_full=is_full, class_names=class_names)
     return with_outlined(sampler, np.asarray(outlined, dtype=np.int64), count=kept, seed=seed) if kept else sampler
 
 
@@ -125,10 +125,15 @@ def balanced(labels: Indices, *, batch_size: int, seed: int = 0, class_names: Se
     return Sampler(listed, shape.steps_per_epoch)
 
 
-def _pk_classes(
-    labels: Indices, class_names: Sequence[str], *, batch_size: int, per_class: int
-) -> tuple[list[Indices], int]:
-    """The images of every class, and P; refused where no batch of P classes with K images each can be made."""
+def pk(
+    labels: Indices, *, batch_size: int, per_class: int, is_full: bool, seed: int = 0, class_names: Sequence[str] = ()
+) -> Sampler:
+    """Batches of P classes with K images each; with `is_full` every image comes at least once an epoch.
+
+    Otherwise P classes are drawn anew for every batch, and K repeats only in classes of fewer. Full, each class is
+    dealt into groups of K, the last filled up; a batch takes those of the classes that have most left (after Luo et
+    al., Bag of Tricks for Person Re-ID, 2019, §3, where what fills no batch is dropped).
+    """
     if per_class < 2:
         raise InputError(f"PK batches show every class with 2 images or more; got per_class = {per_class}")
     if batch_size % per_class:
@@ -148,52 +153,22 @@ def _pk_classes(
             f"a batch of {batch_size} with {per_class} images a class shows {n_way} classes, but there are "
             f"{len(members)}; make the batch smaller or per_class larger"
         )
-    return members, n_way
-
-
-def steady_pk(
-    labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
-) -> Sampler:
-    """Batches of P classes with K images each, drawn anew for every batch; K repeats only in classes of fewer."""
-    members, n_way = _pk_classes(labels, class_names, batch_size=batch_size, per_class=per_class)
-    steps = max(len(labels) // batch_size, 1)
-
-    def listed(epoch: int) -> list[Indices]:
-        generator = _generator(seed, epoch)
-        batches = []
-        for _ in range(steps):
-            chosen = generator.permutation(len(members))[:n_way]
-            drawn = [_Deck(members[number], generator).draw(per_class) for number in chosen]
-            batches.append(np.concatenate(drawn))
-        return batches
-
-    return Sampler(listed, steps)
-
-
-def full_pk(
-    labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
-) -> Sampler:
-    """Batches of P classes with K images each, in which every image comes at least once an epoch.
-
-    Each class is dealt into groups of K, the last filled up; a batch takes those of the classes that have most left
-    (after Luo et al., Bag of Tricks for Person Re-ID, 2019, §3, where what fills no batch is dropped).
-    """
-    members, n_way = _pk_classes(labels, class_names, batch_size=batch_size, per_class=per_class)
     groups = np.array([-(-len(own) // per_class) for own in members])
+    full_steps = max(int(groups.max()), -(-int(groups.sum()) // n_way))
+    steps = full_steps if is_full else max(len(labels) // batch_size, 1)
 
     def listed(epoch: int) -> list[Indices]:
-        generator = _generator(seed, epoch)
+        generator, left, batches = _generator(seed, epoch), groups.copy(), []
         decks = [_Deck(own, generator) for own in members]
-        left = groups.copy()
-        batches = []
-        while left.max() > 0:
-            order = generator.permutation(len(left))
-            chosen = order[np.argsort(-left[order], kind="stable")[:n_way]]
-            batches.append(np.concatenate([decks[number].draw(per_class) for number in chosen]))
+        for _ in range(steps):
+            order = generator.permutation(len(members))
+            chosen = (order[np.argsort(-left[order], kind="stable")] if is_full else order)[:n_way]
+            hands = decks if is_full else [_Deck(own, generator) for own in members]
+            batches.append(np.concatenate([hands[number].draw(per_class) for number in chosen]))
             left[chosen] = np.maximum(left[chosen] - 1, 0)
         return batches
 
-    return Sampler(listed, max(int(groups.max()), -(-int(groups.sum()) // n_way)))
+    return Sampler(listed, steps)
 
 
 def with_outlined(sampler: Sampler, outlined: Indices, *, count: int, seed: int = 0) -> Sampler:
