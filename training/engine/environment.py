@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -157,13 +157,3 @@ def seed_step(seed: int, batch: int, rank: int) -> None:
     torch.manual_seed(word)
     np.random.seed(word % 2**32)  # noqa: NPY002
     random.seed(word)
-
-
-def repeatable(device: torch.device, *, deterministic: bool) -> AbstractContextManager[object]:
-    """Inside, cuDNN takes algorithms that repeat exactly, or the fastest it finds."""
-    if device.type != "cuda":
-        return nullcontext()
-    flags: AbstractContextManager[object] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=not deterministic, deterministic=deterministic
-    )
-    return flags

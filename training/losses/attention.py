@@ -8,7 +8,7 @@ touched, so accumulated gradients stay what they were.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -76,18 +76,10 @@ def gradient_weights(
     return gradient / maps[0, 0].numel() if is_mean else gradient.mean((-2, -1))
 
 
-@contextmanager
-def statistics_frozen(module: nn.Module) -> Iterator[None]:
+def statistics_frozen(module: nn.Module) -> AbstractContextManager[None]:
     """Every batch norm inside works with its running statistics and leaves them alone; then the modes are as before."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    modes = [norm.training for norm in norms]
-    for norm in norms:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm, mode in zip(norms, modes, strict=True):
-            norm.training = mode
+    return evaluating(nn.ModuleList(norms))
 
 
 @contextmanager
