@@ -56,19 +56,8 @@ def run_segmentation(
 
     Metrics: `maps.mean_iou` and `maps.beta` (training images, at the best constant background score),
     `masks.coverage` (share of the pixels that are decided), `masks.accuracy` (among those), `masks.mean_iou`, and of
-    the network `test.mean_iou`, `test.pixel_accuracy`, `test.iou.CLASS`.
-
-    Args:
-        recipe: from `PipelineRecipe.read`.
-        folder: where results go; None writes to a temporary folder.
-        seed: instead of the recipe's.
-        resume: go on with a run that was stopped.
-        cache: where scenes are drawn; in `folder` if left out.
-        announce: called before the training with sizes and classes of the parts, on one line.
-        progress: called with (steps done, steps in all) of each stage.
-
-    Raises:
-        InputError: whatever in the recipe does not fit.
+    the network `test.mean_iou`, `test.pixel_accuracy`, `test.iou.CLASS`. Options are those of `run_recipe`; without
+    `folder` results go to a temporary one. InputError: whatever in the recipe does not fit.
     """
     started = time.perf_counter()
     with ExitStack() as stack:

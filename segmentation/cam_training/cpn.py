@@ -5,11 +5,8 @@
     L_tcp  = |λ Y_h + λ̄ Y_h̄ - Y_o| + |λ Ỹ_h + λ̄ Ỹ_h̄ - Ỹ_o|                                            [CPN] Eq. 14
     L_cpcr = |(Y_o - λ Y_h) - λ̄ Ỹ_h̄| + |(Y_o - λ̄ Y_h̄) - λ Ỹ_h|, the hardest fifth of it              [CPN] Eq. 15
 
-Y are maps on a common scale, absent classes 0; Ỹ are refined (`map_refinement`). |·| is the mean over positions and
-classes, in L_cpcr with the background among them, of each image's hardest positions and classes.
-
-What the paper leaves open, and where the published code departs from it, is in docs/guides/segment.md; each departure
-is an option, and `official_compat` in a recipe sets all of them (`AUTHORS_CODE`).
+Y are maps on a common scale, absent classes 0; Ỹ are refined. What the paper leaves open, and where the published code
+departs from it (`official_compat`), is in docs/guides/segment.md.
 """
 
 from __future__ import annotations

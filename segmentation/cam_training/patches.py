@@ -1,6 +1,4 @@
-"""Complementary patches: two images that share nothing and together are the image.
-
-    I_h + I_h̄ = I,     λ = 1 - N_h / N
+"""Complementary patches: two images that share nothing and together are the image: I_h + I_h̄ = I, λ = 1 - N_h / N.
 
 A patch is hidden in I_h with probability p_h, and in I_h̄ exactly if it is not hidden in I_h. Hidden pixels have the
 training set's mean colour: 0 in a normalised image. Each image has patches of its own.

@@ -1,8 +1,4 @@
-"""Training from image-level labels on the one loop: plain CAM, CPN, SEAM, and every other loss, measured by mIoU.
-
-What comes out is `weak_segmenter.safetensors`: encoder, class weights, refinement, names of the classes, the recipe,
-and the best background score.
-"""
+"""Training from image-level labels on the one loop: plain CAM, CPN, SEAM, and every other loss, measured by mIoU."""
 
 from __future__ import annotations
 

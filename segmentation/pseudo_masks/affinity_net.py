@@ -2,12 +2,8 @@
 
     T = D⁻¹ A^∘β,   scores ← T scores, t times          (A^∘β: every entry to the power β; D: sums of its rows)
 
-A is never written out: each offset within a radius is a map of its own. Learnt affinities embed each position by a 1×1
-convolution on the encoder's feature map and the image's colours. Positive pairs are neighbours with cues of one class,
-negative ones with cues of two; undecided positions teach nothing.
-
-Source: Ahn and Kwak, Learning Pixel-level Semantic Affinity with Image-level Supervision (AffinityNet), 2018, §3.2-3.3
-and Eq. 5-6. Theirs reads three stages of its network and trains them; here the encoder stays as it is.
+Learnt affinities embed each position by a 1×1 convolution on the frozen feature map and the image's colours.
+Source: Ahn and Kwak, Learning Pixel-level Semantic Affinity (AffinityNet), 2018, §3.2-3.3 and Eq. 5-6.
 """
 
 from __future__ import annotations
@@ -121,14 +117,8 @@ def refine_by_walk(
 ) -> Float[np.ndarray, "c_and_background h w"]:
     """The scores of the background and the classes after the walk, in the image's pixels; the largest one wins.
 
-    Args:
-        scores: of the classes, as from `class_scores`; a class that is 0 everywhere stays so.
-        image: the image.
-        settings: `WalkSettings()` if left out.
-        features: learnt ones, on their own grid, in place of the image's colours.
-
-    Raises:
-        ShapeError: scores of another size than the image.
+    A class that is 0 everywhere stays so. Learnt `features`, on their own grid, stand in for the image's colours.
+    ShapeError: scores of another size than the image.
     """
     if scores.shape[1:] != (image.height, image.width):
         raise ShapeError(f"expected scores of {image.height} x {image.width} pixels, got {scores.shape[1:]}")

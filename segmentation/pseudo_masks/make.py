@@ -67,15 +67,8 @@ def make_cues(
 ) -> Mask:
     """A mask of the sure pixels: 0 background, c + 1 class c, 255 undecided.
 
-    Args:
-        scores: see the module's text.
-        settings: `CueSettings()` if left out.
-        image: the image, for background="saliency".
-        saliency: any map that is high on objects, in place of `border_contrast` of the image.
-
-    Raises:
-        InputError: background="saliency" without an image or a map.
-        ShapeError: these are not of the scores' size.
+    background="saliency" needs the image, or a map that is high on objects in place of `border_contrast` of it:
+    InputError without, ShapeError if these are not of the scores' size.
     """
     settings = settings or CueSettings()
     cues = foreground_cues(scores, threshold=settings.foreground, conflicts=settings.conflicts)
@@ -115,12 +108,9 @@ def pseudo_mask(
     beta: float | Float[np.ndarray, "h w"] = 0.2,
     margin: float = 0.0,
 ) -> Mask:
-    """The argmax over the background's score β and those of the classes; at a tie the background wins.
+    """The argmax over the background's score β, a number or a map, and those of the classes; a tie is background.
 
-    Args:
-        scores: see the module's text.
-        beta: a number, or a score for every pixel.
-        margin: pixels whose best class and background differ by less are undecided (255).
+    Pixels whose best class and background differ by less than `margin` are undecided (255).
 
     >>> pseudo_mask(np.array([[[0.9, 0.3, 0.1]], [[0.0, 0.0, 0.5]]]), beta=0.3).tolist()
     [[1, 0, 2]]

@@ -97,15 +97,9 @@ class ClassifierMaps(nn.Module):
 
 
 def load_source(path: str | os.PathLike[str], *, method: Method = "cam") -> ClassMapSource:
-    """The source of class maps that a training left.
+    """The class maps of a `WeakSegmenter`'s file, or of a run's folder or encoder with a classifier beside it.
 
-    Args:
-        path: the file of a `WeakSegmenter`, or a run's folder or its `encoder.safetensors` with
-            `classifier.safetensors` beside it.
-        method: of a classifier's maps.
-
-    Raises:
-        WeightsError: no such file, or one that gives no class maps.
+    `method` is that of a classifier's maps. WeightsError: no such file, or one that gives no class maps.
     """
     given = Path(path)
     weak = given / "weak_segmenter.safetensors"
@@ -150,13 +144,8 @@ _KIND = "weak segmenter"
 class WeakSegmenter(nn.Module):
     """Class maps, plain or refined, of a training from image-level labels.
 
-    Args:
-        encoder: gives the feature map.
-        class_weights: one vector per class on its channels.
-        class_names: in their order; the foreground.
-        refinement: trained PCM and PRCM; None for plain maps.
-        stages: the layers that the refinement reads.
-        metadata: free JSON-able notes: the best background score β, the recipe.
+    `class_weights` are one vector per class on the channels of the encoder's feature map, `stages` the layers that the
+    trained refinement (PCM and PRCM) reads; `metadata` are free JSON-able notes: the best background score β, say.
     """
 
     def __init__(
@@ -212,12 +201,8 @@ class WeakSegmenter(nn.Module):
     ) -> Float[Tensor, "b c _h _w"]:
         """Raw maps of the classes, in the network's resolution, inside the gradient graph.
 
-        Plain maps are signed, refined ones are not. The maps of a batch's images do not depend on one another.
-
-        Args:
-            images: normalised, of any size that the encoder takes.
-            refined: apply the refinement, if there is one.
-            labels: 0/1 columns: the refinement then knows which classes are absent, as it did in training.
+        Plain maps are signed, refined ones are not. With `labels`, 0/1 columns, the refinement knows which classes are
+        absent, as it did in training. The maps of a batch's images do not depend on one another.
         """
         refinement = self.refinement if refined else None
         with read_stages(self.encoder, self.stages if refinement is not None else ()) as read:
@@ -233,12 +218,7 @@ class WeakSegmenter(nn.Module):
         return self.class_maps(images, refined=False).mean((-2, -1))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one `.safetensors` file.
-
-        Raises:
-            InputError: the encoder is code of your own, which no file can bring back.
-            WeightsError: the file cannot be written.
-        """
+        """Write everything into one `.safetensors` file; InputError for an encoder that is code of your own."""
         if self.encoder.options is None:
             raise InputError(f"{self.encoder.architecture} is a network of your own; save its state_dict() instead")
         config: dict[str, Any] = {

@@ -94,19 +94,8 @@ def class_scores(
     """The classes' scores in the image's pixels, in [0, 1]: the strongest pixel of each class shown has 1.
 
     The maps of all scales, mirrored ones turned back, lose their negative part, are enlarged to the image (bilinear)
-    and summed; each class's sum is divided by its maximum.
-
-    Args:
-        source: gives the maps.
-        image: RGB.
-        shown: the classes that the image shows; the scores of all others are 0. None lets all stand.
-        settings: `InferenceSettings()` if left out.
-        device: of the network.
-
-    Raises:
-        InputError: `shown` holds a number that is no class, or a scale makes an input too small for the network.
-
-    Source: [CPN] §4.1 (scales 0.5, 1, 1.5, 2).
+    and summed; each class's sum is divided by its maximum ([CPN] §4.1). The scores of classes that are not `shown` are
+    0; None lets all stand. InputError: a number that is no class, or a scale too small for the network.
     """
     settings = settings or InferenceSettings()
     size = (image.height, image.width)
@@ -173,18 +162,10 @@ def score_images(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Float[np.ndarray, "c h w"]]]:
-    """Position and scores of every image, one after another.
+    """Position and scores (see `class_scores`) of every image, one after another.
 
-    Args:
-        source: its classes must be those of the data.
-        data: the images.
-        labels: whose classes count: those "known" of the image, those "predicted", or "all" of them.
-        settings: see `class_scores`.
-        device: of the network.
-        progress: called with (images done, images in all).
-
-    Raises:
-        InputError: other classes, or an image without labels where they are to be known.
+    Classes count that are "known" of the image, that the model finds ("predicted"), or "all". InputError: the data have
+    other classes than the source, or an image has no labels where they are to be known.
     """
     require_classes(source.class_names, data)
     for i in range(len(data)):

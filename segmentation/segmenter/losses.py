@@ -1,12 +1,7 @@
 """Losses of a segmentation network that learns from weak labels: terms for the one training loop.
 
-    pixels      cross entropy where the mask is decided: cues, or a pseudo mask         [SEC] seeding loss, [GAIN] §4
-    pooled      multi-label loss of the classes' pooled logits                          [GAIN] §4
-    expand      weighted rank pooling: shown classes cover a part, absent ones nothing  [SEC] expansion loss
-    constrain   KL divergence from what a dense CRF makes of the prediction             [SEC] constrain-to-boundary loss
-
 [SEC] is Kolesnikov and Lampert, Seed, Expand and Constrain: Three Principles for Weakly-Supervised Image Segmentation,
-2016. GAIN trains its segmentation network with the first two, SEC with the first and the last two. Masks come as the
+2016. GAIN trains its network with `pixels` and `pooled`, SEC with `pixels`, `expand` and `constrain`. Masks come as the
 regions of a batch, one for each number in them, so they are augmented with the images.
 """
 

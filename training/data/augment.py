@@ -1,7 +1,7 @@
 """Random changes to a batch of images, and the same ones to the masks and boxes that belong to them.
 
-Everything happens to a whole batch at once. What becomes of an image depends on (seed, epoch, its place in the epoch,
-its index) only: the numbers are hashed from these, so neither the batch size nor the number of workers shows.
+What becomes of an image is hashed from (seed, epoch, its place in the epoch, its index): neither the batch size nor
+the number of workers shows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The surroundings of a run: processes, a device, and random numbers that belong to the step alone.
 
-Processes start as `torchrun` starts them. Gradients are averaged by one all_reduce of a flat vector after the backward
-pass; there is no wrapper around the encoder, so a loss may call it as often as it needs.
+Gradients are averaged by one all_reduce of a flat vector after the backward pass; the encoder has no wrapper, so a
+loss may call it as often as it needs.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def fit(
         settings: everything else; `Settings()` if left out.
         folder: where results and checkpoints go; None writes nothing.
         resume: go on from the checkpoint in `folder`; a new run if there is none.
-        evaluate: metrics of the encoder, which comes in evaluation mode with the weights that would be kept.
+        evaluate: metrics of the encoder, in evaluation mode, with the weights that would be kept.
         config: where this run came from (a resolved recipe, say), as JSON can hold it; kept with the encoder.
         progress: called with (batches done, batches in all).
         report: called after every epoch with its row of the log.

@@ -1,8 +1,6 @@
 """Attention maps inside the gradient graph, and what the losses that train attention have in common.
 
-The score of a class depends on the feature map only through pooling and head, so its gradient there needs a backward
-pass through these two alone, never through the backbone. All gradients come from `torch.autograd.grad`: no `.grad` is
-touched, so accumulated gradients stay what they were.
+All gradients come from `torch.autograd.grad` through pooling and head alone: no accumulated `.grad` is touched.
 """
 
 from __future__ import annotations

@@ -126,17 +126,8 @@ def save_classifier(
     """Write the class weights of a trained objective into one `.safetensors` file, beside the encoder's.
 
     Proxies become a linear or cosine classifier with the same logits, or, where they are compared by a distance, with
-    logits in the same order.
-
-    Args:
-        path: the file, replaced in one step.
-        classifier: an objective's `classifier`.
-        class_names: in the order of the class weights.
-        fingerprint: of the encoder that they belong to.
-
-    Raises:
-        InputError: a classifier that is no such thing, as one with several vectors per class.
-        WeightsError: the file cannot be written.
+    logits in the same order. `fingerprint` is that of the encoder. InputError: class weights that are no such
+    classifier, as several vectors per class; WeightsError: the file cannot be written.
     """
     plain = classifier if isinstance(classifier, ClassifierTerm) else _plain(classifier)
     config = {

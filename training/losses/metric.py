@@ -107,21 +107,16 @@ _SEVERAL_VECTORS = frozenset({"subcenter_arcface", "soft_triple"})
 
 
 def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, Any] | None = None) -> MetricTerm:
-    """A metric loss by name.
-
-    Options besides the loss's own, which are spelt as in pytorch-metric-learning:
+    """A metric loss by name, with its own options, spelt as in pytorch-metric-learning, and these:
 
     - `on`: "embedding" (default) or "pooled".
-    - `miner`: a key of `MINERS`, or a table with `kind` and the miner's options. It compares by `distance`
-      too, if one is given.
+    - `miner`: a key of `MINERS`, or a table with `kind` and options; it compares by `distance` too, if one is given.
     - `distance`: "cosine", "dot", "l2", "l1" (vectors as they are), "unit_l2" (scaled to length 1), "snr", or a table.
-      Left out, the loss's own.
-    - `reducer`: "mean", "sum", "avg_non_zero", "per_anchor"; left out, the loss's own.
-    - `memory`: how many vectors of earlier batches the batch is compared with as well (cross-batch memory); 0 is none.
+    - `reducer`: "mean", "sum", "avg_non_zero", "per_anchor".
+    - `memory`: how many vectors of earlier batches the batch is compared with as well (cross-batch memory).
 
-    "batch_hard_triplet" is the triplet loss of re-identification: the farthest image of the class and the nearest one
-    of any other, Euclidean, mean over all anchors; `margin=0, smooth_loss=true` is its soft margin. "contrastive" with
-    a similarity ("cosine", "dot") has the margins 1 and 0 unless others are given.
+    "batch_hard_triplet" is that of re-identification; `margin=0, smooth_loss=true` is its soft margin. "contrastive"
+    with a similarity ("cosine", "dot") has the margins 1 and 0 unless others are given.
     """
     check_name("metric loss", name, LOSSES)
     given = dict(LOSSES[name].defaults) | dict(options or {})
