@@ -265,8 +265,8 @@ class MaskedImages:
         """Images as `list_images` takes them, and a folder with `NAME.png` for each that has a mask.
 
         NAME is the path without the suffix. `names` are those of the classes, or a file with them (see `read_names`);
-        `labels` is a table with the columns path and labels (names between semicolons). InputError: a folder is missing,
-        no image has a mask, or a label is no class.
+        `labels` is a table with the columns path and labels (names between semicolons). InputError: a missing folder,
+        no image with a mask, or a label that is no class.
         """
         return cls(*layouts.in_folder(images, masks, names, labels), ids=ids)
 

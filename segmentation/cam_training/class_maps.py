@@ -24,6 +24,7 @@ from ...encoders import Encoder
 from ...encoders.layers import evaluating, require_layer, returned_by
 from ...errors import InputError
 from ...training.engine.optimisation import whole_backbone
+from ...training.recipes.tables import Table
 
 Scaling = Literal["max", "range"]
 _EPS = 1e-5
@@ -52,16 +53,11 @@ def scaled_maps(
     return scaled if labels is None else scaled * labels[:, :, None, None].to(scaled)
 
 
-def background_score(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> Float[Tensor, "b 1 h w"]:
-    """`(1 - max_c Y^c)^a`, in [0, 1]; a > 1 leaves the background less ([CPN] Eq. 16)."""
+def with_background(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> Float[Tensor, "b c_plus_1 h w"]:
+    """The background's score `(1 - max_c Y^c)^a` ([CPN] Eq. 16), then the classes, as masks number them, in [0, 1]."""
     if power <= 0:
         raise InputError(f"expected a power above 0, got {power}")
-    return (1 - scaled.amax(1, keepdim=True)).clamp(0, 1) ** power
-
-
-def with_background(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> Float[Tensor, "b c_plus_1 h w"]:
-    """Background first, then the classes, as masks number them."""
-    return torch.cat([background_score(scaled, power=power), scaled], 1)
+    return torch.cat([(1 - scaled.amax(1, keepdim=True)).clamp(0, 1) ** power, scaled], 1)
 
 
 def hardest(errors: Float[Tensor, "b c h w"], share: float | None) -> Tensor:
@@ -107,8 +103,6 @@ class Prcm(nn.Module):
 
     def __init__(self, in_dim: int, dim: int, *, softmax: PrcmSoftmax = "class") -> None:
         super().__init__()
-        if softmax not in ("class", "pixel"):
-            raise InputError(f"unknown prcm_softmax {softmax!r}: expected 'class' or 'pixel'")
         self.softmax = softmax
         self.phi = nn.Linear(in_dim, dim, bias=False)
 
@@ -123,6 +117,16 @@ class Prcm(nn.Module):
         return maps * gate.view_as(maps)
 
 
+class RefinementSettings(Table):
+    """Options of the refinement, under the names that a recipe gives them."""
+
+    pcm: bool = True  # refine by PCM
+    prcm: bool = True  # refine by PRCM; without both there is no refinement
+    prcm_softmax: PrcmSoftmax = "class"  # see `Prcm`
+    scaling: Scaling = "max"  # see `scaled_maps`
+    power: float = 1.0  # a of the background's score
+
+
 class MapRefinement(nn.Module):
     """PCM and PRCM on one embedding g(X) of X, the image and what two stages of the network say about it.
 
@@ -132,41 +136,26 @@ class MapRefinement(nn.Module):
     Neither X nor the maps Y carry a gradient; the sum of Y_pcm and Y_prcm is the refined map.
     """
 
-    def __init__(
-        self,
-        stage_dims: tuple[int, int],
-        *,
-        pcm: bool = True,
-        prcm: bool = True,
-        prcm_softmax: PrcmSoftmax = "class",
-        scaling: Scaling = "max",
-        power: float = 1.0,
-    ) -> None:
+    def __init__(self, stage_dims: tuple[int, int], settings: RefinementSettings | None = None) -> None:
         super().__init__()
-        if not (pcm or prcm):
+        self.stage_dims, own = stage_dims, settings or RefinementSettings()
+        if not (own.pcm or own.prcm):
             raise InputError("a refinement needs pcm or prcm")
-        self.stage_dims, self.scaling, self.power = stage_dims, scaling, power
+        self.settings = own
         self.from_stages = nn.ModuleList(
             nn.Conv2d(inputs, outputs, 1, bias=False) for inputs, outputs in zip(stage_dims, (64, 128), strict=True)
         )
         self.embed = nn.Conv2d(64 + 128 + 3, 192, 1, bias=False)
-        self.pcm = pcm
-        self.prcm = Prcm(64 + 128 + 3, 192, softmax=prcm_softmax) if prcm else None
+        self.prcm = Prcm(64 + 128 + 3, 192, softmax=own.prcm_softmax) if own.prcm else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         nn.init.xavier_normal_(self.embed.weight)
 
     def options(self) -> dict[str, object]:
-        """The constructor's arguments, as JSON can hold them."""
-        return {
-            "stage_dims": list(self.stage_dims),
-            "pcm": self.pcm,
-            "prcm": self.prcm is not None,
-            "prcm_softmax": "class" if self.prcm is None else self.prcm.softmax,
-            "scaling": self.scaling,
-            "power": self.power,
-        }
+        """Stages and settings, as JSON can hold them."""
+        own = {name: getattr(self.settings, name) for name in RefinementSettings.model_fields}
+        return {"stage_dims": list(self.stage_dims), **own}
 
     def features(
         self,
@@ -188,10 +177,10 @@ class MapRefinement(nn.Module):
         labels: Float[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b c_plus_1 h w"]:
         """Ỹ, background first, of raw maps and X; with 0/1 columns the classes that an image does not show stay 0."""
-        scaled = scaled_maps(maps, labels, scaling=self.scaling)
-        scores = with_background(scaled.detach(), power=self.power)
+        scaled = scaled_maps(maps, labels, scaling=self.settings.scaling)
+        scores = with_background(scaled.detach(), power=self.settings.power)
         embedded = self.embed(features)
-        parts = [pixel_correlation(scores, embedded)] if self.pcm else []
+        parts = [pixel_correlation(scores, embedded)] if self.settings.pcm else []
         if self.prcm is not None:
             parts.append(self.prcm(scores, features, embedded))
         return torch.stack(parts).sum(0)

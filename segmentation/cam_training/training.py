@@ -41,9 +41,7 @@ class MeasureSettings(Table):
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # of the multi-scale measure; a single 1 leaves it out
     flip: bool = True  # that one also looks at mirror images
     images: int = 0  # of a split at most, spread over it; 0 for all
-    # background scores that are tried, 50 from 0 to 1 if empty. The best one is found on the split that it is reported
-    # for; the whole curve lies beside it.
-    betas: tuple[float, ...] = ()
+    betas: tuple[float, ...] = ()  # background scores that are tried, 50 from 0 to 1 if empty; the best one is reported
 
     def _check(self) -> None:
         if self.images < 0 or not self.scales or not all(0 <= beta <= 1 for beta in self.betas):

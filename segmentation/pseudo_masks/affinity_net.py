@@ -8,7 +8,6 @@ Source: Ahn and Kwak, Learning Pixel-level Semantic Affinity (AffinityNet), 2018
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...encoders import Encoder
-from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...encoders.layers import evaluating
 from ...encoders.weight_files import drawn_from
-from ...errors import InputError, ShapeError, WeightsError
+from ...errors import InputError, ShapeError
 from ...images.masks import VOID, Mask
 from ...progress import Progress
 from ...training.recipes.tables import Count, Natural, Positive, Table
@@ -69,10 +67,7 @@ def shifted(maps: Float[Tensor, "*c h w"], offset: Offset, *, fill: float = 0.0)
 
 
 def affinities(features: Float[Tensor, "d h w"], offsets: Sequence[Offset]) -> Float[Tensor, "o h w"]:
-    """`exp(-mean_d
-    f(x) - f(x + offset)
-    )`, 0 outside the image (AffinityNet, Eq. 1, its code's mean for the sum).
-    """
+    """`exp(-mean_d |f(x) - f(x + offset)|)`, 0 outside the image (AffinityNet, Eq. 1; a mean as in its code)."""
     inside = features.new_ones(1, *features.shape[1:])
     rows = []
     for offset in offsets:
@@ -180,22 +175,6 @@ class AffinityNet(nn.Module):
         """An image's embeddings: what `refine_by_walk` takes, on the CPU."""
         embedded: Tensor = self(*self.inputs(image))
         return embedded[0].cpu()
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the embedding into a `.safetensors` file; the encoder has its own."""
-        own = {"dim": self.embed.out_channels, "side": self.side, "encoder": self.encoder.fingerprint}
-        write_checkpoint(path, {"kind": "affinity", **own}, self.embed.state_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], encoder: Encoder) -> AffinityNet:
-        """The net of a file that `save` wrote, around its encoder."""
-        config, tensors = read_checkpoint(path)
-        if config.get("kind") != "affinity" or config.get("encoder") != encoder.fingerprint:
-            raise WeightsError(f"{path}: holds no affinities of the encoder {encoder.short_name}")
-        with built_from_header(path, "affinities"):
-            net = cls(encoder, dim=config["dim"], side=config["side"])
-            net.embed.load_state_dict(tensors)
-        return net.eval()
 
 
 def affinity_loss(embedded: Float[Tensor, "b e h w"], cues: Int[Tensor, "b h w"], offsets: Sequence[Offset]) -> Tensor:

@@ -5,7 +5,7 @@ Scores are those of `class_scores`: in an image's own pixels, each class's maxim
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class CueSettings(Table):
         region wins, and a tenth of the image with the least saliency is background.
     """
 
+    only_for: ClassVar = {"low": ("background", "low"), "share": ("background", "saliency")}
+
     foreground: BelowOne = 0.2
     conflicts: Literal["smaller", "score"] = "smaller"
     background: Literal["low", "saliency", "none"] = "low"
@@ -52,10 +54,6 @@ class CueSettings(Table):
     def _check(self) -> None:
         if self.background == "low" and self.low > self.foreground:
             raise InputError(f"low = {self.low} lies above foreground = {self.foreground}; pixels would be both")
-
-    def _unused(self) -> dict[str, str]:
-        kinds = {"low": "low", "share": "saliency"}
-        return {key: f"background {self.background!r}" for key, kind in kinds.items() if kind != self.background}
 
 
 def make_cues(

@@ -26,7 +26,7 @@ from ...images import Transform
 from ...training.engine.step import HasClassWeights, Targets
 from ...training.losses.attention import gradient_weights, pooled_weights
 from ...training.losses.classifier import load_classifier
-from ..cam_training.class_maps import MapRefinement, class_maps, read_stages
+from ..cam_training.class_maps import MapRefinement, RefinementSettings, class_maps, read_stages
 from ..cam_training.map_term import MapTerm
 
 Method = Literal["cam", "gradcam"]
@@ -256,7 +256,7 @@ class WeakSegmenter(nn.Module):
             if config["refinement"] is not None:
                 with torch.random.fork_rng(devices=[]):
                     options = dict(config["refinement"])
-                    refinement = MapRefinement(tuple(options.pop("stage_dims")), **options)
+                    refinement = MapRefinement(tuple(options.pop("stage_dims")), RefinementSettings(**options))
             segmenter = cls(
                 encoder,
                 tensors["class_weights"],

@@ -8,7 +8,6 @@ regions of a batch, one for each number in them, so they are augmented with the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -158,11 +157,9 @@ class Constrain(Term):
         return (wanted * (wanted.log() - probabilities.log())).sum(1).mean()
 
 
-SEGMENTER_TERMS: Mapping[str, Builder] = MappingProxyType(
-    {
-        "pixels": made("pixels", PixelCrossEntropy),
-        "pooled": made("pooled", Pooled),
-        "expand": made("expand", Expand),
-        "constrain": made("constrain", Constrain),
-    }
-)
+SEGMENTER_TERMS: Mapping[str, Builder] = {
+    "pixels": made("pixels", PixelCrossEntropy),
+    "pooled": made("pooled", Pooled),
+    "expand": made("expand", Expand),
+    "constrain": made("constrain", Constrain),
+}

@@ -39,9 +39,7 @@ class AugmentSettings(Table):
     saturation: Share = 0.0  # likewise, the distance from the pixel's own grey
     hue: HalfShare = 0.0  # largest turn of the colour circle, as a share of it, at most 0.5; slow
     grey: Share = 0.0  # probability of an image without colour
-    # probability that a rectangle is painted over with the image's mean colour. Masks and boxes stay: the object is
-    # still there.
-    erase: Share = 0.0
+    erase: Share = 0.0  # probability that a rectangle takes the image's mean colour; masks and boxes stay
     erase_area: Range = (0.02, 0.33)  # smallest and largest share of the area that is painted over
     mixup: NotNegative = 0.0  # parameter of the Beta distribution that blends two images, 0.2 for example; 0 for none
     # the same for pasting a rectangle of another image, 1.0 for example. With both, batches take turns by chance.

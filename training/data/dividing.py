@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -81,11 +82,7 @@ def settled(
 
 def _counts(records: Sequence[ImageRecord], column: str) -> dict[str, int]:
     """Number of images by value of the column, known splits by their usual names, in order of appearance."""
-    counts: dict[str, int] = {}
-    for record in records:
-        value = _value(record, column)
-        counts[value] = counts.get(value, 0) + 1
-    return counts
+    return Counter(_value(record, column) for record in records)
 
 
 def _value(record: ImageRecord, column: str) -> str:

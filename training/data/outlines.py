@@ -71,8 +71,7 @@ class RegionSettings(Table):
     """The choice of the images that come with an outline of their object."""
 
     kind: Literal["none", "mask", "box"] = "none"  # "mask", "box", or "none"
-    # of the images; every class gets the same number as far as it has outlined images. A larger share contains the
-    # smaller one.
+    # of the images, classes taking turns; a larger share contains the smaller one
     share: Annotated[float, limited(lambda value: 0 < value <= 1, "a share of the images in (0, 1]")] = 0.05
     seed: int = 0  # of the choice
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -39,25 +39,20 @@ class Sampler:
 class SamplerSettings(Table):
     """The sampler and its batches."""
 
+    only_for: ClassVar = {"per_class": ("kind", "pk", "pk_full"), "drop_last": ("kind", "shuffled")}
+
     # "shuffled": every image once an epoch. "balanced": as many images an epoch, of every class equally many. "pk":
-    # every batch shows P classes with K images each, drawn anew for every batch, as `MPerClassSampler` of
-    # pytorch-metric-learning does. "pk_full": the same, and every image comes at least once an epoch, as
-    # re-identification wants it.
+    # every batch shows P classes with K images each. "pk_full": the same, and every image comes at least once an epoch.
     kind: Literal["shuffled", "balanced", "pk", "pk_full"] = "shuffled"
     batch_size: Count = 64  # images per step of each process
     per_class: int = 4  # K; P is the batch size divided by it. PK only.
     drop_last: bool = False  # "shuffled": leave out the last batch if it is smaller than the others
-    # how many places of a batch are kept for images with a mask or box, which take turns in them beside their usual
-    # ones. A few outlines then guide every step, as the external stream of GAIN-ext does.
+    # places of a batch that are kept for images with a mask or box, which take turns in them (GAIN-ext)
     outlined: int = 0
 
     def _check(self) -> None:
         if not 0 <= self.outlined < self.batch_size:
             raise InputError(f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}")
-
-    def _unused(self) -> dict[str, str]:
-        keys = ["per_class"] * (not self.kind.startswith("pk")) + ["drop_last"] * (self.kind != "shuffled")
-        return dict.fromkeys(keys, f"kind {self.kind!r}")
 
 
 def make_sampler(

@@ -120,11 +120,6 @@ class TrainingSet:
         """True if an image may show several classes."""
         return self.labels.ndim == 2
 
-    @property
-    def in_memory(self) -> bool:
-        """True if the images are decoded already."""
-        return self.held is not None
-
     def pixels(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
         """Images as the transform makes them, in grey levels; ImageError names a file that cannot be read any more."""
         if self.held is not None:

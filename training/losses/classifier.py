@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...errors import InputError, WeightsError
-from ..engine.step import HasClassWeights, Step, Term, accuracy, single_labels
+from ..engine.step import HasClassWeights, Step, Term, accuracy, in_shares, single_labels
 from ..recipes.tables import check_name
 from .metric import ProxyTerm, VectorSpace, gather_vectors
 
@@ -72,15 +72,10 @@ class ClassifierTerm(Term):
         logits = self.logits(step.encoding.embedding)
         with torch.no_grad():
             step.log["accuracy"] = accuracy(logits, batch)
-        value = self._value(logits, batch.labels)
-        if batch.mix is None:
-            return value
-        return batch.mix.share * value + (1 - batch.mix.share) * self._value(logits, batch.labels[batch.mix.partner])
-
-    def _value(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.multi_label:
-            return functional.multilabel_soft_margin_loss(logits, labels.to(logits.dtype))
-        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            return in_shares(batch, lambda own: functional.multilabel_soft_margin_loss(logits, own.to(logits.dtype)))
+        smoothing = self.label_smoothing
+        return in_shares(batch, lambda own: functional.cross_entropy(logits, own, label_smoothing=smoothing))
 
 
 class CenterTerm(Term):
@@ -158,36 +153,28 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[ClassifierTerm, list[
 
 
 @torch.no_grad()
-def _plain(classifier: HasClassWeights) -> ClassifierTerm:
-    form = _linear_form(classifier) if isinstance(classifier, ProxyTerm) else None
-    if form is None:
-        raise InputError(f"{getattr(classifier, 'name', type(classifier).__name__)} cannot be kept as a classifier")
-    scale, weight, bias = form
-    head: Literal["linear", "cosine"] = "linear" if scale is None else "cosine"
+def _plain(term: HasClassWeights) -> ClassifierTerm:
+    """A plain classifier that ranks the classes as proxies do."""
+    refusal = InputError(f"{getattr(term, 'name', type(term).__name__)} cannot be kept as a classifier")
+    if not isinstance(term, ProxyTerm) or term.has_several_vectors:
+        raise refusal
+    loss, distance = term.loss, term.loss.distance
+    weight, bias, head = term.class_weights().detach(), None, "linear"
+    scale = float(1 / loss.temperature if hasattr(loss, "temperature") else getattr(loss, "scale", 1.0))
+    if term.name == "large_margin_softmax":
+        weight = weight * scale
+    elif term.name == "sphereface" or (term.name == "normalized_softmax" and not distance.normalize_embeddings):
+        weight = functional.normalize(weight) * scale
+    elif distance.normalize_embeddings:  # the nearest of unit vectors has the largest cosine
+        head = "cosine"
+    elif isinstance(distance, distances.LpDistance) and distance.p == 2:  # -|x - p|² = 2 p·x - |p|² - |x|²
+        weight, bias = 2 * weight, -weight.square().sum(1)
+    elif not isinstance(distance, distances.DotProductSimilarity):
+        raise refusal
+    options: dict[str, Any] = {"head": head, "bias": bias is not None, "scale": scale if head == "cosine" else 1.0}
     with torch.random.fork_rng(devices=[]):
-        plain = ClassifierTerm(weight.shape[1], len(weight), head=head, bias=bias is not None, scale=scale or 1.0)
-    plain.to(weight.device)
+        plain = ClassifierTerm(weight.shape[1], len(weight), **options).to(weight.device)
     plain.weight.copy_(weight)
     if bias is not None:
         plain.bias.copy_(bias)
     return plain
-
-
-def _linear_form(term: ProxyTerm) -> tuple[float | None, Tensor, Tensor | None] | None:
-    """Scale (None: linear), weights and bias of a plain classifier that ranks the classes alike; None if none does."""
-    loss, distance = term.loss, term.loss.distance
-    if term.has_several_vectors:
-        return None
-    weight = term.class_weights().detach()
-    scale = float(1 / loss.temperature if hasattr(loss, "temperature") else getattr(loss, "scale", 1.0))
-    if term.name == "large_margin_softmax":
-        return None, weight * scale, None
-    if term.name == "sphereface" or (term.name == "normalized_softmax" and not distance.normalize_embeddings):
-        return None, functional.normalize(weight) * scale, None
-    if distance.normalize_embeddings:  # the nearest of unit vectors has the largest cosine
-        return scale, weight, None
-    if isinstance(distance, distances.DotProductSimilarity):
-        return None, weight, None
-    if isinstance(distance, distances.LpDistance) and distance.p == 2:  # -|x - p|² = 2 p·x - |p|² - |x|²
-        return None, 2 * weight, -weight.square().sum(1)
-    return None

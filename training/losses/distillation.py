@@ -1,11 +1,6 @@
 """Learning from a trained teacher: its class maps (CCM), its class-agnostic maps (AT), its probabilities (KD).
 
-    L_ccm = mean |CAAM_student' - CAM_teacher,i'|                               [CAM-loss] Eq. 10
-    L_at  = mean (CAAM_student' - CAAM_teacher')²                               after [CAM-loss] Eq. 9
-    L_kd  = τ² KL(softmax(t / τ) ‖ softmax(s / τ))                              Hinton et al. 2015
-    L     = β L_ce + (1 - β) L_kd + γ L_ccm,  β = 0.5, γ = 1, τ = 4             [CAM-loss] Eq. 12
-
-Where this is not what the paper prints: docs/guides/losses.md.
+Equations, and where this is not what the papers print: docs/guides/losses.md.
 """
 
 from __future__ import annotations
@@ -101,17 +96,21 @@ class Teacher:
 
 
 class Distillation(Term):
-    """A term with a teacher."""
+    """A term with a teacher; a missing file of its classifier, where one is needed, is found before the training."""
+
+    needs_classifier = True
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
         self.teacher = teacher
+        if self.needs_classifier:
+            _ = teacher.classifier
 
 
-class _MapMatching(Distillation):
-    """A term that compares maps; `norm` is "l1", the mean of absolute values, or "l2", of squares."""
+class Ccm(Distillation):
+    """CCM: `mean |CAAM_student' - CAM_teacher,i'|`, maps scaled to [0, 1] ([CAM-loss] Eq. 10)."""
 
-    def __init__(self, teacher: Teacher, *, norm: MapNorm) -> None:
+    def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
         super().__init__(teacher)
         check_name("norm", norm, ("l1", "l2"))
         self.norm = norm
@@ -124,14 +123,6 @@ class _MapMatching(Distillation):
         student = scaled(student)
         return map_difference(student if targets is None else targets.of(student), scaled(teacher), self.norm)
 
-
-class Ccm(_MapMatching):
-    """CAAM-CAM matching: the student's class-agnostic map against the teacher's of the class ([CAM-loss] Eq. 10)."""
-
-    def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
-        super().__init__(teacher, norm=norm)
-        _ = teacher.classifier  # a missing file is to be found before the training begins
-
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images; a mixed image counts for both classes in their shares."""
         targets = true_classes(step.batch)
@@ -139,10 +130,11 @@ class Ccm(_MapMatching):
         return targets.mean(values, n_images=len(step.batch))
 
 
-class AttentionTransfer(_MapMatching):
-    """AT: the student's class-agnostic map against the teacher's; no classifier is needed (see [CAM-loss] Eq. 9)."""
+class AttentionTransfer(Ccm):
+    """AT: `mean (CAAM_student' - CAAM_teacher')²`, which needs no classifier (after [CAM-loss] Eq. 9)."""
 
     default_weight = 10.0
+    needs_classifier = False
 
     def __init__(self, teacher: Teacher, *, norm: MapNorm = "l2") -> None:
         super().__init__(teacher, norm=norm)
@@ -154,7 +146,7 @@ class AttentionTransfer(_MapMatching):
 
 
 class Kd(Distillation):
-    """Softened class probabilities against the teacher's, times τ² (Hinton et al. 2015; [CAM-loss] Eq. 8 and 12)."""
+    """KD: `τ² KL(softmax(t / τ) ‖ softmax(s / τ))` of class scores (Hinton et al. 2015; [CAM-loss] Eq. 8 and 12)."""
 
     default_weight = 0.5
 
@@ -163,7 +155,6 @@ class Kd(Distillation):
         if temperature <= 0:
             raise InputError(f"expected a temperature above 0, got {temperature}")
         self.temperature = temperature
-        _ = teacher.classifier
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images."""

@@ -119,17 +119,14 @@ class AttentionMining(LateTerm):
         total = step.encoding.pooled.sum() * 0  # also where no image has a class or a region
         targets = true_classes(step.batch)
         if self.mining and len(targets):
-            value = self._mined(step, targets)
-            step.log["attention_mining"] = float(value.detach())
-            total = total + self.mining * value
+            total = total + self.mining * step.noted("attention_mining", self._mined(step, targets))
         if step.batch.regions is None or not len(step.batch.regions.row):
             return total
         regions = step.batch.regions.merged()
         for name, weight, chosen in (("masks", self.mask, ~regions.is_box), ("boxes", self.box, regions.is_box)):
             if weight and bool(chosen.any()):
                 value = self._guided(step, regions, chosen) / len(step.batch)
-                step.log[f"attention_{name}"] = float(value.detach())
-                total = total + weight * value
+                total = total + weight * step.noted(f"attention_{name}", value)
         return total
 
     def _mined(self, step: Step, targets: Targets) -> Tensor:
@@ -161,9 +158,8 @@ class Gain(AttentionMining):
         *,
         # s^c(I*); "auto" is softmax for one class per image and sigmoid for several
         score: Literal["auto", "softmax", "sigmoid", "logit"] = "auto",
-        # s^c of the map: the class's "logit", as in the paper, or the "log_odds" of its probability, which is the logit
-        # itself where images show several classes. The map of a logit is blind to what lowers the other classes'
-        # logits, by which a background can still give the class away.
+        # s^c of the map: the class's "logit", as in the paper, blind to what lowers the other classes' logits; or the
+        # "log_odds" of its probability, which is the logit itself where images show several classes
         evidence: Literal["logit", "log_odds"] = "logit",
         second_order: bool = False,  # whether w^c is part of the gradient graph
         # what the masked pass leaves untrained: "no", "classifier", or "all"
@@ -220,9 +216,7 @@ class MetricGain(AttentionMining):
         dim: int,  # length of the embedding
         n_classes: int,  # number of classes
         *,
-        # of the Dist-CAM map; see `distcam.explain.channel_weights`. The mean that two of them need is that of the
-        # prototypes.
-        weighting: MetricWeighting = "dist",
+        weighting: MetricWeighting = "dist",  # see `distcam.explain.channel_weights`; a mean is the prototypes'
         momentum: float = 0.9,  # how much of a prototype a batch leaves as it was
         second_order: bool = False,  # whether the channel weights are part of the gradient graph
         freeze_am: Literal["no", "all"] = "no",  # what the masked pass leaves untrained: "no" or "all"

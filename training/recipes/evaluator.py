@@ -42,14 +42,12 @@ METRICS = (
 class EvaluationSettings(Table):
     """Metrics of a finished run; while it lasts, only the one that `run.monitor` names."""
 
-    # from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images whose highest
-    # score is a class they show; a tie with another class is an error. `recall_at_k`: the nearest k images of the
-    # split, itself excepted, hold one of the class. `map_at_r`, `r_precision`: over the images that have another of
-    # their class. Equal distances count as `metrics.ranking` says. `nmi`: of k-means clusters, as many as classes, with
-    # the classes. `energy_MAP`: share of the map, scaled to [0, 1], that lies on the object's outline, beside
-    # `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest pixel does. Maps: `caam`,
-    # the sum of the channels; `cam` of the image's own class; `gradcam`, the same without its negative part; `dist_cam`
-    # against the own class's prototype.
+    # from `METRICS`. `accuracy`: of the classifier, see `is_right`. `recall_at_k`: the nearest k other images
+    # of the split hold one of the class. `map_at_r`, `r_precision`: over the images that have another of their class.
+    # `nmi`: of k-means clusters, as many as classes. `energy_MAP`: share of the map on the object's outline, beside
+    # `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest pixel lies there. Maps:
+    # `caam`, the sum of the channels; `cam` of the own class; `gradcam`, its positive part; `dist_cam` against the own
+    # class's prototype.
     metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
     splits: tuple[str, ...] = ()  # which splits; all but "train" if empty
     distance: Literal["cosine", "l2"] = "cosine"  # between embeddings, for neighbours and prototypes

@@ -14,7 +14,7 @@ from torch.nn import functional
 from distcam.errors import InputError, MissingExtraError
 from distcam.images import Transform
 from distcam.segmentation.cam_training.class_maps import class_maps, scaled_maps
-from distcam.segmentation.cam_training.cpn import cpcr_loss, tcp_loss
+from distcam.segmentation.cam_training.cpn import CpnSettings, cpcr_loss, tcp_loss
 from distcam.segmentation.cam_training.patches import GridPatches, PatchPair, SuperpixelPatches, grid
 
 
@@ -129,7 +129,9 @@ def test_a_patch_as_large_as_the_image_teaches_tcp_nothing_and_leaves_cpcr_the_r
     original, hidden, complement = maps_of(whole), maps_of(one), maps_of(other)
     assert tcp_loss(original, (hidden, complement), share=pair.share).item() == 0
     refined = torch.rand(5, 2, 4, 4, generator=seeded(seed))
-    value = cpcr_loss(original, (hidden, complement), (refined, refined), share=pair.share, hard_share=None)
+    value = cpcr_loss(
+        original, (hidden, complement), (refined, refined), share=pair.share, settings=CpnSettings(ohem=False)
+    )
     assert value.item() == pytest.approx((original - refined).abs().mean().item(), rel=1e-5)
 
 
