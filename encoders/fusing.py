@@ -34,17 +34,15 @@ def cast_once(network: nn.Module) -> None:
             part.__class__, part.__dict__["low"] = _CastOnce, low
 
 
-def absorb_batch_norms(encoder: Encoder) -> None:
+def absorb_batch_norms(encoder: Encoder, device: torch.device) -> None:
     """Absorb the batch norms of the backbone; a small image tells enough of a network that is known by name."""
     size = (encoder.transform.height, encoder.transform.width)
     is_known = encoder.options is not None and library_of(encoder.architecture) is None
     small = (min(_PROBE, size[0]), min(_PROBE, size[1])) if is_known else size
     for rows, columns in (small, size):
-        probe = torch.randn(1, 3, rows, columns, generator=torch.Generator().manual_seed(0)).to(
-            next(encoder.backbone.parameters())
-        )
+        probe = torch.randn(1, 3, rows, columns, generator=torch.Generator().manual_seed(0))
         try:
-            fuse_batch_norms(encoder.backbone, probe)
+            fuse_batch_norms(encoder.backbone, probe.to(device))
             break
         except (RuntimeError, ValueError, AssertionError):  # of networks that take no image but of their own size
             if (rows, columns) == size:

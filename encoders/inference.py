@@ -90,7 +90,7 @@ class Inference:
         copy = _copied(encoder).eval().requires_grad_(False).to(self.device, torch.float32)
         for parameter in copy.parameters():
             parameter.grad = None
-        absorb_batch_norms(copy)
+        absorb_batch_norms(copy, self.device)
         self.encoder = copy.to(memory_format=torch.channels_last)
         if self.precision == "bf16":
             cast_once(self.encoder.backbone)
