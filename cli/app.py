@@ -7,60 +7,53 @@ Exit status: 0 done, 1 the check failed (`index verify`), 2 the user can mend it
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .._version import __version__
 from ..errors import DistcamError
-from ..index.faiss.runtime import fault_behind
-from . import (
-    benchmark,
-    demo,
-    encode,
-    encoders,
-    env,
-    evaluate,
-    fewshot,
-    index,
-    localize,
-    query,
-    reid,
-    segment,
-    serve,
-    train,
-)
-from .command import Commands, FirstByDefault
+from .command import Commands, OnDemand
 from .console import complain, remarks
-from .explain import explain
-from .options import ReadsImages
+
+_COMMANDS = {  # the module of each has its `app`
+    "explain": "Show which part of each image speaks for a class, for a set of pixels, or for a match.",
+    "query": "Find the nearest gallery images of each query, and explain every match.",
+    "encode": "Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes.",
+    "evaluate": "Evaluate an encoder on retrieval; every number comes with its error and its protocol.",
+    "localize": "Measure weakly supervised localisation: box errors, pointing, energy, and whether a map knows the "
+    "class.",
+    "train": "Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation.",
+    "serve": "Search, explain and look around in a gallery with a browser, or over REST (`/api/v1/openapi.json`).",
+    "demo": "Draw images, train a small encoder, build a gallery of classes it never saw, query it, explain "
+    "every match.",
+    "env": "Print versions, devices and threads: paste this into a bug report.",
+    "index": "Build a gallery, change it, and look after it.",
+    "fewshot": "Train few-shot encoders, evaluate classifiers, compare them in pairs, explain their errors.",
+    "reid": "Re-identification: audit, synthetic walkers, training, evaluation, and why two images match.",
+    "segment": "Weakly supervised segmentation: masks from the classes that an image shows.",
+    "benchmark": "Measure what an encoder can do on your own images.",
+    "encoders": "Names for `--encoder`, and encoders for other runtimes.",
+}
+
+
+class _Root(TyperGroup):
+    """The first word's commands, each loaded when it is called."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {name: OnDemand(name, f"{__package__}.{name}", line) for name, line in _COMMANDS.items()}
+
 
 app = Commands(
     name="distcam",
+    cls=_Root,
     help="Image retrieval, few-shot learning and re-identification that explain every match.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(index.app, name="index")
-app.add_typer(fewshot.app, name="fewshot")
-app.add_typer(reid.app, name="reid")
-app.add_typer(segment.app, name="segment")
-app.add_typer(benchmark.app, name="benchmark")
-app.command(name="explain", cls=ReadsImages, epilog=explain.EXAMPLE)(explain.explain)
-app.command(name="query", cls=ReadsImages, epilog=query.EXAMPLE)(query.query)
-app.command(name="encode", cls=ReadsImages, epilog=encode.EXAMPLE)(encode.encode)
-app.command(name="evaluate", cls=ReadsImages, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
-app.command(name="localize", cls=ReadsImages, epilog=localize.EXAMPLE)(localize.localize)
-app.command(name="train", cls=ReadsImages, epilog=train.EXAMPLE)(train.train)
-app.command(name="serve", cls=ReadsImages, epilog=serve.EXAMPLE)(serve.serve)
-networks = Commands(cls=FirstByDefault, help="Names for `--encoder`, and encoders for other runtimes.")
-networks.command(name="list", epilog=encoders.EXAMPLE)(encoders.encoders)
-networks.command(name="export", epilog=encoders.EXPORT_EXAMPLE)(encoders.export)
-app.add_typer(networks, name="encoders")
-app.command(name="demo", epilog=demo.EXAMPLE)(demo.demo)
-app.command(name="env", epilog=env.EXAMPLE)(env.env)
 
 
 def _version(show: bool) -> None:
@@ -87,6 +80,8 @@ def main() -> None:
         complain(str(error))
         sys.exit(2)
     except (ImportError, AttributeError) as error:
+        from ..index.faiss.runtime import fault_behind
+
         if (wrong := fault_behind(error)) is None:
             raise
         complain(wrong)

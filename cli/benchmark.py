@@ -15,7 +15,7 @@ from .options import AsJson, Device, EncoderName, Fit, ImageSize, Layer, Readout
 
 EXAMPLE = "Example: `distcam benchmark explanations photos.gallery --html explanations.html`"
 
-app = Commands(name="benchmark", help="Measure what an encoder can do on your own images.", no_args_is_help=True)
+app = Commands(no_args_is_help=True)
 
 
 @app.callback()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any, TypeVar
 
 import typer
@@ -50,11 +51,33 @@ class Command(TyperCommand):
 
 
 class Commands(typer.Typer):
-    """A group of such commands."""
+    """A group of such commands; of one alone it is the command itself."""
+
+    def __init__(self, **options: Any) -> None:
+        given = {"add_completion": False, "rich_markup_mode": "markdown", "pretty_exceptions_enable": False}
+        super().__init__(**{**given, **options})
 
     def command(self, *args: Any, **options: Any) -> Callable[[Function], Function]:
         """Register one."""
         return super().command(*args, **{"cls": Command, **options})
+
+
+class OnDemand(TyperCommand):
+    """A command or group of which name and line of help are known, and whose module's `app` is imported when called."""
+
+    def __init__(self, name: str, module: str, line: str) -> None:
+        super().__init__(name, help=line)
+        self.module = module
+
+    def load(self) -> Any:
+        """The command itself."""
+        command = typer.main.get_command(import_module(self.module).app)
+        command.name, command.help = self.name, command.help or self.help
+        return command
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """The context of a call of it."""
+        return self.load().make_context(*args, **extra)
 
 
 class FirstByDefault(TyperGroup):

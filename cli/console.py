@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
-from ..encoders.names import OWN_ARCHITECTURES, needs_weights, refuse_weight_file
 from ..errors import ImageError, InputError
 from ..progress import Progress
 from ..remarks import DistcamWarning, Skipped
@@ -88,14 +85,16 @@ def progress_bar(description: str) -> Iterator[Progress]:
         with progress_lines(description) as progress:
             yield progress
         return
+    import rich.progress as bars
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
     )
-    with ProgressBar(*columns, console=err, transient=True) as bar:
+    with bars.Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -198,6 +197,8 @@ _NAMES = ("imagenet", "random", "pretrained", "default")  # of weights that are 
 
 def require_encoder(name: str, weights: str | None, layer: str | None = None) -> None:
     """Refuse `--encoder` and `--weights` that can mean no encoder."""
+    from ..encoders.names import OWN_ARCHITECTURES, needs_weights, refuse_weight_file
+
     if name.endswith(".safetensors"):
         if weights is not None or layer is not None:
             raise InputError(

@@ -14,6 +14,7 @@ import typer
 
 from ..errors import InputError
 from ..explain.weightings import RECOMMENDED
+from .command import Commands
 from .console import print_json, progress_bar, say
 from .options import AsJson
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..retrieval import Matches
     from ..synthetic.scene_set import SceneRecord, SceneSet
 
+app = Commands()
 EXAMPLE = "Example: `distcam demo --out /tmp/demo`"
 MARKER = ".distcam-demo"  # only a folder that holds it is ever cleared
 
@@ -86,6 +88,7 @@ class DemoResult:
         ]
 
 
+@app.command(epilog=EXAMPLE)
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("distcam-demo"),
     seed: Annotated[int, typer.Option(help="Of the images and the training.")] = 0,

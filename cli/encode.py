@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..remarks import counted
+from .command import Commands
 from .console import (
     load_encoder,
     print_json,
@@ -29,15 +30,18 @@ from .options import (
     Labels,
     Layer,
     Readout,
+    ReadsImages,
     StoreMaps,
     Strict,
     Weights,
     Workers,
 )
 
+app = Commands()
 EXAMPLE = "Example: `distcam encode photos/ --out photos.h5 --encoder resnet50 --weights imagenet`"
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def encode(
     images: Images,
     out_file: Annotated[Path, typer.Option("--out", help="The HDF5 file to write; a stopped run resumes.")],

@@ -10,12 +10,15 @@ import typer
 from rich.table import Column, Table
 
 from ..errors import InputError
+from .command import Commands, FirstByDefault
 from .console import load_encoder, note, out, print_json, say
 from .options import AsJson, Fit, ImageSize, Layer, Readout, Weights
 
+app = Commands(cls=FirstByDefault)
 EXAMPLE = "Example: `distcam encoders dinov2`, `distcam encoders 'vit_small*' --library timm --json`"
 
 
+@app.command(name="list", epilog=EXAMPLE)
 def encoders(
     word: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern such as `vit_small*`.")] = None,
     library: Annotated[
@@ -50,6 +53,7 @@ EXPORT_EXAMPLE = "Example: `distcam encoders export photos.gallery --onnx encode
 _CHECKED = 8  # images, at most
 
 
+@app.command(epilog=EXPORT_EXAMPLE)
 def export(
     encoder: Annotated[str, typer.Argument(help="A CHECKPOINT, a gallery (its encoder), or an architecture.")],
     weights: Weights = None,

@@ -10,9 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from .._version import __version__
+from .command import Commands
 from .console import note, out, print_json
 from .options import AsJson
 
+app = Commands()
 EXAMPLE = "Example: `distcam env --json`"
 PACKAGES = (
     "torch",
@@ -36,6 +38,7 @@ PACKAGES = (
 )
 
 
+@app.command(epilog=EXAMPLE)
 def env(as_json: AsJson = False) -> None:
     """Print versions, devices and threads: paste this into a bug report."""
     import torch

@@ -11,19 +11,21 @@ import typer
 
 from ..errors import InputError
 from ..files import write_text
-from .command import refuse_unused
+from .command import Commands, refuse_unused
 from .console import load_encoder, note_unfinished_build, print_json, progress_bar, require_encoder, resumable, say
-from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Readout, Weights, Workers
+from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Readout, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
     from ..images import Dataset
     from ..index import Gallery
 
+app = Commands()
 EXAMPLE = "Example: `distcam evaluate CUB_200_2011/ --encoder resnet50 --weights imagenet`"
 LayoutName = Literal["auto", "cub", "cars", "sop", "inshop", "folder", "csv"]
 Precision = Literal["fp32", "bf16", "auto"]
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def evaluate(
     dataset: Annotated[
         Path,

@@ -14,9 +14,22 @@ import typer
 from ..errors import InputError
 from ..files import write_text
 from ..remarks import remark
-from .command import refuse_unused
+from .command import Commands, refuse_unused
 from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, say
-from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Readout, Weights
+from .options import (
+    AsJson,
+    BatchSize,
+    Device,
+    EncoderName,
+    Fit,
+    Images,
+    ImageSize,
+    Layer,
+    Metric,
+    Readout,
+    ReadsImages,
+    Weights,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,12 +38,14 @@ if TYPE_CHECKING:
     from ..images.boxes.joined import BoxedImage, BoxedImages
     from ..retrieval import LocalisationTable
 
+app = Commands()
 EXAMPLE = (
     "Example: `distcam localize photos/query --boxes photos/boxes.csv --references photos/gallery "
     "--encoder mobilenet_v2 --weights imagenet --fit squash`"
 )
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def localize(
     images: Images,
     boxes: Annotated[

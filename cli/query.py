@@ -10,7 +10,7 @@ import typer
 
 from ..errors import ImageError, InputError
 from ..explain.weightings import Mean, Weighting
-from .command import refuse_unused
+from .command import Commands, refuse_unused
 from .console import (
     err,
     listed_images,
@@ -23,17 +23,19 @@ from .console import (
     require_file,
     say,
 )
-from .options import AsJson, Device, FineLayer, GalleryEncoder, GalleryPath, Strict, read_box, read_point
+from .options import AsJson, Device, FineLayer, GalleryEncoder, GalleryPath, ReadsImages, Strict, read_box, read_point
 
 if TYPE_CHECKING:
     from ..retrieval import Matches
 
+app = Commands()
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
 _DRAWINGS = (".png", ".jpg", ".jpeg")
 _UNUSED_BY = {".html": ("style", "scale", "colours"), ".npz": ("style", "scale", "colours", "lines")}
 _EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlier query may have written
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def query(
     gallery: GalleryPath,
     images: Annotated[

@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     from ..datasets.reid_records import ReidData
 
 
-app = Commands(
-    help="Re-identification: audit, synthetic walkers, training, evaluation, and why two images match.",
-    no_args_is_help=True,
-)
+app = Commands(no_args_is_help=True)
 
 FormatChoice = Literal["auto", "market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv", "folder"]
 Data = Annotated[Path, typer.Argument(help="The data set's folder, or a CSV with path, identity and camera.")]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..segmentation.segmenter.segmenter import Segmenter
 
 DataLayout = Literal["auto", "folder", "voc", "camvid", "table", "scenes"]
-app = Commands(help="Weakly supervised segmentation: masks from the classes that an image shows.")
+app = Commands()
 
 TRAIN_EXAMPLE = (
     "Example: `distcam segment train segment_cues --variant gain_losses,truth --seeds 0,1,2`, or "

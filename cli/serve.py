@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError, MissingExtraError
-from .command import refuse_unused
+from .command import Commands, refuse_unused
 from .console import note, note_unfinished_build, require_file, say
-from .options import Device, GalleryPath
+from .options import Device, GalleryPath, ReadsImages
 
 if TYPE_CHECKING:
     from ..server.service import Service
     from ..server.settings import Settings
 
+app = Commands()
 EXAMPLE = "Example: `distcam serve photos.gallery --open`"
 TOKEN_VARIABLE, READ_TOKEN_VARIABLE = "DISTCAM_TOKEN", "DISTCAM_READ_TOKEN"
 _MEGABYTE = 1 << 20
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def serve(
     gallery: GalleryPath,
     host: Annotated[str, typer.Option(help="Address to listen on; `0.0.0.0` lets other machines in.")] = "127.0.0.1",

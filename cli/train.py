@@ -12,9 +12,9 @@ import typer
 from rich.table import Table
 
 from ..errors import InputError
-from .command import refuse_beside, refuse_unused, running_words
+from .command import Commands, refuse_beside, refuse_unused, running_words
 from .console import err, note, out, print_json, progress_bar, say
-from .options import AsJson, Strict
+from .options import AsJson, ReadsImages, Strict
 
 if TYPE_CHECKING:
     from ..training.recipes.recipe import Recipe, RecipeFile
@@ -90,6 +90,7 @@ Template = Annotated[
 ]
 
 
+app = Commands()
 EXAMPLE = "Example: `distcam train bias --variant all --seeds 0,1,2 --set run.epochs=10`"
 FEWSHOT_EXAMPLE = "Example: `distcam fewshot train omniglot_short`"
 REID_EXAMPLE = "Example: `distcam reid train reid_walkers --variant all --seeds 0,1,2`"
@@ -106,6 +107,7 @@ Changes = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with runs that were stopped.")]
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def train(
     recipe: RecipePath,
     out_path: OutFolder = None,

@@ -17,8 +17,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchvision import models
-from torchvision.transforms import InterpolationMode
 
 from ..errors import InputError, WeightsError
 from ..files import is_file
@@ -29,6 +27,7 @@ from .libraries import open_clips
 from .libraries.timms import transform_of
 from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, library_of, needs_weights, program_in, refuse_weight_file
 from .state_dicts import StateDict
+from .torchvisions import models, transforms
 
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
 _PLACES = (
@@ -179,7 +178,7 @@ def _transform_of(name: str, preset: Any) -> Transform:
         size=preset.crop_size[0],
         mean=usual.mean if usual.mean == _HALF else tuple(preset.mean),
         std=usual.std if usual.std == _HALF else tuple(preset.std),
-        interpolation="bicubic" if preset.interpolation == InterpolationMode.BICUBIC else "bilinear",
+        interpolation="bicubic" if preset.interpolation == transforms.InterpolationMode.BICUBIC else "bilinear",
     )
 
 

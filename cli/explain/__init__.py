@@ -1,1 +1,3 @@
 """The `distcam explain` command."""
+
+from .explain import app as app

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ...errors import InputError
-from ..command import refuse_unused
+from ..command import Commands, refuse_unused
 from ..console import err, load_encoder, note, out, print_json, require_encoder, require_file, require_images, say
-from ..options import AsJson, Fit, ImageSize, Metric, Readout, option_values
+from ..options import AsJson, Fit, ImageSize, Metric, Readout, ReadsImages, option_values
 from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ...explain import ActivationMaps, DrawStyle, Faithfulness
 
+app = Commands()
 EXAMPLE = (
     "Example: `distcam explain cat.jpg --encoder mobilenet_v2 --weights FILE.pth --target class:tabby "
     "--method hirescam,gradcam --out why.png`"
@@ -30,6 +31,7 @@ Style = Literal["overlay", "contour", "box"]
 Scale = Literal["each", "shared"]
 
 
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def explain(
     images: Annotated[list[Path], typer.Argument(help="Images; each gets a row.")],
     target: Annotated[str, typer.Option(help=TARGETS)],

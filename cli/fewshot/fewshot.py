@@ -19,10 +19,7 @@ from . import sources
 if TYPE_CHECKING:
     from ...fewshot.evaluation import SupportSensitivity
 
-app = Commands(
-    help="Train few-shot encoders, evaluate classifiers, compare them in pairs, explain their errors.",
-    no_args_is_help=True,
-)
+app = Commands(no_args_is_help=True)
 
 _DATA_HELP = (
     "NAME[:SPLIT]@FOLDER, with NAME out of omniglot, miniimagenet, tieredimagenet, cifar-fs, cub, mini-to-cub, folder; "

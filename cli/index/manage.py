@@ -56,7 +56,7 @@ from ..options import (
 if TYPE_CHECKING:
     from ...index import Gallery, RayEngine
 
-app = Commands(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
+app = Commands(no_args_is_help=True)
 
 
 @app.command(

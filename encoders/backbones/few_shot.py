@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import drop_block2d
 
 from ...errors import InputError
+from ..torchvisions import ops
 
 
 class Conv4(nn.Module):
@@ -77,7 +77,7 @@ class DropBlock(nn.Module):
             return feature_map
         rate = self.current_rate
         self.num_batches_tracked += 1
-        dropped: Tensor = drop_block2d(feature_map, p=rate, block_size=self.size)
+        dropped: Tensor = ops.drop_block2d(feature_map, p=rate, block_size=self.size)
         return dropped
 
     def extra_repr(self) -> str:

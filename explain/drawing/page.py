@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -78,6 +76,9 @@ def write_html(
     **content: Any,
 ) -> Path:
     """Write a report as one HTML file; an existing one is replaced. All text in it is escaped."""
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from markupsafe import Markup
+
     base = files(__package__).joinpath("base.html").read_text(encoding="utf-8")
     environment = Environment(loader=DictLoader({"base.html": base}), autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}

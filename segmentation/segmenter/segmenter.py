@@ -17,7 +17,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision import models
 
 from ...encoders import Encoder, Encoding
 from ...encoders.backbones.networks import Network, available_networks
@@ -26,6 +25,7 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...encoders.layers import closest, evaluating
 from ...encoders.names import library_of, needs_weights
 from ...encoders.state_dicts import best_match, load_state, say_what_is_left
+from ...encoders.torchvisions import models
 from ...encoders.trained_on import TrainedOn
 from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
 from ...errors import InputError, WeightsError

@@ -33,7 +33,7 @@ def test_a_pipe_is_not_said_to_be_missing(tmp_path) -> None:
 def test_a_value_that_is_not_known_is_named_by_its_option() -> None:
     import typer
 
-    from distcam.cli.app import app
+    from distcam.cli.explain import app
 
-    command = typer.main.get_command(app).commands["explain"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app)
     assert option_names("method='nix' is not known; nearest: 'a'", command).startswith("--method 'nix' is not known")

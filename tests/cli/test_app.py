@@ -14,7 +14,8 @@ import pytest
 from commands import distcam, fails
 from typer.testing import CliRunner
 
-from distcam.cli.app import app
+from distcam.cli.app import _COMMANDS, app
+from distcam.cli.command import OnDemand
 from distcam.cli.demo import DemoSize, run
 from distcam.cli.query import Weighting
 from distcam.errors import InputError
@@ -38,9 +39,44 @@ def test_every_command_has_help_with_an_example():
         assert f"distcam {' '.join(command)}" in " ".join(distcam(*command, "--help").split())
 
 
-def test_help_loads_nothing_heavy():
-    code = "import sys, distcam.cli.app; sys.exit(bool({'torch', 'numpy', 'h5py', 'PIL'} & sys.modules.keys()))"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def loaded_by(*arguments):
+    """The modules that the command loads in a process of its own."""
+    code = "import sys; from distcam.cli import main\ntry: main()\nfinally: print(*sys.modules)"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return set(said.splitlines()[-1].split())
+
+
+def test_a_cold_query_loads_no_compiler_and_no_templates(photos, tmp_path):
+    distcam("index", "build", photos, "--out", tmp_path / "g", "--encoder", "mobilenet_v2", "--weights", "random",
+            "--image-size", "64")  # fmt: skip
+    loaded = loaded_by("query", tmp_path / "g", next(photos.rglob("*.jpg")))
+    assert {"torch", "torchvision"} <= loaded
+    assert not {"torch._dynamo", "torch._inductor", "sympy", "jinja2", "scipy", "sklearn", "fastapi"} & loaded
+
+
+def test_help_loads_no_command_and_nothing_heavy():
+    loaded = loaded_by("--help")
+    assert not {"torch", "numpy", "h5py", "PIL", "rich.progress", "hashlib"} & loaded
+    assert not [f"distcam.cli.{name}" for name in _COMMANDS if f"distcam.cli.{name}" in loaded]
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_the_list_of_commands_says_what_each_says_itself(name):
+    command = OnDemand(name, f"distcam.cli.{name}", _COMMANDS[name]).load()
+    assert (command.name, command.help.splitlines()[0]) == (name, _COMMANDS[name])
+
+
+def test_words_below_a_command_loaded_on_demand_are_completed(monkeypatch):
+    for words, expected in {
+        "distcam que": "query",
+        "distcam index calib": "calibrate",
+        "distcam query --expl": "--explain",
+    }.items():
+        count = str(len(words.split()) - 1)
+        asked = {"_DISTCAM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+        said = CliRunner().invoke(app, [], prog_name="distcam", env=asked)
+        assert expected in said.stdout.split(), words
 
 
 def test_every_weighting_can_be_asked_for():

@@ -11,7 +11,7 @@ from commands import distcam, fails
 from segment_recipe import RECIPE
 
 from distcam.cli.app import app
-from distcam.cli.command import Command, option_names
+from distcam.cli.command import Command, OnDemand, option_names
 
 DRAW = "--n-way 3 --n-shot 1 --n-query 2 --episodes 9 --seed 1 --dirichlet 2"
 LOADING = "--encoder conv4 --weights random --layer layer3 --readout mean --fit pad --image-size 64"
@@ -193,6 +193,7 @@ ALWAYS = {
 
 def tree(group, words=()):
     for name, command in group.commands.items():
+        command = command.load() if isinstance(command, OnDemand) else command
         if hasattr(command, "commands"):
             yield from tree(command, (*words, name))
         else:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from distcam import Gallery
 from distcam.cli.app import app
+from distcam.cli.command import OnDemand
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("[gh]*/*.md"))]
@@ -133,6 +134,7 @@ def test_commands_and_options_exist(block: Block) -> None:
         command, rest = typer.main.get_command(app), words[1:]
         while hasattr(command, "commands") and rest and rest[0] in command.commands:
             command, rest = command.commands[rest[0]], rest[1:]
+            command = command.load() if isinstance(command, OnDemand) else command
         assert not hasattr(command, "commands") or not rest, words
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.split("=")[0] for word in rest if word.startswith("-") and not word[1:2].isdigit()} <= known, words

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2 import functional as image_functional
 
 from ...errors import InputError
 from ..engine.step import Mix, Regions
@@ -180,6 +179,8 @@ def _recoloured(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Te
     strengths = (settings.brightness, settings.contrast, settings.saturation)
     if not any((*strengths, settings.hue, settings.grey)):
         return pixels
+    from torchvision.transforms.v2 import functional as image_functional
+
     factor = 1 + (2 * chance[:, _COLOUR : _COLOUR + 3] - 1) * torch.tensor(strengths)
     brightness, contrast, saturation = factor[:, :, None, None, None].unbind(1)
     levels = pixels.float()
