@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
 
@@ -21,12 +20,13 @@ from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
 from ..images.loading import read_image
 from ..images.transform import Transform
+from .ahead import Graphs, SideStream, in_order, one_late, stacked
 from .encoder import Encoder
 from .encoding import Encoding
 from .fine import FineTap
 from .layers import unwrapped, watch_parts
 from .names import library_of
-from .readouts import making_maps
+from .readouts import makes_maps, making_maps
 
 _PROBE = 64  # pixels
 
@@ -60,7 +60,9 @@ class Inference:
         device: "auto" (CUDA if there is any), or a torch device.
         precision: of the backbone's arithmetic: "fp32", "bf16", or "auto", the one default of every command: bfloat16
             where the hardware gains by it (`has_fast_bfloat16`). Results are float32 in any case.
-        batch_size: images per forward pass; 16 on a CPU and 64 elsewhere if left out. On a CPU larger is slower.
+        batch_size: images per forward pass; 16 on a CPU and 256 elsewhere if left out. On a CPU larger is slower.
+        graphs: launch whole batches as CUDA graphs, for networks whose kernels are shorter than their launches; of
+            no use on a CPU, and for networks only that always do the same.
 
     Attributes:
         encoder: the copy; its backbone has other weights than the original's, since batch norms are absorbed.
@@ -75,6 +77,7 @@ class Inference:
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int | None = None,
+        graphs: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"expected a batch size of at least 1, got {batch_size}")
@@ -87,7 +90,7 @@ class Inference:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {device!r} was asked for, but torch sees no CUDA device; use 'cpu' or 'auto'")
         self.precision = resolved_precision(precision, self.device)
-        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
+        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 256)
         encoder = whole_encoder(encoder)
         self.fingerprint = encoder.fingerprint
         self.short_name = encoder.short_name
@@ -101,6 +104,9 @@ class Inference:
                 if type(part) is nn.Conv2d and "weight" in part._parameters:
                     _CastOnce.make(part)
         self.fine = FineTap(self.encoder)
+        if graphs and self.device.type != "cuda":
+            raise InputError(f"graphs are for CUDA, and the device is {self.device}; leave graphs out")
+        self._graphs = Graphs(self._forward, size=self.batch_size) if graphs else None
         self._process = os.getpid()
         make_forks_safe()
 
@@ -118,7 +124,7 @@ class Inference:
     def default_workers(self) -> int:
         """Threads that decode beside the network."""
         cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-        return 1 if self.device.type == "cpu" else max(1, min(8, (cores or 2) - 1))
+        return 1 if self.device.type == "cpu" else max(1, (cores or 2) - 1)
 
     def __call__(self, pixels: UInt8[Tensor, "b 3 rows columns"]) -> Encoding:
         """The encoding of pixels as `transform` returns them, float32, on `device`, without gradient."""
@@ -165,7 +171,7 @@ class Inference:
         it, ends the threads as soon as the images they are at are decoded; every batch is complete when it is yielded.
 
         Args:
-            items: file names, or whatever `load` takes; read no further ahead than two batches.
+            items: file names, or whatever `load` takes; read no further ahead than two batches, on a GPU three.
             load: from an item to its pixels (3, H, W); `read` if left out. An `ImageError` becomes a `Failure`, any
                 other exception ends the stream.
             workers: decoding threads; 0 decodes between forward passes. `default_workers` if left out.
@@ -176,16 +182,30 @@ class Inference:
         if workers is not None and workers < 0:
             raise InputError(f"expected 0 or more decoding threads, got {workers}")
         threads = self.default_workers if workers is None else workers
-        decoded = _in_order(decode, items, workers=threads, ahead=2 * self.batch_size)
-        try:
+        decoded = in_order(decode, items, workers=threads, ahead=2 * self.batch_size)
+        side = SideStream(self.device) if self.device.type == "cuda" else None
+
+        def begun() -> Iterator[tuple[Batch[T], Callable[[], Encoding] | None]]:
             while chunk := list(islice(decoded, self.batch_size)):
                 good = [(item, pixels) for item, pixels in chunk if not isinstance(pixels, ImageError)]
                 bad = [Failure(item, error) for item, error in chunk if isinstance(error, ImageError)]
                 with making_maps(maps):
-                    encoding = self._encode(torch.stack([pixels for _, pixels in good])) if good else None
-                yield Batch([item for item, _ in good], bad, encoding)
+                    ready = self._begin([pixels for _, pixels in good], side) if good else None
+                yield Batch([item for item, _ in good], bad, None), ready
+
+        try:
+            for batch, ready in begun() if side is None else one_late(begun()):
+                yield batch if ready is None else batch._replace(encoding=ready())
         finally:
             decoded.close()
+
+    def _begin(self, pixels: Sequence[Tensor], side: SideStream | None) -> Callable[[], Encoding]:
+        """Begin a forward pass, on a CPU and end it; its encoding comes when asked for."""
+        work = partial(self._encode, stacked(pixels, self.device))
+        if side is not None:
+            return side.launch(work)
+        encoding = work()
+        return lambda: encoding
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Encoding:
@@ -195,9 +215,14 @@ class Inference:
                     "this process was forked after CUDA was in use, which it cannot use; start it with "
                     'multiprocessing.get_context("spawn")'
                 )
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            pixels = (pixels if pixels.is_pinned() else pixels.pin_memory()).to(self.device, non_blocking=True)
         images = self.transform.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        if self._graphs is not None:
+            return self._graphs(images, state=(self.fine.layer, makes_maps()))
+        return self._forward(images)
+
+    def _forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Encoding:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             encoding: Encoding = self.fine(images)
         return encoding.changed(Tensor.contiguous)
 
@@ -208,34 +233,6 @@ class Inference:
 
     def __repr__(self) -> str:
         return f"Inference({self.short_name}, {self.device}, {self.precision}, batches of {self.batch_size})"
-
-
-def _in_order(
-    load: Callable[[T], Tensor], items: Iterable[T], *, workers: int, ahead: int
-) -> Generator[tuple[T, Tensor | ImageError], None, None]:
-    """Items with their pixels or the reason there are none, in order; threads work up to `ahead` items ahead."""
-
-    def attempt(item: T) -> Tensor | ImageError:
-        try:
-            return load(item)
-        except ImageError as error:
-            return error
-
-    if not workers:
-        yield from ((item, attempt(item)) for item in items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="distcam-decode")
-    waiting: deque[tuple[T, Future[Tensor | ImageError]]] = deque()
-    rest = iter(items)
-    try:
-        while True:
-            waiting.extend((item, pool.submit(attempt, item)) for item in islice(rest, ahead - len(waiting)))
-            if not waiting:
-                return
-            item, future = waiting.popleft()
-            yield item, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def whole_encoder(encoder: object) -> Encoder:
