@@ -165,8 +165,8 @@ class Cpn(MapTerm):
         for other in (hidden, complement):
             value = value + functional.multilabel_soft_margin_loss(other.mean((-2, -1)), labels)
         total = value / 3
-        step.log["cls"] = float(total.detach())
-        step.log["whole_pairs"] = float(pair.is_whole.float().mean())
+        step.log["cls"] = total.detach()
+        step.log["whole_pairs"] = pair.is_whole.float().mean()
         return total + self.regularisation(step, maps, features, labels=labels, share=pair.share)
 
     def branches(self, step: Step, images: Tensor, pair: PatchPair) -> tuple[Tensor, Tensor | None]:
@@ -209,7 +209,7 @@ class Cpn(MapTerm):
             if refined is not None:
                 whole, *pair = refined[:, 1:].chunk(3)
                 tcp = tcp + tcp_loss(whole, (pair[0], pair[1]), share=share, detach_pair=own.detach_refined_pair)
-            step.log["tcp"] = float(tcp.detach())
+            step.log["tcp"] = tcp.detach()
             total = total + own.tcp_weight * tcp
         if own.cpcr and own.cpcr_weight and refined is not None:
             whole, *pair = with_background(scaled, power=own.power).chunk(3)
@@ -224,7 +224,7 @@ class Cpn(MapTerm):
                 one_hot=own.one_hot,
                 as_printed_in_paper=own.as_printed_in_paper,
             )
-            step.log["cpcr"] = float(cpcr.detach())
+            step.log["cpcr"] = cpcr.detach()
             total = total + own.cpcr_weight * cpcr
         if own.min_pooling and refined is not None:
             total = total + own.min_pooling * min_pooling_loss(refined[:, 1:])

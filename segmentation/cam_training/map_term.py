@@ -183,7 +183,7 @@ class Seam(MapTerm):
             small_stages = read()
         total = self.classification(step, maps, labels)
         total = (total + functional.multilabel_soft_margin_loss(small_maps.mean((-2, -1)), labels)) / 2
-        step.log["cls"] = float(total.detach())
+        step.log["cls"] = total.detach()
         refine, features = self.refinement.refine, self.refinement.features
         refined = [
             refine(raw, features(parts, view, (raw.shape[-2], raw.shape[-1])), labels)
@@ -201,7 +201,7 @@ class Seam(MapTerm):
         total = one.new_zeros(())
         if own.er:
             er = (one - two).abs().mean()
-            step.log["er"] = float(er.detach())
+            step.log["er"] = er.detach()
             total = total + er
         if own.ecr:
             ecr = one.new_zeros(())
@@ -210,7 +210,7 @@ class Seam(MapTerm):
                 target = target.detach() if own.detach_plain else target
                 target = target * (target == target.amax(1, keepdim=True)) if own.one_hot else target
                 ecr = ecr + hardest((target - found).abs(), own.hard_share if own.ohem else None)
-            step.log["ecr"] = float(ecr.detach())
+            step.log["ecr"] = ecr.detach()
             total = total + ecr
         if own.min_pooling:
             low = torch.stack([min_pooling_loss(maps[:, 1:]) for maps in refined]).mean()

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -68,13 +68,15 @@ class Batch:
         index: each image's position in the training set.
         regions: masks and boxes; None if the data set has none at all.
         mix: how images were blended, None if they were not.
+        finish: what is left to do on the training device while the images are bytes as they were read; None if nothing.
     """
 
-    images: Float[Tensor, "b 3 h w"]
+    images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
     labels: Int[Tensor, " b"] | Float[Tensor, "b c"]
     index: Int[Tensor, " b"]
     regions: Regions | None = None
     mix: Mix | None = None
+    finish: Callable[[Batch], Batch] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -139,7 +141,7 @@ class Step:
         self.batch = batch
         self.progress = progress
         self.classifier: HasClassWeights | None = None
-        self.log: dict[str, float] = {}
+        self.log: dict[str, float | Tensor] = {}
         self._autocast = autocast
 
     @cached_property
@@ -177,10 +179,23 @@ class Term(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """`total` is what is minimised; `terms` are the unweighted values of the terms that took part."""
+    """`total` is what is minimised; `values` are those of the terms that took part, unweighted and detached."""
 
     total: Tensor
-    terms: Mapping[str, float]
+    values: Mapping[str, Tensor]
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The values as numbers, for which the device is waited for."""
+        return as_numbers(self.values)
+
+
+def as_numbers(values: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Scalars as numbers; whatever lies on a device comes in one piece."""
+    scalars = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    read = torch.stack([value.double() for value in scalars.values()]).tolist() if scalars else []
+    found = dict(zip(scalars, read, strict=True))
+    return {name: found[name] if name in found else float(value) for name, value in values.items()}
 
 
 class Objective(nn.Module):
@@ -209,8 +224,7 @@ class Objective(nn.Module):
             if weight:
                 values[name] = term(step)
                 total = total + weight * values[name]
-        with torch.no_grad():
-            return Losses(total, {name: float(value.detach()) for name, value in values.items()})
+        return Losses(total, {name: value.detach() for name, value in values.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,11 +278,11 @@ def is_right(logits: Float[Tensor, "b c"], labels: Tensor) -> Bool[Tensor, " b"]
     return best_shown > best_other
 
 
-def accuracy(logits: Float[Tensor, "b c"], batch: Batch) -> float:
+def accuracy(logits: Float[Tensor, "b c"], batch: Batch) -> Float[Tensor, ""]:
     """Share of images whose largest logit is (one of) their class(es), in [0, 1]; mixed images in their shares."""
 
-    def hits(labels: Tensor) -> float:
-        return float(is_right(logits, labels).float().mean())
+    def hits(labels: Tensor) -> Tensor:
+        return is_right(logits, labels).float().mean()
 
     if batch.mix is None:
         return hits(batch.labels)

@@ -147,7 +147,7 @@ class AttentionMining(LateTerm):
         targets = true_classes(step.batch)
         if self.mining and len(targets):
             value = self._mined(step, targets)
-            step.log["attention_mining"] = float(value.detach())
+            step.log["attention_mining"] = value.detach()
             total = total + self.mining * value
         if step.batch.regions is None or not len(step.batch.regions.row):
             return total
@@ -155,7 +155,7 @@ class AttentionMining(LateTerm):
         for name, weight, chosen in (("masks", self.mask, ~regions.is_box), ("boxes", self.box, regions.is_box)):
             if weight and bool(chosen.any()):
                 value = self._guided(step, regions, chosen) / len(step.batch)
-                step.log[f"attention_{name}"] = float(value.detach())
+                step.log[f"attention_{name}"] = value.detach()
                 total = total + weight * value
         return total
 
