@@ -18,7 +18,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
-from ..images.loading import read_image
 from ..images.transform import Transform
 from .ahead import Graphs, SideStream, in_order, one_late, stacked
 from .encoder import Encoder
@@ -155,7 +154,7 @@ class Inference:
         Raises:
             ImageError: it is not a usable image.
         """
-        return self.transform(source if isinstance(source, Image.Image) else read_image(source))
+        return self.transform(source) if isinstance(source, Image.Image) else self.transform.read(source)[0]
 
     def stream(
         self,

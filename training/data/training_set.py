@@ -18,7 +18,7 @@ from torch import Tensor
 from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
 from ...files import content_digest
-from ...images import ImageRecord, Listing, Transform, read_image
+from ...images import ImageRecord, Listing, Transform
 from ...progress import Progress
 from ...remarks import Skipped, counted, remark
 from .dividing import shown_classes
@@ -55,13 +55,13 @@ def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progres
     def look(file: Path) -> tuple[Tensor | None, int] | ImageError:
         """The image, if it is to be kept, and the digest of the file; or what is wrong with it."""
         try:
-            image = read_image(file)
+            pixels, _ = transform.read(file)
             digest = content_digest(file.read_bytes())
         except ImageError as error:
             return error
         except OSError as error:
             return ImageError(file, f"cannot be read: {error.strerror}")
-        return None if is_lazy else transform(image), digest
+        return None if is_lazy else pixels, digest
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         try:
@@ -129,7 +129,7 @@ class TrainingSet:
         """Images as the transform makes them, in grey levels; ImageError names a file that cannot be read any more."""
         if self.held is not None:
             return self.held[index]
-        return torch.stack([self.transform(read_image(self.files[i])) for i in index.tolist()])
+        return torch.stack([self.transform.read(self.files[i])[0] for i in index.tolist()])
 
     @property
     def trained_on(self) -> TrainedOn:
