@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
 from ..images.transform import Transform
-from .ahead import Graphs, SideStream, in_order, one_late, stacked
+from .devices import Graphs, SideStream, at_once, in_order, one_late, resolved_precision, stacked
 from .encoder import Encoder
 from .encoding import Encoding
 from .fine import FineTap
@@ -60,8 +60,7 @@ class Inference:
         precision: of the backbone's arithmetic: "fp32", "bf16", or "auto", the one default of every command: bfloat16
             where the hardware gains by it (`has_fast_bfloat16`). Results are float32 in any case.
         batch_size: images per forward pass; 16 on a CPU and 256 elsewhere if left out. On a CPU larger is slower.
-        graphs: launch whole batches as CUDA graphs, for networks whose kernels are shorter than their launches; of
-            no use on a CPU, and for networks only that always do the same.
+        graphs: launch whole batches as CUDA graphs, for small networks that always do the same; refused on a CPU.
 
     Attributes:
         encoder: the copy; its backbone has other weights than the original's, since batch norms are absorbed.
@@ -182,29 +181,22 @@ class Inference:
             raise InputError(f"expected 0 or more decoding threads, got {workers}")
         threads = self.default_workers if workers is None else workers
         decoded = in_order(decode, items, workers=threads, ahead=2 * self.batch_size)
-        side = SideStream(self.device) if self.device.type == "cuda" else None
+        launch = SideStream(self.device).launch if self.device.type == "cuda" else at_once
 
         def begun() -> Iterator[tuple[Batch[T], Callable[[], Encoding] | None]]:
             while chunk := list(islice(decoded, self.batch_size)):
                 good = [(item, pixels) for item, pixels in chunk if not isinstance(pixels, ImageError)]
                 bad = [Failure(item, error) for item, error in chunk if isinstance(error, ImageError)]
                 with making_maps(maps):
-                    ready = self._begin([pixels for _, pixels in good], side) if good else None
+                    pixels = [pixels for _, pixels in good]
+                    ready = launch(partial(self._encode, stacked(pixels, self.device))) if good else None
                 yield Batch([item for item, _ in good], bad, None), ready
 
         try:
-            for batch, ready in begun() if side is None else one_late(begun()):
+            for batch, ready in begun() if launch is at_once else one_late(begun()):
                 yield batch if ready is None else batch._replace(encoding=ready())
         finally:
             decoded.close()
-
-    def _begin(self, pixels: Sequence[Tensor], side: SideStream | None) -> Callable[[], Encoding]:
-        """Begin a forward pass, on a CPU and end it; its encoding comes when asked for."""
-        work = partial(self._encode, stacked(pixels, self.device))
-        if side is not None:
-            return side.launch(work)
-        encoding = work()
-        return lambda: encoding
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Encoding:
@@ -266,29 +258,6 @@ def _copied(encoder: Encoder) -> Encoder:
             f"{encoder.architecture} cannot be copied ({culprit}: {str(error).splitlines()[0]}); remove what is no "
             "weight from it, such as a lock, an open file, or a tensor kept from a forward pass"
         ) from error
-
-
-def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision that a choice, "auto" among them, means on a device."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise InputError(f"unknown precision {precision!r}: expected 'auto', 'fp32', or 'bf16'")
-    if precision == "auto":
-        return "bf16" if has_fast_bfloat16(device) else "fp32"
-    return "bf16" if precision == "bf16" else "fp32"
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """True where the hardware multiplies matrices in bfloat16 faster than in float32: CUDA, and CPUs with AMX.
-
-    AVX512_BF16 alone is no gain: one thread of such a Xeon was slower in bfloat16 for all of 18 architectures.
-    Anywhere else torch would emulate it.
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
-    return bool(capabilities.get("amx_bf16"))
 
 
 class _CastOnce(nn.Conv2d):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ...encoders import Encoder
-from ...encoders.inference import has_fast_bfloat16
+from ...encoders.devices import has_fast_bfloat16
 from ...errors import InputError
 from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings

@@ -115,7 +115,7 @@ def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettin
     if not groups:
         raise InputError("nothing is left to train: every part of the encoder is frozen and the terms have no weights")
     rate, decay = settings.learning_rate, settings.weight_decay
-    fused = is_fused(parameter for group in groups for parameter in group["params"])
+    fused = is_fused([*backbone, *rest, *own])
     if settings.kind == "sgd":
         momentum = settings.momentum
         return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0, fused=fused)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import distcam.encoders.inference as module
 from distcam.encoders import Encoder, Encoding, Inference
-from distcam.encoders.ahead import Graphs, SideStream, one_late
+from distcam.encoders.devices import Graphs, SideStream, one_late
 from distcam.errors import InputError
 from distcam.images import Transform
 
@@ -84,12 +84,18 @@ def test_results_are_read_on_the_callers_stream_after_their_pass_alone(said: lis
     assert said[1:] == ["main waits for the end of side", *["kept for main"] * 3]
 
 
-def test_a_stream_begins_the_next_batch_before_it_gives_one(said: list[str]) -> None:
+def test_a_stream_begins_the_next_batch_before_it_gives_one(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     inference = Inference(Encoder.load("conv4", weights="random", transform=Transform(32)), device="cpu", batch_size=2)
     expected = [batch.encoding for batch in inference.stream(range(5), load=numbered)]
     assert not said
+
+    def encode(pixels: Tensor) -> Encoding:  # on the CPU after all
+        with torch.no_grad():
+            return inference.fine(inference.transform.normalise(pixels)).changed(Tensor.contiguous)
+
     inference.device = torch.device("cuda")
-    inference._begin = begin_on(inference)  # type: ignore[method-assign]
+    monkeypatch.setattr(module, "stacked", lambda pixels, _device: torch.stack(pixels))
+    inference._encode = encode  # type: ignore[method-assign]
     stream = inference.stream(range(5), load=numbered, workers=2)
     first = next(stream)
     assert said[:2] == ["side waits for main"] * 2
@@ -97,17 +103,6 @@ def test_a_stream_begins_the_next_batch_before_it_gives_one(said: list[str]) -> 
         assert batch.encoding is not None
         assert wanted is not None
         assert torch.equal(batch.encoding.feature_map, wanted.feature_map)
-
-
-def begin_on(inference: Inference) -> Any:
-    """`Inference._begin` whose pass runs on the CPU after all."""
-
-    def begin(pixels: list[Tensor], side: SideStream) -> Any:
-        images = inference.transform.normalise(torch.stack(pixels))
-        with torch.no_grad():
-            return side.launch(lambda: inference.fine(images).changed(Tensor.contiguous))
-
-    return begin
 
 
 def numbered(item: int) -> Tensor:
