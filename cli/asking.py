@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from contextlib import closing
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ class Server:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"--server expects `auto` or a URL such as {_USUAL}, got {url!r}")
         kind = HTTPConnection if parts.scheme == "http" else HTTPSConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=_SECONDS)
+        self._connect = partial(kind, parts.hostname, parts.port, timeout=_SECONDS)
         self._root = f"{parts.path}/api/v1"
         token = os.environ.get(READ_TOKEN_VARIABLE, "").strip()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -58,9 +60,10 @@ class Server:
     def ask(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> dict[str, Any]:
         """The answer to a request; what the server refuses is an `InputError` in its words."""
         try:
-            self._connection.request(method, self._root + path, body, {**self._headers, "Content-Type": kind})
-            response = self._connection.getresponse()
-            answer = json.loads(response.read())
+            with closing(self._connect()) as connection:
+                connection.request(method, self._root + path, body, {**self._headers, "Content-Type": kind})
+                response = connection.getresponse()
+                answer = json.loads(response.read())
         except (OSError, HTTPException, ValueError) as error:
             what = getattr(error, "strerror", None) or error
             raise InputError(f"no server answers at {self.url} ({what}); start one with `distcam serve`") from error

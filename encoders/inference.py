@@ -208,9 +208,8 @@ class Inference:
                 )
             pixels = (pixels if pixels.is_pinned() else pixels.pin_memory()).to(self.device, non_blocking=True)
         images = self.transform.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
-        if self._graphs is not None:
-            return self._graphs(images, state=(self.fine.layer, makes_maps()))
-        return self._forward(images)
+        state = (self.fine.layer, makes_maps())
+        return self._forward(images) if self._graphs is None else self._graphs(images, state=state)
 
     def _forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Encoding:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
@@ -273,7 +272,8 @@ class _CastOnce(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if torch.is_autocast_enabled(input.device.type):
             weight, bias = self.__dict__["low"]
-        return super()._conv_forward(input, weight, bias)
+        output: Tensor = super()._conv_forward(input, weight, bias)
+        return output
 
 
 def _fuse(encoder: Encoder, device: torch.device) -> None:
