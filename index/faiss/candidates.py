@@ -17,9 +17,9 @@ import numpy as np
 
 from ...metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to, lengths_of
 from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch
-from .factory import efforts_of, faiss_metric, inner_index, is_coarse, search_parameters
+from .factory import SearchSettings, efforts_of, faiss_metric, inner_index, is_coarse, row_selector, search_parameters
 from .gpu import GPU_MAX_K, GpuIndex
-from .index_store import STAND_IN, IndexStore, Precision, SearchSettings, row_selector, stored_blocks
+from .index_store import STAND_IN, IndexStore, Precision, stored_blocks
 from .runtime import searched, threads_for
 
 faiss: Any = typed_faiss

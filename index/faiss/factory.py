@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import faiss as typed_faiss
@@ -14,7 +15,8 @@ import numpy.typing as npt
 from ...errors import InputError, TooFewVectorsError
 from ...metrics.distances import SearchSpec, Vectors
 from ...remarks import counted
-from ..search import EXACT_UP_TO
+from ..search import EXACT_UP_TO, Mask
+from ..storage.manifest import Tuning
 from .runtime import reconstructed
 
 faiss: Any = typed_faiss  # its type stubs do not know the keyword arguments of its Python layer
@@ -32,6 +34,24 @@ _NUMBERS = {
     r"(?:PCA[WR]*|RR|ITQ|Pad|OPQ\d+_)(\d+)": (1, 2**14, "dimensions"),
     r"[A-Za-z](0+)(?!\d)": (1, 2**14, "parts"),
 }
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Effort and over-fetch of an approximate index, and the recall of so many queries that was measured with them.
+
+    Over-fetch is how many times the usual number of candidates are re-scored; coarse codes need many.
+    """
+
+    effort: int | None  # nprobe or efSearch; None where there is no such knob
+    recall_at_10: float
+    queries: int
+    overfetch: int = 1
+
+    @classmethod
+    def of(cls, tuning: Tuning) -> SearchSettings:
+        """Those of an index that was tuned."""
+        return cls(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)
 
 
 def choose_factory(spec: SearchSpec, count: int) -> str:
@@ -237,6 +257,12 @@ def search_parameters(index: Any, *, effort: int | None = None, selector: Any = 
     else:
         parameters = faiss.SearchParameters(sel=selector)
     return parameters if inner is index else faiss.SearchParametersPreTransform(index_params=parameters)
+
+
+def row_selector(mask: Mask) -> tuple[Any, Any]:
+    """FAISS's selector of the rows where the mask holds, and the bits it points to, which have to outlive it."""
+    bits = np.packbits(mask, bitorder="little")
+    return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits
 
 
 @contextmanager

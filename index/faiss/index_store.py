@@ -25,9 +25,19 @@ from ...errors import CorruptGalleryError, InputError
 from ...forking import ForkSafeLock
 from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable, lengths_of
 from ...remarks import counted
-from ..search import IdMap, Ids, Mask, Rows, VectorSource, small_change
-from ..storage.manifest import Tuning
-from .factory import Coarse, faiss_metric, inner_index, is_exact, refusals_of, search_parameters, train, training_size
+from ..search import IdMap, Ids, Rows, VectorSource, small_change
+from .factory import (
+    Coarse,
+    SearchSettings,
+    faiss_metric,
+    inner_index,
+    is_exact,
+    refusals_of,
+    row_selector,
+    search_parameters,
+    train,
+    training_size,
+)
 from .runtime import reconstructed, searched
 
 faiss: Any = typed_faiss
@@ -62,24 +72,6 @@ class Precision:
         """The same once stored vectors are rounded to half precision, none of whose numbers overflows."""
         rounding = 2.0**-11 * self.radius + math.sqrt(dim) * 2.0**-25  # of normal numbers, and of the smallest
         return Precision(self.distortion + rounding * (1 + 1e-6), self.radius)
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """Effort and over-fetch of an approximate index, and the recall of so many queries that was measured with them.
-
-    Over-fetch is how many times the usual number of candidates are re-scored; coarse codes need many.
-    """
-
-    effort: int | None  # nprobe or efSearch; None where there is no such knob
-    recall_at_10: float
-    queries: int
-    overfetch: int = 1
-
-    @classmethod
-    def of(cls, tuning: Tuning) -> SearchSettings:
-        """Those of an index that was tuned."""
-        return cls(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)
 
 
 class IndexStore:
@@ -226,12 +218,6 @@ def check_range(factory: str, vectors: Vectors) -> None:
         raise InputError(
             f"half precision holds numbers up to {HALF_MAX:.0f}, got {largest:.4g}; build with --index flat"
         )
-
-
-def row_selector(mask: Mask) -> tuple[Any, Any]:
-    """FAISS's selector of the rows where the mask holds, and the bits it points to, which have to outlive it."""
-    bits = np.packbits(mask, bitorder="little")
-    return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits
 
 
 def write(store: IndexStore, file: BinaryIO, *, factory: str) -> None:

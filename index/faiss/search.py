@@ -17,9 +17,9 @@ from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable,
 from ..search import Hits, Ids, MemoryVectors, VectorSource, check_ids, search_exactly
 from ..storage.manifest import has_outgrown
 from .candidates import Candidates, enough, ground_truth, measured_settings
-from .factory import Coarse, choose_factory, index_bytes, inner_index, new_index
+from .factory import Coarse, SearchSettings, choose_factory, index_bytes, inner_index, new_index
 from .gpu import GpuCopy
-from .index_store import Buffer, IndexStore, SearchSettings, check_range, structure_problems, unpack, write
+from .index_store import Buffer, IndexStore, check_range, structure_problems, unpack, write
 
 _BLOCK = 8192
 _MEASURED_QUERIES = 200

@@ -99,7 +99,7 @@ class GalleryCache:
             return search
 
     def _search_of(self, factory: str) -> FaissSearch:
-        from ..faiss.index_store import SearchSettings
+        from ..faiss.factory import SearchSettings
         from ..faiss.search import FaissSearch
 
         tuning = self.snapshot.manifest.tuning

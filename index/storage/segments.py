@@ -255,9 +255,9 @@ class Segment:
 
     @classmethod
     def of(cls, folder: Path, entry: FileEntry, spec: Spec) -> Segment:
-        """A segment of a gallery, as its manifest names it; the one that is open already, for it never changes."""
+        """A segment of a gallery, as its manifest names it: the open one, unless its file was touched."""
         key = (folder / entry.name, entry, spec)
-        if (segment := _in_use.get(key)) is None:
+        if (segment := _in_use.get(key)) is None or not segment.file.file.is_current:
             segment = _in_use[key] = cls(key[0], spec=spec, count=entry.count, sha256=entry.sha256)
         return segment
 

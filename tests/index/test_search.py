@@ -19,8 +19,7 @@ from search_answers import EXACT, assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import CorruptGalleryError, InputError, ShapeError
 from distcam.index.faiss import index_store as faiss_bytes
-from distcam.index.faiss.factory import choose_factory
-from distcam.index.faiss.index_store import SearchSettings
+from distcam.index.faiss.factory import SearchSettings, choose_factory
 from distcam.index.faiss.search import FaissSearch
 from distcam.index.search import UNKNOWN_FLOOR, Proposal, search_exactly
 from distcam.metrics.distances import METRICS, Metric, SearchSpec, comparable, distances_to
