@@ -34,7 +34,7 @@ from ..prototypes import PrototypeStore
 from ..search import EXACT_UP_TO, Searcher, VectorSource, small_change
 from .hdf5 import Array
 from .manifest import CacheEntry, Manifest, has_outgrown
-from .snapshot import Ids, Snapshot
+from .snapshot import Ids, Snapshot, check_file
 from .writer import GalleryWriter
 
 if TYPE_CHECKING:  # FAISS is imported by the first search
@@ -272,6 +272,10 @@ def _is_index_due(snapshot: Snapshot) -> bool:
     if _is_built_quickly(snapshot):
         return False
     if entry is None or not is_own(manifest, entry, snapshot.ids):
+        return True
+    try:
+        check_file(snapshot.folder, entry.file, checksum=False)
+    except (OSError, DistcamError):
         return True
     then = entry.file.count
     came = 0 if entry.next_id is None else count - int(np.searchsorted(snapshot.ids, np.uint64(entry.next_id)))

@@ -182,6 +182,15 @@ def test_an_index_of_an_earlier_version_is_not_brought_over_a_change_it_knows_no
     _assert_exact(Gallery.open(gallery.folder))
 
 
+def test_an_index_file_that_is_gone_is_written_again_by_the_next_change(gallery: Gallery) -> None:
+    entry = gallery.manifest.index_cache
+    assert entry is not None
+    (gallery.folder / entry.file.name).unlink()
+    Gallery.open(gallery.folder).remove(where="path~'*/0001.jpg'")
+    assert Gallery.open(gallery.folder).searcher.is_mapped
+    assert verify_gallery(gallery.folder).problems == ()
+
+
 def test_an_automatic_index_is_not_built_for_a_change_before_a_million_images(
     small_gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
