@@ -265,7 +265,7 @@ class FaissSearch:
     def nbytes(self) -> int:
         """Memory of the index and of its ids, in bytes; mapped from a file or not."""
         rows = len(self.store.id_map)
-        tail = 4 * self.spec.dim * self.store.tail.ntotal
+        tail = 4 * self.spec.dim * int(self.store.tail.ntotal)
         return index_bytes(self.store.index, rows) + tail + 17 * rows  # id, live or not, and the row of each id
 
     @property
