@@ -164,7 +164,7 @@ def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None
         return None if entry is None else dataclasses.replace(entry, file=new[entry.file.name])
 
     encoder, index = manifest.encoder, cache(manifest.index_cache)
-    placed = dataclasses.replace(
+    restored = dataclasses.replace(
         manifest,
         segments=tuple(new[entry.name] for entry in manifest.segments),
         tombstones=tuple(new[entry.name] for entry in manifest.tombstones),
@@ -174,5 +174,5 @@ def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None
         gallery_id=new_gallery_id(manifest.root if is_root_of_this_user(manifest) else None),
     )
     if index is not None and index.next_id is not None:  # it goes by the gallery's name; others by their ids
-        index = dataclasses.replace(index, tag=index_tag(placed, index) if is_own(manifest, index) else None)
-    return dataclasses.replace(placed, index_cache=index)
+        index = dataclasses.replace(index, tag=index_tag(restored, index) if is_own(manifest, index) else None)
+    return dataclasses.replace(restored, index_cache=index)
