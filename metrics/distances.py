@@ -17,6 +17,7 @@ from . import METRICS as METRICS
 from . import Metric as Metric
 
 _BLOCK = 1024  # rows whose float64 copy stays in the processor's cache
+_NUMBERS = 1 << 15  # likewise, of vectors that are compared
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Distances: TypeAlias = npt.NDArray[np.float64]
@@ -89,16 +90,31 @@ def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distance
     >>> distances_to(spec, np.float32([1, 1]), np.float32([[1, 1], [3, 0]]))
     array([0., 3.])
     """
-    distances: Distances
-    if spec.metric == "dot":
-        distances = np.vecdot(vectors.astype(np.float64), query.astype(np.float64))
-        return np.negative(distances, out=distances)
-    difference = np.subtract(vectors, query, dtype=np.float64)
-    if spec.metric == "l1":
-        distances = np.abs(difference, out=difference).sum(axis=1)
-        return distances
-    distances = np.vecdot(difference, difference)
-    return np.sqrt(distances, out=distances) if spec.metric == "l2" else np.minimum(distances / 2, 2.0)
+    distances = np.empty(len(vectors))
+    step = min(len(vectors), max(1, _NUMBERS // spec.dim)) or 1
+    room = np.empty((step, spec.dim))
+    for start in range(0, len(vectors), step):
+        part = slice(start, start + step)
+        other, out = query if query.ndim == 1 else query[part], distances[part]
+        block = room[: len(out)]
+        block[:] = vectors[part]
+        if spec.metric == "dot":
+            np.vecdot(block, other.astype(np.float64), out=out)
+            continue
+        block -= other
+        if spec.metric == "l1":
+            np.abs(block, out=block).sum(axis=1, out=out)
+        else:
+            np.vecdot(block, block, out=out)
+    match spec.metric:
+        case "dot":
+            return np.negative(distances, out=distances)
+        case "l1":
+            return distances
+        case "l2":
+            return np.sqrt(distances, out=distances)
+        case _:
+            return np.minimum(distances / 2, 2.0)
 
 
 class Distinct(NamedTuple):
