@@ -15,7 +15,7 @@ import faiss as typed_faiss
 import numpy as np
 
 from ...metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to, lengths_of
-from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch
+from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch, read_together
 from .factory import efforts_of, faiss_metric, inner_index, is_coarse
 from .gpu import GPU_MAX_K, GpuIndex
 from .index_store import STAND_IN, IndexStore, Precision, SearchSettings, row_selector, stored_blocks
@@ -26,7 +26,6 @@ faiss: Any = typed_faiss
 RECALL_TARGET = 0.99
 _FINE, _COARSE = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64)  # settings of over-fetch
 _BLOCK = 2048  # gathered rows that are compared at once: they stay in the processor's cache
-_READ_TOGETHER = 1024  # rows: their float64 copies stay in the processor's cache
 _FEW = 4096  # allowed rows for which an approximate index is not asked
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
@@ -138,18 +137,9 @@ class Candidates:
             last = np.where(place[:, -1] > k, bound.cut(kth), -np.inf if store.is_product else np.inf)[:, None]
             wanted &= numbers >= last if store.is_product else numbers <= last
         counts = np.count_nonzero(wanted, axis=1)
-        for part, ids, vectors in self.read_all(found[wanted], counts):
-            yield Proposal(ids, vectors, floors[part], counts[part])
-
-    def read_all(self, rows: Rows, counts: Rows) -> Iterator[tuple[slice, Ids, Vectors]]:
-        """Ids and comparable vectors of rows, so many for each query, and whose they are; a few queries at a time."""
-        stops = np.cumsum(counts)
-        first = start = 0
-        while first < len(counts):
-            last = max(first + 1, int(np.searchsorted(stops, start + _READ_TOGETHER, "right")))
-            stop = int(stops[last - 1])
-            yield slice(first, last), *self._read(rows[start:stop])
-            first, start = last, stop
+        rows = found[wanted]
+        for part, some in read_together(counts):
+            yield Proposal(*self._read(rows[some]), floors[part], counts[part])
 
     def _bound(self, queries: Vectors) -> ErrorBound | None:
         """None for an approximate index, of which nothing is known."""
@@ -285,7 +275,6 @@ def measured_settings(
     is_graph = isinstance(inner_index(index), faiss.IndexHNSW)  # it looks at no more than it is asked for
     factors = (1,) if is_graph else _COARSE if is_coarse(index) else _FINE
     asked, base = comparable(spec, truth.queries), first_fetch(k) * (1 if store.is_native else STAND_IN)
-    engine = Candidates(store, source)
     for effort in efforts_of(index):
         with threads_for(len(asked)):
             _, rows = searched(
@@ -293,7 +282,10 @@ def measured_settings(
             )
         found = np.zeros(len(factors))
         counts = np.count_nonzero(rows >= 0, axis=1)
-        for part, ids, vectors in engine.read_all(rows[rows >= 0], counts):
+        candidates = rows[rows >= 0]
+        for part, some in read_together(counts):
+            ids = store.id_map.ids[candidates[some]]
+            vectors = store.vectors(candidates[some], source)
             own, radius = (np.repeat(side[part], counts[part]) for side in (truth.ids, truth.distances[:, k - 1]))
             near = (distances_to(spec, np.repeat(asked[part], counts[part], axis=0), vectors) <= radius) & (ids != own)
             for mine in np.split(near, np.cumsum(counts[part])[:-1]):

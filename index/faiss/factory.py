@@ -14,12 +14,12 @@ import numpy.typing as npt
 from ...errors import InputError, TooFewVectorsError
 from ...metrics.distances import SearchSpec, Vectors
 from ...remarks import counted
+from ..search import EXACT_UP_TO
 from .runtime import reconstructed
 
 faiss: Any = typed_faiss  # its type stubs do not know the keyword arguments of its Python layer
 
 FLAT_UP_TO = 200_000
-HALF_UP_TO = 1_000_000
 _TRAINING_PER_LIST = 64  # or code; FAISS warns below 39
 _TRAINING_LEAST = 65_536  # what FAISS's product quantisers take at most
 _TABLES_MAX = 2**31  # FAISS computes tables for products of residuals up to this size
@@ -40,9 +40,9 @@ def choose_factory(spec: SearchSpec, count: int) -> str:
     >>> [choose_factory(SearchSpec(512, "cosine"), n) for n in (1_000, 500_000, 4_000_000)]
     ['Flat', 'SQfp16', 'IVF8192,SQfp16']
     """
-    if count <= (HALF_UP_TO if spec.metric == "l1" else FLAT_UP_TO):  # FAISS has no L1 on half-precision vectors
+    if count <= (EXACT_UP_TO if spec.metric == "l1" else FLAT_UP_TO):  # FAISS has no L1 on half-precision vectors
         return "Flat"
-    if count <= HALF_UP_TO:
+    if count <= EXACT_UP_TO:
         return "SQfp16"
     return f"IVF{list_count(count)},SQfp16"
 

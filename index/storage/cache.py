@@ -19,7 +19,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,8 @@ from ...errors import CorruptGalleryError, DistcamError, InputError, TooFewVecto
 from ...files import file_sha256, say_after_commit
 from ...remarks import counted
 from ..prototypes import PrototypeStore
-from ..search import Searcher
+from ..scan import Scan
+from ..search import EXACT_UP_TO, Hits, Searcher, search_exactly
 from .hdf5 import Array
 from .snapshot import Ids, Snapshot
 from .writer import GalleryWriter
@@ -36,7 +37,7 @@ from .writer import GalleryWriter
 if TYPE_CHECKING:  # FAISS is imported by the first search
     from ..faiss.search import FaissSearch
 
-_FAST_INDEX = 100_000  # images; below, "auto" always means an index that is built as quickly as read
+_SCANS = 4  # searches that cost no more than building the index
 _SECRET_BYTES = 32
 _IN_MEMORY = 1 << 30
 
@@ -48,6 +49,7 @@ class GalleryCache:
         self.snapshot = snapshot
         self._prototypes: PrototypeStore | None = None
         self._search: Searcher | None = None
+        self._scans = 0  # searches that were answered without an index
         self._unmade: InputError | None = None  # why a flat index stands in for the gallery's
 
     def close(self) -> None:
@@ -84,6 +86,17 @@ class GalleryCache:
         if self._search is None:
             self._search = self._new_search()
         return self._search
+
+    def answer(self, queries: Array, k: int, **limits: Any) -> list[Hits]:
+        """What `search` finds; where that is not made yet, exact and quick to make, the first few read all vectors."""
+        spec, is_remote = self.snapshot.search_spec, self.snapshot.is_remote
+        is_made = self._search is not None or self._scans >= _SCANS or not _is_built_quickly(self.snapshot)
+        if is_made or is_remote or spec.metric == "l1":
+            return self.search.search(queries, k, **limits)
+        self._scans += 1
+        allowed = limits.get("allowed")
+        ids = self.snapshot.ids if allowed is None else np.intersect1d(allowed, self.snapshot.ids)
+        return search_exactly(spec, queries, k, engine=Scan(spec, ids, self._embeddings))
 
     def _new_search(self) -> FaissSearch:
         """The gallery's index, or a flat one where FAISS cannot make that of these vectors: there may be too few."""
@@ -162,9 +175,8 @@ class GalleryCache:
         manifest = snapshot.manifest
         if not manifest.is_fresh(manifest.prototype_cache):
             writer.store_cache("prototypes", self.prototypes.save, count=len(self.prototypes))
-        is_quick = snapshot.is_remote or manifest.index in ("flat", "SQfp16")
-        is_quick |= manifest.index == "auto" and len(snapshot) < _FAST_INDEX
-        if not is_quick and not manifest.is_fresh(manifest.index_cache) and self.search.is_worth_saving:
+        is_wanted = not _is_built_quickly(snapshot) and not manifest.is_fresh(manifest.index_cache)
+        if is_wanted and self.search.is_worth_saving:
             from ..faiss.search import FaissSearch
 
             search = self.search
@@ -254,6 +266,12 @@ def index_tag(snapshot: Snapshot, sha256: str) -> str | None:
         "encoder": manifest.encoder.fingerprint,
     }
     return hmac.new(secret, json.dumps(state, sort_keys=True).encode(), "sha256").hexdigest()
+
+
+def _is_built_quickly(snapshot: Snapshot) -> bool:
+    """True where no index file is worth its room: the index is exact, or not ours."""
+    index = snapshot.manifest.index
+    return snapshot.is_remote or index in ("flat", "SQfp16") or (index == "auto" and len(snapshot) <= EXACT_UP_TO)
 
 
 def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:

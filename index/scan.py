@@ -1,0 +1,98 @@
+"""Search without an index: every stored vector is read once, in single precision, and the nearest are compared exactly.
+
+One such search is many times cheaper than making the index that would answer it; so are the first few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, lengths_of
+from .search import Ids, Proposal, Rows, VectorSource, read_together
+
+_BLOCK_BYTES = 2 << 20  # stays in the processor's cache
+_SQUARES = 1e-20, 1e30  # squared lengths between which single precision is what it seems
+_UNIT_ROUNDOFF = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The `Engine` of one search among the vectors `ids` that `source` reads; every metric but l1."""
+
+    spec: SearchSpec
+    ids: Ids
+    source: VectorSource
+
+    @property
+    def reach(self) -> int:
+        """Beyond an eighth of everything, sorting candidates costs more than reading on."""
+        return max(len(self.ids) // 8, 1024)
+
+    def everything(self) -> Iterator[tuple[Ids, Vectors]]:
+        """All that may be an answer, in batches that fit the processor's cache."""
+        for ids, vectors in self._read():
+            yield ids, comparable(self.spec, *check_vectors(self.spec, vectors))
+
+    def propose(self, queries: Vectors, k: int, n: int, /) -> Iterator[Proposal]:
+        """Of the n candidates for each query, those that may be among its k nearest as far as their scores can tell."""
+        best, places, radius = self._nearest(queries, min(n, len(self.ids)))
+        # a sum of d products in any order is off by at most about d·u·|x||y|, and so are the squared lengths
+        slack = (self.spec.dim + 16) * _UNIT_ROUNDOFF * (lengths_of(queries) + radius) ** 2 + 1e-30
+        slack[slack > 1e30] = np.inf  # of lengths that single precision cannot square, nothing is known
+        floors = np.full(len(queries), np.inf)
+        if n < len(self.ids):
+            floors = self._distance(best.max(axis=1) - slack, queries)
+            kth = np.partition(best, k - 1, axis=1)[:, k - 1]
+            is_near = best <= (kth + 2 * slack)[:, None]
+        else:
+            is_near = np.ones_like(best, np.bool_)
+        counts, rows = np.count_nonzero(is_near, axis=1), places[is_near]
+        for part, some in read_together(counts):
+            ids = self.ids[rows[some]]
+            vectors = self.source(ids) if len(ids) else queries[:0]
+            yield Proposal(ids, comparable(self.spec, vectors), floors[part], counts[part])
+
+    def _read(self) -> Iterator[tuple[Ids, Vectors]]:
+        step = max(1, _BLOCK_BYTES // (4 * self.spec.dim))
+        for start in range(0, len(self.ids), step):
+            ids = self.ids[start : start + step]
+            yield ids, self.source(ids)
+
+    def _nearest(self, queries: Vectors, n: int) -> tuple[Distances, Rows, float]:
+        """Scores of about the n nearest to each query, their places in `ids`, (q, n) each, and the largest length."""
+        best = np.full((len(queries), n), np.inf, np.float32)
+        places = np.zeros((len(queries), n), np.int64)
+        towards, start, radius = -queries, 0, 1.0
+        for _, vectors in self._read():
+            with np.errstate(over="ignore", invalid="ignore"):
+                squares = np.vecdot(vectors, vectors)
+            if not (squares.min() > _SQUARES[0] and squares.max() < _SQUARES[1]):  # no number, no direction, or far out
+                vectors = comparable(self.spec, *check_vectors(self.spec, vectors))
+                squares = np.vecdot(vectors, vectors)
+            scores = towards @ vectors.T  # they grow with the distance
+            if self.spec.metric == "cosine":
+                scores /= np.sqrt(squares)
+            else:
+                radius = max(radius, float(squares.max()) ** 0.5)
+            if self.spec.metric == "l2":
+                scores += squares / 2
+            both = np.concatenate([best, scores], axis=1)
+            nearest = np.argpartition(both, n - 1, axis=1)[:, :n]
+            best = np.take_along_axis(both, nearest, axis=1)
+            older = np.take_along_axis(places, np.minimum(nearest, n - 1), axis=1)
+            places = np.where(nearest < n, older, nearest - n + start)
+            start += len(vectors)
+        return best.astype(np.float64), places, radius
+
+    def _distance(self, scores: Distances, queries: Vectors) -> Distances:
+        """The distances behind scores, one for each query."""
+        match self.spec.metric:
+            case "cosine":
+                return 1 + scores
+            case "l2":
+                return np.sqrt(np.maximum(2 * scores + lengths_of(queries) ** 2, 0))
+            case _:
+                return scores
