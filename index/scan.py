@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, lengths_of
-from .search import Ids, Proposal, Rows, VectorSource, read_together
+from ..metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, lengths_of, together
+from .search import Ids, Proposal, Rows, VectorSource
 
 _BLOCK_BYTES = 2 << 20  # stays in the processor's cache
 _SQUARES = 1e-20, 1e30  # squared lengths between which single precision is what it seems
@@ -50,7 +50,7 @@ class Scan:
         else:
             is_near = np.ones_like(best, np.bool_)
         counts, rows = np.count_nonzero(is_near, axis=1), places[is_near]
-        for part, some in read_together(counts):
+        for part, some in together(counts):
             ids = self.ids[rows[some]]
             vectors = self.source(ids) if len(ids) else queries[:0]
             yield Proposal(ids, comparable(self.spec, vectors), floors[part], counts[part])

@@ -22,7 +22,6 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 EXACT_UP_TO = 1_000_000  # vectors for which "auto" means an exact index, which is never written to a file
 _NO_ROW = -1
-_READ_TOGETHER = 1024  # rows of candidates: they stay in the processor's cache
 
 
 class Hits(NamedTuple):
@@ -189,17 +188,6 @@ def _nearest(k: int, ids: Ids, distances: Distances, counts: Rows) -> list[Hits]
     starts = stops - counts
     spans = zip(starts.tolist(), np.minimum(starts + k, stops).tolist(), strict=True)
     return [Hits(ids[start:stop], distances[start:stop]) for start, stop in spans]
-
-
-def read_together(counts: Rows) -> Iterator[tuple[slice, slice]]:
-    """Neighbouring queries, and their candidates out of so many for each, that are read and compared at once."""
-    stops = np.cumsum(counts)
-    first = start = 0
-    while first < len(counts):
-        last = max(first + 1, int(np.searchsorted(stops, start + _READ_TOGETHER, "right")))
-        stop = int(stops[last - 1])
-        yield slice(first, last), slice(start, stop)
-        first, start = last, stop
 
 
 class MemoryVectors:

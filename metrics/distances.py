@@ -5,6 +5,7 @@ Smaller is nearer: cosine = 1 − cos, l2 unsquared, l1 the sum of |differences|
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -115,6 +116,21 @@ def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distance
             return np.sqrt(distances, out=distances)
         case _:
             return np.minimum(distances / 2, 2.0)
+
+
+def together(counts: npt.NDArray[np.intp], most: int = _BLOCK) -> Iterator[tuple[slice, slice]]:
+    """Neighbouring queries, and their candidates, so many for each: at most so many at a time, or those of one query.
+
+    >>> list(together(np.array([2, 1, 4]), most=3))
+    [(slice(0, 2, None), slice(0, 3, None)), (slice(2, 3, None), slice(3, 7, None))]
+    """
+    stops = np.cumsum(counts)
+    first = start = 0
+    while first < len(counts):
+        last = max(first + 1, int(np.searchsorted(stops, start + most, "right")))
+        stop = int(stops[last - 1])
+        yield slice(first, last), slice(start, stop)
+        first, start = last, stop
 
 
 class Distinct(NamedTuple):

@@ -14,8 +14,17 @@ from typing import Any, Literal, TypeAlias
 import faiss as typed_faiss
 import numpy as np
 
-from ...metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to, lengths_of
-from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch, read_together
+from ...metrics.distances import (
+    Distances,
+    SearchSpec,
+    Vectors,
+    check_vectors,
+    comparable,
+    distances_to,
+    lengths_of,
+    together,
+)
+from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch
 from .factory import efforts_of, faiss_metric, inner_index, is_coarse
 from .gpu import GPU_MAX_K, GpuIndex
 from .index_store import STAND_IN, IndexStore, Precision, SearchSettings, row_selector, stored_blocks
@@ -138,7 +147,7 @@ class Candidates:
             wanted &= numbers >= last if store.is_product else numbers <= last
         counts = np.count_nonzero(wanted, axis=1)
         rows = found[wanted]
-        for part, some in read_together(counts):
+        for part, some in together(counts):
             yield Proposal(*self._read(rows[some]), floors[part], counts[part])
 
     def _bound(self, queries: Vectors) -> ErrorBound | None:
@@ -283,7 +292,7 @@ def measured_settings(
         found = np.zeros(len(factors))
         counts = np.count_nonzero(rows >= 0, axis=1)
         candidates = rows[rows >= 0]
-        for part, some in read_together(counts):
+        for part, some in together(counts):
             ids = store.id_map.ids[candidates[some]]
             vectors = store.vectors(candidates[some], source)
             own, radius = (np.repeat(side[part], counts[part]) for side in (truth.ids, truth.distances[:, k - 1]))
