@@ -38,17 +38,24 @@ class Scan:
 
     def propose(self, queries: Vectors, k: int, n: int, /) -> Iterator[Proposal]:
         """Of the n candidates for each query, those that may be among its k nearest as far as their scores can tell."""
-        best, places, radius = self._nearest(queries, min(n, len(self.ids)))
+        nothing = Proposal(self.ids[:0], queries[:0], -np.inf if len(self.ids) else np.inf)
+        if not len(self.ids):
+            yield from (nothing for _ in queries)
+            return
+        n = min(n, len(self.ids))
+        best, places, radius = self._nearest(queries, n)
         # a sum of d products in any order is off by at most about d·u·|x||y|, and so are the squared lengths
         slack = (self.spec.dim + 16) * _UNIT_ROUNDOFF * (lengths_of(queries) + radius) ** 2 + 1e-30
-        slack[slack > 1e30] = np.inf  # of lengths that single precision cannot square, nothing is known
-        floors = np.full(len(queries), np.inf)
-        if n < len(self.ids):
-            floors = self._distance(best.max(axis=1) - slack, queries)
-            kth = np.partition(best, k - 1, axis=1)[:, k - 1]
-            is_near = best <= (kth + 2 * slack)[:, None]
-        else:
-            is_near = np.ones_like(best, np.bool_)
+        if slack.max() > 1e30:  # of lengths that single precision cannot square, nothing is known
+            yield from (nothing for _ in queries)
+            return
+        kth = np.partition(best, min(k, n) - 1, axis=1)[:, min(k, n) - 1]
+        is_near = best <= (kth + 2 * slack)[:, None]
+        floors = best.max(axis=1) - slack if n < len(self.ids) else np.full(len(queries), np.inf)
+        if self.spec.metric == "cosine":
+            floors += 1
+        elif self.spec.metric == "l2":
+            floors = np.sqrt(np.maximum(2 * floors + lengths_of(queries) ** 2, 0))
         counts, rows = np.count_nonzero(is_near, axis=1), places[is_near]
         for part, some in together(counts):
             ids = self.ids[rows[some]]
@@ -61,14 +68,14 @@ class Scan:
             ids = self.ids[start : start + step]
             yield ids, self.source(ids)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _nearest(self, queries: Vectors, n: int) -> tuple[Distances, Rows, float]:
         """Scores of about the n nearest to each query, their places in `ids`, (q, n) each, and the largest length."""
         best = np.full((len(queries), n), np.inf, np.float32)
         places = np.zeros((len(queries), n), np.int64)
         towards, start, radius = -queries, 0, 1.0
         for _, vectors in self._read():
-            with np.errstate(over="ignore", invalid="ignore"):
-                squares = np.vecdot(vectors, vectors)
+            squares = np.vecdot(vectors, vectors)
             if not (squares.min() > _SQUARES[0] and squares.max() < _SQUARES[1]):  # no number, no direction, or far out
                 vectors = comparable(self.spec, *check_vectors(self.spec, vectors))
                 squares = np.vecdot(vectors, vectors)
@@ -86,13 +93,3 @@ class Scan:
             places = np.where(nearest < n, older, nearest - n + start)
             start += len(vectors)
         return best.astype(np.float64), places, radius
-
-    def _distance(self, scores: Distances, queries: Vectors) -> Distances:
-        """The distances behind scores, one for each query."""
-        match self.spec.metric:
-            case "cosine":
-                return 1 + scores
-            case "l2":
-                return np.sqrt(np.maximum(2 * scores + lengths_of(queries) ** 2, 0))
-            case _:
-                return scores

@@ -148,7 +148,7 @@ def search_exactly(spec: SearchSpec, queries: npt.ArrayLike, k: int, *, engine: 
         for ids, vectors, floor, counts in engine.propose(checked[pending], k, fetch):
             counts = np.array([len(ids)]) if counts is None else counts
             rows = pending[start : start + len(counts)]
-            distances = distances_to(spec, checked[np.repeat(rows, counts)], vectors)
+            distances = distances_to(spec, checked, vectors, which=np.repeat(rows, counts))
             floors = np.broadcast_to(floor, len(rows)).tolist()
             for row, hits, bound in zip(rows.tolist(), _nearest(k, ids, distances, counts), floors, strict=True):
                 answers[row] = hits

@@ -81,8 +81,12 @@ def comparable(spec: SearchSpec, vectors: Vectors, lengths: Distances | None = N
     return np.divide(vectors, divisors, out=unit, dtype=np.float64, casting="same_kind")
 
 
-def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distances:
+def distances_to(
+    spec: SearchSpec, query: Vectors, vectors: Vectors, *, which: npt.NDArray[np.intp] | None = None
+) -> Distances:
     """Distance in float64 of one query (d,) from each vector (n, d), all in `comparable` form.
+
+    With `which` (n,), each vector's own out of queries (q, d).
 
     A row's distance does not depend on the rows around it, so copies of a vector tie exactly; not so in a matrix
     product. Cosine is taken as ½‖x̂ − ŷ‖², which is 0 for equal directions and loses no digits near 0.
@@ -96,7 +100,7 @@ def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distance
     room = np.empty((step, spec.dim))
     for start in range(0, len(vectors), step):
         part = slice(start, start + step)
-        other, out = query if query.ndim == 1 else query[part], distances[part]
+        other, out = query if which is None else query[which[part]], distances[part]
         block = room[: len(out)]
         block[:] = vectors[part]
         if spec.metric == "dot":
@@ -118,7 +122,7 @@ def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distance
             return np.minimum(distances / 2, 2.0)
 
 
-def together(counts: npt.NDArray[np.intp], most: int = _BLOCK) -> Iterator[tuple[slice, slice]]:
+def together(counts: npt.NDArray[np.intp], most: int = 256) -> Iterator[tuple[slice, slice]]:
     """Neighbouring queries, and their candidates, so many for each: at most so many at a time, or those of one query.
 
     >>> list(together(np.array([2, 1, 4]), most=3))

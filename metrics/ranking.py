@@ -216,10 +216,11 @@ class _Scores:
         self.queries, self.gallery, self.spec = queries, gallery, spec
         lengths = [lengths_of(side) for side in (queries, gallery)]
         reach = (lengths[0] + lengths[1].max(initial=0.0)) ** 2
-        self.dtype = np.dtype(np.float64 if spec.metric == "l1" or reach.max(initial=0.0) > _OVERFLOW else np.float32)
+        is_double = spec.metric == "l1" or reach.max(initial=0.0) > _OVERFLOW
+        self.dtype = np.dtype(np.float64 if is_double else np.float32)
         self._halves = [(length**2 / 2).astype(self.dtype) for length in lengths]
         # a sum of d products in any order is off by at most about d·eps/2·|x||y|, and 4|x||y| ≤ (|x| + |y|)²
-        self.slack = (spec.dim / 4 + 16) * float(np.finfo(self.dtype).eps) * reach + _TINY
+        self.slack = (spec.dim / 4 + 16) * (2.0**-52 if is_double else 2.0**-23) * reach + _TINY
 
     def block(self, asked: Rows) -> NDArray[Any]:
         """The scores of some queries, (q, g)."""
@@ -241,8 +242,8 @@ class _Scores:
         parts = [np.empty(0)]
         for first in range(0, len(columns), _TILE):
             part = slice(first, first + _TILE)
-            asked = self.queries[queries if isinstance(queries, int) else queries[part]]
-            parts.append(distances_to(self.spec, asked, self.gallery[columns[part]]))
+            asked, which = (self.queries[queries], None) if isinstance(queries, int) else (self.queries, queries[part])
+            parts.append(distances_to(self.spec, asked, self.gallery[columns[part]], which=which))
         return np.concatenate(parts)
 
     def count(self, block: NDArray[Any], asked: Rows, counts: Rows, distances: Distances) -> Rows:

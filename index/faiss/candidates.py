@@ -296,7 +296,8 @@ def measured_settings(
             ids = store.id_map.ids[candidates[some]]
             vectors = store.vectors(candidates[some], source)
             own, radius = (np.repeat(side[part], counts[part]) for side in (truth.ids, truth.distances[:, k - 1]))
-            near = (distances_to(spec, np.repeat(asked[part], counts[part], axis=0), vectors) <= radius) & (ids != own)
+            which = np.repeat(np.arange(part.start, part.stop), counts[part])
+            near = (distances_to(spec, asked, vectors, which=which) <= radius) & (ids != own)
             for mine in np.split(near, np.cumsum(counts[part])[:-1]):
                 found += [min(int(mine[: base * factor].sum()), k) for factor in factors]
         recalls = found / (k * len(truth))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -175,23 +175,6 @@ def stored_path(file: str | os.PathLike[str], root: Path) -> str:
         return path.relative_to(root).as_posix()
     real, real_root = path.parent.resolve() / path.name, root.resolve()
     return real.relative_to(real_root).as_posix() if real.is_relative_to(real_root) else path.as_posix()
-
-
-def stored_names(folder: Path, root: Path, *, are_walked: bool = False) -> Callable[[str], str]:
-    """`stored_path` of files given relative to a folder: for millions of them, without an object for each.
-
-    `are_walked`: they come from walking the folder, so no `..` is among them.
-    """
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 (as above)
-    prefix = f"{folder.relative_to(root).as_posix()}/".removeprefix("./") if folder.is_relative_to(root) else None
-    if prefix is not None and are_walked:
-        return prefix.__add__
-
-    def stored(path: str) -> str:
-        is_plain = os.path.normpath(path) == path and not path.startswith("..") and not os.path.isabs(path)  # noqa: PTH117
-        return stored_path(folder / path, root) if prefix is None or not is_plain else prefix + path
-
-    return stored
 
 
 def located(path: str, root: Path) -> Path:

@@ -23,9 +23,9 @@ from ...images.loading import IMAGE_SUFFIXES, read_image
 from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from ...progress import Progress
 from ...remarks import Skipped
-from ..building.ingest import Offer, reason_of, status_of
+from ..building.ingest import Offer, reason_of, status_of, stored_names
 from ..reports import SyncKind
-from ..storage.segments import Segment, stored_names
+from ..storage.segments import Segment
 from ..storage.snapshot import Snapshot
 
 

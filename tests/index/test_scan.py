@@ -23,7 +23,7 @@ def scanned(vectors: np.ndarray, queries: np.ndarray, k: int, metric: Metric) ->
     return search_exactly(engine.spec, queries, k, engine=engine)
 
 
-@given(st.sampled_from(SCANNED), st.integers(1, 40), st.integers(0, 99), st.sampled_from([1e-12, 1.0, 1e3, 1e18]))
+@given(st.sampled_from(SCANNED), st.integers(1, 40), st.integers(0, 99), st.sampled_from([1e-12, 1.0, 1e3, 1e18, 1e30]))
 @settings(max_examples=40, deadline=None)
 def test_a_scan_finds_the_true_neighbours(metric: Metric, k: int, seed: int, size: float) -> None:
     rng = np.random.default_rng(seed)
@@ -40,6 +40,10 @@ def test_a_scan_finds_the_true_neighbours(metric: Metric, k: int, seed: int, siz
 def test_a_scan_of_more_neighbours_than_there_are_names_all(metric: Metric) -> None:
     vectors = blobs(7, 5)
     assert_same(scanned(vectors, vectors[:2], 9, metric), [true_hits(metric, row, vectors, 9) for row in vectors[:2]])
+
+
+def test_a_scan_of_nothing_finds_nothing() -> None:
+    assert [len(hits.ids) for hits in scanned(blobs(0, 3), blobs(2, 3), 4, "l2")] == [0, 0]
 
 
 @pytest.mark.parametrize(("number", "words"), [(np.nan, "NaN or infinity"), (0.0, "all zeros")])
