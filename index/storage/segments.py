@@ -131,10 +131,7 @@ class Vectors:
 
 
 def pack_maps(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Feature maps (n, K, h, w) in half precision, each image scaled so that its largest magnitude is 2¹⁵.
-
-    Half precision keeps 11 bits between 6e-5 and 65504: scaling to the top keeps the small activations too.
-    """
+    """Feature maps (n, K, h, w) in half precision, each scaled to at most 2¹⁵, which keeps small activations too."""
     largest = np.abs(maps).reshape(len(maps), -1).max(axis=1)
     scale = np.where(largest > 0, largest / 32768, 1).astype(np.float32)
     return (maps / scale[:, None, None, None]).astype(np.float16), scale
