@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..files import replacing
 from ..remarks import counted
 from .command import Commands, refuse_unused
-from .console import print_json, progress_bar, require_images, require_model, say
+from .console import answer, progress_bar, require_images, require_model
 from .options import AsJson, Device, ReadsImages, Strict
 from .train import segment_train
 
@@ -143,7 +143,7 @@ def infer(
         score, overlap = evaluate_masks(pairs, data.mask_names), say_trained_on(loaded, data)
         content |= {"score": score.to_dict(), "trained_on": None if overlap is None else overlap.to_dict()}
         text = f"{score.table()}\n{text}"
-    _print(content, text, as_json=as_json)
+    answer(content, text, as_json=as_json)
 
 
 @app.command("evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)
@@ -182,7 +182,7 @@ def evaluate(
         compared, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
         score = evaluate_masks(compared, mask_names)
         remark_on_shift(score)
-        _print(score.to_dict(), score.table(), as_json=as_json)
+        answer(score.to_dict(), score.table(), as_json=as_json)
         return
     from ..segmentation.pipeline import say_trained_on, score_segmenter
     from ..segmentation.segmenter.inference import on_device, score_images
@@ -209,7 +209,7 @@ def evaluate(
             text = f"background score {best.best_beta:g}\n{best.best_score.table()}"
             text = f"{best.table()}\n\n{text}" if curve else text
     overlap = say_trained_on(model, data)
-    _print(content | {"trained_on": None if overlap is None else overlap.to_dict()}, text, as_json=as_json)
+    answer(content | {"trained_on": None if overlap is None else overlap.to_dict()}, text, as_json=as_json)
 
 
 def open_model(
@@ -329,7 +329,3 @@ def mask_pairs(
     own = data.with_masks(found)
     both = ((data.mask(i), own.mask(i)) for i in range(len(data)))
     return ((true, other) for true, other in both if true is not None and other is not None), data.mask_names
-
-
-def _print(content: dict[str, Any], text: str, *, as_json: bool) -> None:
-    print_json(content) if as_json else say(text)

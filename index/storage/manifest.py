@@ -118,23 +118,38 @@ def has_outgrown(then: int, now: int) -> bool:
 
 @dataclass(frozen=True)
 class Tuning:
-    """An index that was chosen by measuring, and the measurements on the gallery's own images, each without itself."""
+    """An index that was chosen by measuring, and the measurements on the gallery's own images, each without itself.
 
-    factory: str  # FAISS factory string; the gallery's `index` as long as it holds
-    effort: int | None  # nprobe (inverted file) or efSearch (graph); None where there is no such knob
-    overfetch: int  # how many times the usual number of candidates are re-scored
-    images: int  # how many there were
-    recall_at_1: float  # share of the true nearest that were found, after exact re-scoring, in [0, 1]
+    Attributes:
+        factory: the FAISS factory string; the gallery's `index` as long as it holds.
+        effort: nprobe (inverted file) or efSearch (graph); None where there is no such knob.
+        overfetch: how many times the usual number of candidates are re-scored.
+        images: how many there were.
+        recall_at_1, recall_at_10, recall_at_100: share of the true nearest 1, 10, 100 that were found, after exact
+            re-scoring, in [0, 1].
+        latency_ms, latency_p95_ms: of single queries, k = 10: median and 95th percentile.
+        batch_ms: per query, when all are asked at once.
+        bytes_per_vector: memory of the index and its ids.
+        build_seconds: training and filling.
+        queries, seed: number of queries; the seed of their draw and of the training.
+        threads, device, machine, date: of the measurement; threads are those of FAISS when many queries are asked.
+    """
+
+    factory: str
+    effort: int | None
+    overfetch: int
+    images: int
+    recall_at_1: float
     recall_at_10: float
     recall_at_100: float
-    latency_ms: float  # of single queries, k = 10: the median
+    latency_ms: float
     latency_p95_ms: float
-    batch_ms: float  # per query, when all are asked at once
-    bytes_per_vector: float  # memory of the index and its ids
-    build_seconds: float  # training and filling
+    batch_ms: float
+    bytes_per_vector: float
+    build_seconds: float
     queries: int
-    seed: int  # of the draw of queries, and of the training
-    threads: int  # of FAISS when many queries are asked
+    seed: int
+    threads: int
     device: str
     machine: str
     date: str

@@ -126,8 +126,8 @@ class Vectors:
 
     def take(self, rows: Array) -> Self:
         """The vectors of some rows, copied."""
-        taken = {id(array): array[rows] for array in vars(self).values() if array is not None}
-        return type(self)(*(None if array is None else taken[id(array)] for array in vars(self).values()))
+        taken: dict[int, Any] = {id(array): None if array is None else array[rows] for array in vars(self).values()}
+        return type(self)(*(taken[id(array)] for array in vars(self).values()))
 
 
 def pack_maps(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
