@@ -53,6 +53,10 @@ Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Also look a
 Base = Annotated[
     Literal["network", "image"], typer.Option(help="What scale 1 is: the network's input, or the image's own size.")
 ]
+Refine = Annotated[
+    Literal["none", "walk", "crf"],
+    typer.Option(help="A dense CRF (extra `crf`); or, for class maps, a random walk by colours."),
+]
 Refined = Annotated[bool, typer.Option("--refined/--plain", help="The refined maps of a model that has any.")]
 
 
@@ -77,9 +81,7 @@ def infer(
     background: Annotated[
         float, typer.Option(min=0, max=1, help="Score of the background beside the classes' maps, whose maximum is 1.")
     ] = 0.3,
-    refine: Annotated[
-        Literal["none", "walk", "crf"], typer.Option(help="A random walk by colours, or a dense CRF (extra `crf`).")
-    ] = "none",
+    refine: Refine = "none",
     scales: Scales = None,
     flip: Flip = None,
     base: Base = "network",
@@ -101,27 +103,29 @@ def infer(
     from ..datasets.masked_images import VocFolder, overlay_mask
     from ..metrics.segmentation import evaluate_masks
     from ..segmentation.pipeline import predicted_mask, say_trained_on
+    from ..segmentation.pseudo_masks.crf import CrfSettings
     from ..segmentation.pseudo_masks.make import CueStage, MaskMaker
     from ..segmentation.segmenter.inference import on_device, require_classes
     from ..segmentation.segmenter.segmenter import Segmenter
 
-    of_maps = {"labels": labels, "background": background, "refine": refine, "refined": refined}
+    of_maps = {"labels": labels, "background": background, "refined": refined}
     loaded, settings = open_model(model, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
     data = open_data(
         images, layout=layout, split=split, masks=masks, names=names, labels=labels, class_names=loaded.class_names
     )
     if not data.has_background and refine == "none":
         refuse_unused("by data without a background", "background")
-    if refine == "walk":
-        refuse_unused("by a random walk, which has cues of the background", "background")
+    _check_refine(loaded, refine)
     require_classes(loaded.class_names, data)
     note = {"model": str(model.absolute()), "scales": list(settings.scales), "flip": settings.flip, "base": base}
-    note |= {} if isinstance(loaded, Segmenter) else of_maps
+    refined_by = {"refine": refine}
+    note |= (refined_by if refine != "none" else {}) if isinstance(loaded, Segmenter) else of_maps | refined_by
     written = VocFolder(folder, data.class_names, settings=note)
     where = on_device(loaded, device)
     make: Callable[[int], Mask]
     if isinstance(loaded, Segmenter):
-        make = partial(predicted_mask, loaded, data, settings=settings)
+        crf = CrfSettings() if refine == "crf" else None
+        make = partial(predicted_mask, loaded, data, settings=settings, crf=crf)
     else:
         shown: Any = labels if labels in ("predicted", "all") else "known"
         stage = CueStage(kind="pseudo_masks", labels=shown, inference=settings, beta=background, refine=refine)
@@ -167,6 +171,7 @@ def evaluate(
     flip: Flip = None,
     base: Base = "network",
     refined: Refined = True,
+    refine: Refine = "none",
     device: Device = "auto",
     strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
@@ -177,7 +182,7 @@ def evaluate(
     if not (found.suffix == ".safetensors" or (found.is_dir() and any(found.glob("*.safetensors")))):
         refuse_unused(
             "where masks are compared with masks", "curve", "background", "labels", "scales", "flip", "base", "refined",
-            "device",
+            "refine", "device",
         )  # fmt: skip
         compared, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
         score = evaluate_masks(compared, mask_names)
@@ -185,19 +190,34 @@ def evaluate(
         _print(score.to_dict(), score.table(), as_json=as_json)
         return
     from ..segmentation.pipeline import say_trained_on, score_segmenter
-    from ..segmentation.segmenter.inference import on_device, score_images
+    from ..segmentation.pseudo_masks.crf import CrfSettings
+    from ..segmentation.pseudo_masks.make import CueStage, MaskMaker
+    from ..segmentation.segmenter.inference import on_device, require_classes, score_images
     from ..segmentation.segmenter.segmenter import Segmenter
 
     data = open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None)
     of_maps = ("curve", "background", "labels", "refined")
     model, settings = open_model(found, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
+    _check_refine(model, refine)
     where = on_device(model, device)
     if not any(map(data.has_mask, range(len(data)))):
         raise InputError("none of the images has a mask to compare with; give --masks FOLDER, or another --split")
     with progress_bar("images") as progress:
         if isinstance(model, Segmenter):
-            score = score_segmenter(model, data, settings=settings, progress=progress)
+            crf = CrfSettings() if refine == "crf" else None
+            score = score_segmenter(model, data, settings=settings, crf=crf, progress=progress)
             content, text = score.to_dict(), score.table()
+        elif refine != "none":
+            refuse_unused("by refined masks, which are made at one background score", "curve")
+            require_classes(model.class_names, data)
+            beta = "best" if background is None and refine == "crf" else background or 0.0
+            stage = CueStage(kind="pseudo_masks", labels=labels, inference=settings, beta=beta, refine=refine)
+            maker = MaskMaker(model, data, stage, device=where)
+            maker.prepare(progress)
+            found_masks = ((true, maker.mask(i)) for i in range(len(data)) if (true := data.mask(i)) is not None)
+            score = evaluate_masks(found_masks, data.mask_names)
+            told = {"beta": maker.beta} if refine == "crf" else {}
+            content, text = score.to_dict() | told, score.table()
         else:
             scored = score_images(model, data, labels=labels, settings=settings, device=where, progress=progress)
             pairs = ((true, scores) for i, scores in scored if (true := data.mask(i)) is not None)
@@ -245,6 +265,15 @@ def open_model(
             raise InputError(f"expected --scales as numbers such as 0.5,1,2; got {scales!r}") from None
     is_flipped = not is_network if flip is None else flip
     return model, InferenceSettings(scales=chosen, flip=is_flipped, base=base, refined=refined)
+
+
+def _check_refine(model: object, refine: str) -> None:
+    from ..segmentation.segmenter.segmenter import Segmenter
+
+    if refine == "walk":
+        if isinstance(model, Segmenter):
+            raise InputError("--refine walk takes class maps; a segmentation network is refined by --refine crf")
+        refuse_unused("by a random walk, which has cues of the background", "background")
 
 
 def _settled(layout: DataLayout, source: str) -> DataLayout:

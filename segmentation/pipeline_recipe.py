@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..errors import InputError
 from ..training.recipes.recipe import Recipe, RecipeFile, located
 from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
 from .data import MaskedImages
+from .pseudo_masks.crf import CrfSettings
 from .pseudo_masks.make import CueStage
 from .segmenter.inference import ONE_LOOK, InferenceSettings
 
@@ -101,10 +102,14 @@ class PipelineData(Table):
 class NetworkSettings(Table):
     """The segmentation network; see `build_segmenter`."""
 
+    only_for: ClassVar = {"crf": ("refine", "crf")}
+
     architecture: str = "light"  # of torchvision's segmenters, or "light"
     weights: str = "random"  # "random", "imagenet", a file, or "weak": the encoder of the first stage ("light" only)
     options: Mapping[str, Any] = {}  # for the architecture
     inference: InferenceSettings = ONE_LOOK  # how it looks at the test images
+    refine: Literal["none", "crf"] = "none"  # "crf": a dense CRF behind it, on the test images
+    crf: CrfSettings = CrfSettings()  # of that CRF
 
 
 @dataclass(frozen=True)
