@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..segmentation.segmenter.inference import InferenceSettings
     from ..segmentation.segmenter.segmenter import Segmenter
 
-DataLayout = Literal["auto", "folder", "voc", "camvid", "table", "scenes"]
+DataLayout = Literal["auto", "folder", "voc", "camvid", "cityscapes", "table", "scenes"]
 app = Commands()
 
 TRAIN_EXAMPLE = (
@@ -42,7 +42,7 @@ EVALUATE_EXAMPLE = (
 
 LayoutOption = Annotated[
     DataLayout,
-    typer.Option(help="What the data are: VOC's layout, CamVid's, a CSV, drawn scenes, or a folder of images."),
+    typer.Option(help="VOC's layout, CamVid's, Cityscapes', a CSV, drawn scenes, or a folder of images."),
 ]
 Split = Annotated[str | None, typer.Option(help="Which split of the data. Default: val, or test of drawn scenes.")]
 Names = Annotated[
@@ -286,6 +286,8 @@ def _settled(layout: DataLayout, source: str) -> DataLayout:
         return "scenes"
     if (path / "ImageSets").is_dir() or (path / "VOCdevkit").is_dir():
         return "voc"
+    if (path / "leftImg8bit").is_dir():
+        return "cityscapes"
     if any(path.glob("*_masks")) or any(path.glob("*annot")):
         return "camvid"
     return "folder"
@@ -302,7 +304,8 @@ def open_data(
     class_names: Sequence[str] | None,
 ) -> MaskedImages:
     """The images that the options name."""
-    from ..datasets.masked_images import VOC_CLASSES, read_names, splits_of_table
+    from ..datasets.mask_benchmarks import VOC_CLASSES
+    from ..datasets.masked_images import read_names, splits_of_table
     from ..remarks import remark
     from ..segmentation.data import MaskedImages
 
@@ -311,7 +314,7 @@ def open_data(
         refuse_unused(f"by the layout {layout}, which has its own", "masks")
         if labels not in ("known", "predicted", "all"):
             raise InputError(f"the layout {layout} says itself which classes an image shows; leave --labels FILE out")
-    if layout in ("scenes", "camvid"):
+    if layout in ("scenes", "camvid", "cityscapes"):
         refuse_unused(f"by the layout {layout}, which has its own", "names")
     own = None if names is None else read_names(names)
     if layout == "scenes":
@@ -322,6 +325,8 @@ def open_data(
         return MaskedImages.from_voc(source, split or "val", class_names=own)
     if layout == "camvid":
         return MaskedImages.from_camvid(source, split or "val")
+    if layout == "cityscapes":
+        return MaskedImages.from_cityscapes(source, split or "val")
     if layout == "table":
         if split is None and len(splits := splits_of_table(source)) > 1:
             remark(f"{source}: the images of all its splits are used, {', '.join(splits)}; choose one with --split")
@@ -335,7 +340,8 @@ def mask_pairs(
     found: Path, truth: str, *, layout: DataLayout, split: str | None, masks: Path | None, names: Path | None
 ) -> tuple[Iterator[tuple[Mask, Mask]], tuple[str, ...]]:
     """True and found masks by name, and the names of the numbers in them."""
-    from ..datasets.masked_images import VOC_CLASSES, Entry, read_names
+    from ..datasets.mask_benchmarks import VOC_CLASSES
+    from ..datasets.masked_images import Entry, read_names
     from ..segmentation.data import MaskedImages
 
     found, root = (

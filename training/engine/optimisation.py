@@ -111,8 +111,8 @@ def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettin
         raise InputError("nothing is left to train: every part of the encoder is frozen and the terms have no weights")
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.kind == "sgd":
-        momentum = settings.momentum
-        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0)
+        momentum, nesterov = settings.momentum, settings.nesterov and settings.momentum > 0
+        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=nesterov)
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
     return kind(groups, rate, betas=settings.betas, weight_decay=decay)
 
@@ -208,8 +208,10 @@ def learning_rate_factor(step: int, *, settings: ScheduleSettings, steps: int, s
     warm_up = settings.warm_up * steps_per_epoch
     if step < warm_up:
         return min(1.0, (step + 1) / warm_up)
+    done = min(1.0, (step - warm_up) / max(1.0, steps - warm_up))
+    if settings.kind == "poly":
+        return float((1 - done) ** settings.power)
     if settings.kind == "cosine":
-        done = min(1.0, (step - warm_up) / max(1.0, steps - warm_up))
         return settings.end + (1 - settings.end) * (1 + math.cos(math.pi * done)) / 2
     passed = sum(step >= milestone * steps_per_epoch for milestone in settings.milestones)
     return settings.factor**passed

@@ -94,7 +94,7 @@ class Teacher:
 def class_maps(
     encoder: Encoder, feature_map: Float[Tensor, "b k h w"], classifier: HasClassWeights, targets: Targets
 ) -> Float[Tensor, "t h w"]:
-    """CAM of each pair of an image and a class, raw, the weights constant; Grad-CAM behind a head that is not affine."""
+    """CAM of each pair of an image and a class, raw, weights constant; Grad-CAM behind a head that is not affine."""
     if not has_cam(encoder, classifier):
         return weighted_map(targets.of(feature_map), gradient_weights(encoder, feature_map, classifier, targets))
     weights = pooled_weights(encoder, classifier.class_weights().detach())[targets.label]

@@ -30,8 +30,9 @@ from .tables import Count, Table, check_name
 MAPS = ("caam", "cam", "gradcam", "dist_cam")
 _RECALLS = {f"recall_at_{k}": k for k in (1, 2, 4, 8, 10, 100, 1000)}
 _NEIGHBOURS = ("map_at_r", "r_precision", "nmi")
+_PREDICTIONS = ("accuracy", "accuracy_top_5", "presence_accuracy")
 METRICS = (
-    "accuracy",
+    *_PREDICTIONS,
     *_RECALLS,
     *_NEIGHBOURS,
     *(f"energy_{name}" for name in MAPS),
@@ -42,7 +43,9 @@ METRICS = (
 class EvaluationSettings(Table):
     """Metrics of a finished run; while it lasts, only the one that `run.monitor` names."""
 
-    # from `METRICS`. `accuracy`: of the classifier, see `is_right`. `recall_at_k`: the nearest k other images
+    # from `METRICS`. `accuracy`: of the classifier, see `is_right`; `accuracy_top_5`: the class is among its five
+    # likeliest. `presence_accuracy`: of images that show several classes, the share of right decisions whether a class is
+    # there, a logit above 0, mean over the classes; and `presence_accuracy.CLASS` of each. `recall_at_k`: the nearest k other images
     # of the split hold one of the class. `map_at_r`, `r_precision`: over the images that have another of their class.
     # `nmi`: of k-means clusters, as many as classes. `energy_MAP`: share of the map on the object's outline, beside
     # `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest pixel lies there. Maps:
@@ -106,8 +109,8 @@ class Evaluator:
     def _applies(self, metric: str, split: str) -> bool:
         data, train = self._sets[split], self._sets["train"]
         knows_classes = self._classifier is not None and data.class_names == train.class_names
-        if metric == "accuracy":
-            return knows_classes
+        if metric in _PREDICTIONS:
+            return knows_classes and (metric == "accuracy" or data.is_multi_label == metric.startswith("presence"))
         if metric in _RECALLS or metric in _NEIGHBOURS:
             return not data.is_multi_label
         outlined = data.regions is not None and len(data.regions.image) > 0
@@ -146,10 +149,14 @@ class _Measured:
             results |= self._energies(maps)
         for name in metrics:
             if name == "accuracy":
-                assert self._classifier is not None
-                device = self._classifier.class_weights().device
-                logits = self._classifier.logits(self._embeddings.to(device)).cpu()
-                results[name] = float(is_right(logits, self._data.labels).float().mean())
+                results[name] = float(is_right(self._logits, self._data.labels).float().mean())
+            elif name == "accuracy_top_5":
+                best = self._logits.topk(min(5, self._logits.shape[1])).indices
+                results[name] = float((best == self._data.labels[:, None]).any(1).float().mean())
+            elif name == "presence_accuracy":
+                right = ((self._logits > 0) == (self._data.labels > 0)).float().mean(0)
+                own = zip(self._data.class_names, right.tolist(), strict=True)
+                results |= {name: float(right.mean()), **{f"{name}.{label}": value for label, value in own}}
             elif name in _RECALLS:
                 results[name] = recall(self._ranked, _RECALLS[name])
             elif name == "nmi":
@@ -160,11 +167,18 @@ class _Measured:
             elif name in _NEIGHBOURS:
                 values = getattr(self._ranked, name)[self._ranked.n_relevant > 0]
                 results[name] = float(values.mean()) if values.size else 0.0
-        return {name: results[name] for name in (*metrics, *(["energy_chance"] if maps else []))}
+        asked = (*metrics, *(["energy_chance"] if maps else []))
+        return {key: results[key] for name in asked for key in results if key == name or key.startswith(f"{name}.")}
 
     @cached_property
     def _embeddings(self) -> Float[Tensor, "n d"]:
         return self._embedded(self._data)
+
+    @cached_property
+    def _logits(self) -> Float[Tensor, "n c"]:
+        assert self._classifier is not None
+        device = self._classifier.class_weights().device
+        return self._classifier.logits(self._embeddings.to(device)).cpu()
 
     def _embedded(self, data: TrainingSet) -> Float[Tensor, "n d"]:
         everything = torch.arange(len(data))

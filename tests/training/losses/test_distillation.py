@@ -15,7 +15,7 @@ from distcam.errors import FingerprintMismatchError, InputError, WeightsError
 from distcam.images import Transform
 from distcam.training.engine.step import Batch, Mix, Progress, Step
 from distcam.training.losses.attention import scaled
-from distcam.training.losses.cam_loss import cam_differences, map_difference
+from distcam.training.losses.cam_loss import cam_differences
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 from distcam.training.losses.distillation import AttentionTransfer, Ccm, Kd, Teacher
 
