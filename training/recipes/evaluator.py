@@ -44,13 +44,13 @@ class EvaluationSettings(Table):
     """Metrics of a finished run; while it lasts, only the one that `run.monitor` names."""
 
     # from `METRICS`. `accuracy`: of the classifier, see `is_right`; `accuracy_top_5`: the class is among its five
-    # likeliest. `presence_accuracy`: of images that show several classes, the share of right decisions whether a class is
-    # there, a logit above 0, mean over the classes; and `presence_accuracy.CLASS` of each. `recall_at_k`: the nearest k other images
-    # of the split hold one of the class. `map_at_r`, `r_precision`: over the images that have another of their class.
-    # `nmi`: of k-means clusters, as many as classes. `energy_MAP`: share of the map on the object's outline, beside
-    # `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest pixel lies there. Maps:
-    # `caam`, the sum of the channels; `cam` of the own class; `gradcam`, its positive part; `dist_cam` against the own
-    # class's prototype.
+    # likeliest, of more. `presence_accuracy`: of images that show several classes, how often a logit above 0 is right
+    # about a class being there, mean over the classes; and `presence_accuracy.CLASS` of each. `recall_at_k`: the
+    # nearest k other images of the split hold one of the class. `map_at_r`, `r_precision`: over the images that have
+    # another of their class. `nmi`: of k-means clusters, as many as classes. `energy_MAP`: share of the map on the
+    # object's outline, beside `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest
+    # pixel lies there. Maps: `caam`, the sum of the channels; `cam` of the own class; `gradcam`, its positive part;
+    # `dist_cam` against the own class's prototype.
     metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
     splits: tuple[str, ...] = ()  # which splits; all but "train" if empty
     distance: Literal["cosine", "l2"] = "cosine"  # between embeddings, for neighbours and prototypes
@@ -109,8 +109,10 @@ class Evaluator:
     def _applies(self, metric: str, split: str) -> bool:
         data, train = self._sets[split], self._sets["train"]
         knows_classes = self._classifier is not None and data.class_names == train.class_names
+        if metric == "accuracy_top_5":
+            return knows_classes and not data.is_multi_label and len(data.class_names) > 5
         if metric in _PREDICTIONS:
-            return knows_classes and (metric == "accuracy" or data.is_multi_label == metric.startswith("presence"))
+            return knows_classes and (metric == "accuracy" or data.is_multi_label)
         if metric in _RECALLS or metric in _NEIGHBOURS:
             return not data.is_multi_label
         outlined = data.regions is not None and len(data.regions.image) > 0
@@ -129,8 +131,8 @@ class Evaluator:
 
 
 _NEEDS = (
-    "predictions and class maps need a classifier and its classes, neighbours one label per image, "
-    "energies and peaks outlines of the objects"
+    "predictions and class maps need a classifier and its classes (the top five six or more, presence images that show "
+    "several), neighbours one label per image, energies and peaks outlines of the objects"
 )
 
 
@@ -151,8 +153,8 @@ class _Measured:
             if name == "accuracy":
                 results[name] = float(is_right(self._logits, self._data.labels).float().mean())
             elif name == "accuracy_top_5":
-                best = self._logits.topk(min(5, self._logits.shape[1])).indices
-                results[name] = float((best == self._data.labels[:, None]).any(1).float().mean())
+                own_logit = self._logits.gather(1, self._data.labels[:, None])  # a tie is lost, as in `is_right`
+                results[name] = float(((self._logits >= own_logit).sum(1) <= 5).float().mean())
             elif name == "presence_accuracy":
                 right = ((self._logits > 0) == (self._data.labels > 0)).float().mean(0)
                 own = zip(self._data.class_names, right.tolist(), strict=True)

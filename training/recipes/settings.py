@@ -42,8 +42,8 @@ class ScheduleSettings(Table):
     """The learning rate over a run, optimiser step by optimiser step.
 
     Attributes:
-        kind: "cosine" (down to `end`), "poly" (the share of steps still to come, to the `power`), "step" (times `factor` at each milestone), "one_cycle" (torch's, momentum
-            included), or "constant".
+        kind: "cosine" (down to `end`), "poly" (the share of steps that are left, to the `power`), "step" (times
+            `factor` at each milestone), "one_cycle" (torch's, momentum included), or "constant".
         warm_up: epochs in which the rate rises linearly from nearly 0; may be a fraction. Not for "one_cycle".
         milestones: epochs after which "step" steps down.
         factor: of each step down.
