@@ -34,7 +34,8 @@ from distcam.images.boxes.formats import read_boxes
 from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
-from distcam.retrieval.localisation.references import EncodedBothWays, LinearClassifier, encode_both_ways, linear_probe
+from distcam.retrieval.localisation.classifiers import LinearClassifier, linear_probe
+from distcam.retrieval.localisation.references import EncodedBothWays, encode_both_ways
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import SceneSet, write_scenes
 from distcam.training.data.training_set import TrainingSet
