@@ -50,21 +50,22 @@ def read_cifar(root: Path, name: str) -> tuple[dict[str, CifarPart], tuple[str, 
     names = tuple(map(_text, _content(folder / files.names, f"{files.prefix}label_names")))
     parts = {}
     for part, own in files.parts.items():
-        images, labels = [], list[int]()
-        for file in own:
-            rows = array_of(_content(folder / file, "data"), f"{folder / file}: data")
-            numbers = array_of(_content(folder / file, f"{files.prefix}labels"), f"{folder / file}: labels").tolist()
-            if rows.dtype != np.uint8 or rows.shape != (len(numbers), 3 * 32 * 32):
-                raise InputError(
-                    f"{folder / file}: expected uint8 rows of 3,072, one for each of {len(numbers)} labels; got "
-                    f"{rows.dtype} {rows.shape}"
-                )
-            if wrong := [number for number in numbers if number not in range(len(names))]:
-                raise InputError(f"{folder / file}: the label {wrong[0]} is none of {len(names)} classes")
-            images.append(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels += numbers
-        parts[part] = CifarPart(np.concatenate(images), tuple(labels))
+        read = [_read(folder / file, f"{files.prefix}labels", len(names)) for file in own]
+        images = np.concatenate([rows for rows, _ in read]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        parts[part] = CifarPart(images, tuple(number for _, numbers in read for number in numbers))
     return parts, names
+
+
+def _read(file: Path, labels: str, n_classes: int) -> tuple[UInt8[np.ndarray, "n 3072"], list[int]]:
+    """Rows of pixels and the numbers of their classes."""
+    rows = array_of(_content(file, "data"), f"{file}: data")
+    numbers: list[int] = array_of(_content(file, labels), f"{file}: {labels}").tolist()
+    if rows.dtype != np.uint8 or rows.shape != (len(numbers), 3072) or not set(numbers) <= set(range(n_classes)):
+        raise InputError(
+            f"{file}: expected uint8 rows of 3,072 and a label below {n_classes} for each; got {rows.dtype} "
+            f"{rows.shape} and {len(numbers)} labels up to {max(numbers, default=0)}"
+        )
+    return rows, numbers
 
 
 def _content(file: Path, key: str) -> Any:

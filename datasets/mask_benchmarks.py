@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +14,6 @@ from ..images.boxes.formats import read_xml
 from ..images.joining import Join, Names
 from ..images.masks import MaskFolder
 from ..images.tables import text_of
-from ..remarks import remark
 from .masked_images import Entry, Found, read_names
 
 VOC_CLASSES = (
@@ -65,7 +64,7 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
     }
     by_name = Names(files)
     folders = [MaskFolder(root / name) for name in ("SegmentationClass", "SegmentationClassAug")]
-    found, masked, labelled = Join(), Join(), _Annotations(root / "Annotations", class_names)
+    found, masked = Join(), Join()
     entries = []
     for name in names:
         key = by_name.key(name)
@@ -73,8 +72,7 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
         if key is not None:
             mask = next((file for each in folders if (file := each.file(f"{name}.jpg")).is_file()), None)
             masked.add(name, None if mask is None else name)
-            entries.append(Entry(name, files[key], mask, labelled.shown(name)))
-    labelled.tell()
+            entries.append(Entry(name, files[key], mask, _shown_in(root / "Annotations" / f"{name}.xml", class_names)))
     found.fit(files).unused = 0  # images of other splits lie there too
     found.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
     if any(entry.mask for entry in entries):  # a list of images without any mask is one to infer
@@ -82,31 +80,16 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
     return entries, tuple(class_names)
 
 
-@dataclass
-class _Annotations:
-    """The classes that a folder of VOC's XML files says images show."""
-
-    folder: Path
-    class_names: Sequence[str]
-    others: dict[str, str] = field(default_factory=dict)  # by name of no class, the first file that has it
-
-    def shown(self, name: str) -> tuple[int, ...] | None:
-        """The classes of an image; None without a file, or where none of its objects is of a class."""
-        file = self.folder / f"{name}.xml"
-        if not file.is_file():
-            return None
-        labels = {box.label for box in read_xml(file, []).boxes if box.label is not None}
-        known = labels.intersection(self.class_names)
-        self.others.update((label, file.name) for label in labels - known if label not in self.others)
-        return tuple(sorted(self.class_names.index(label) for label in known)) or None
-
-    def tell(self) -> None:
-        """Say which names are passed over."""
-        for label, file in list(self.others.items())[:1]:
-            remark(
-                f"{self.folder}: {len(self.others)} names of objects are none of the {len(self.class_names)} classes "
-                f"and are passed over, such as {label!r} in {file}"
-            )
+def _shown_in(file: Path, class_names: Sequence[str]) -> tuple[int, ...] | None:
+    """The classes of an image by its XML file; None without one."""
+    if not file.is_file():
+        return None
+    labels = {box.label for box in read_xml(file, []).boxes if box.label is not None}
+    if unknown := sorted(labels.difference(class_names)):
+        raise InputError(
+            f"{file}: the object {unknown[0]!r} is none of the {len(class_names)} classes; name them in classes.txt"
+        )
+    return tuple(sorted(map(class_names.index, labels)))
 
 
 @dataclass(frozen=True)

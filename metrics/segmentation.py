@@ -70,7 +70,8 @@ class SegmentationScore:
     @property
     def f1(self) -> Float[np.ndarray, " c"]:
         """F1 of each class's pixels, the Dice coefficient over all images, in [0, 1]; nan if it is in neither."""
-        return 2 * self.iou / (1 + self.iou)
+        hits, both = np.diag(self.confusion), self.confusion.sum(1) + self.confusion[:, :-1].sum(0)
+        return _shares(2 * hits, both)
 
     @property
     def class_accuracy(self) -> Float[np.ndarray, " c"]:

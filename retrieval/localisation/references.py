@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,52 +51,16 @@ def photographs(listing: Listing, *, strict: bool = False) -> list[Photograph]:
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedBothWays:
-    """Images as a whole and under their masks, from the same feature maps."""
-
-    files: tuple[Path, ...]
-    whole: tuple[Tensor, Tensor]
-    masked: tuple[Tensor, Tensor]
-    has_mask: Bool[Tensor, " n"]
-    border: Float[Tensor, "n d"]
-    skipped: tuple[str, ...] = ()
-
-
 class _Batch(NamedTuple):
-    """Some images, both ways, each as pooled vectors and embeddings."""
+    """Some images: pooled vectors, embeddings, and the means of their maps' borders."""
 
     files: list[Path]
-    has_mask: list[bool]
-    whole: tuple[Tensor, Tensor]
-    masked: tuple[Tensor, Tensor]
+    pooled: Tensor
+    embedding: Tensor
     border: Tensor
 
 
-def encode_both_ways(
-    images: Images,
-    inference: Inference,
-    masks: MaskFolder | None,
-    *,
-    strict: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> EncodedBothWays:
-    """Each image encoded once and pooled twice: over all of it, and under its mask (of None over all of it)."""
-    skipped: list[str] = []
-    found = list(_both_ways(images, inference, masks, skipped, strict=strict, progress=progress))
-    ways = ([torch.cat([getattr(batch, way)[i] for batch in found]) for i in (0, 1)] for way in ("whole", "masked"))
-    whole, masked = ((pooled, embedding) for pooled, embedding in ways)
-    return EncodedBothWays(
-        files=tuple(file for batch in found for file in batch.files),
-        whole=whole,
-        masked=masked,
-        has_mask=torch.tensor([has_mask for batch in found for has_mask in batch.has_mask]),
-        border=torch.cat([batch.border for batch in found]),
-        skipped=tuple(skipped),
-    )
-
-
-def _both_ways(
+def _encoded(
     images: Images,
     inference: Inference,
     masks: MaskFolder | None,
@@ -106,7 +69,7 @@ def _both_ways(
     strict: bool,
     progress: Callable[[int], None] | None,
 ) -> Iterator[_Batch]:
-    """The images that can be used, batch by batch, one batch or more; the others are added to `skipped`."""
+    """The images that can be used, pooled under their masks, one batch or more; the others are added to `skipped`."""
     listed, encoder = list(images), inference.encoder
     if masks is not None and not strict:
         masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
@@ -126,12 +89,10 @@ def _both_ways(
         skipped += [f"{failure.item[0]}: {failure.error.reason}" for failure in batch.failures]
         count += len(batch.items)
         if batch.encoding is not None:
-            own = [weights.pop(file) for file, _ in batch.items]
+            files = [file for file, _ in batch.items]
             border = border_mean(fold(batch.encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map)
-            both = (batch.encoding, pooled_under(encoder, batch.encoding, own))
-            whole, masked = ((one.pooled.cpu(), one.embedding.cpu()) for one in both)
-            files, has_mask = [file for file, _ in batch.items], [each is not None for each in own]
-            yield _Batch(files, has_mask, whole, masked, border.cpu())
+            masked = pooled_under(encoder, batch.encoding, [weights.pop(file) for file in files])
+            yield _Batch(files, masked.pooled.cpu(), masked.embedding.cpu(), border.cpu())
         if progress is not None:
             progress(count + len(skipped))
     if under is not None:
@@ -196,38 +157,42 @@ class References:
         store: PrototypeStore | None = None
         kept: list[_Batch] = []
         names, skipped, borders = list[str](), list[str](), np.zeros(())
-        for batch in _both_ways(keyed, inference, masks, skipped, strict=strict, progress=report):
-            own, (pooled, embedding) = [known[file].label for file in batch.files], batch.masked
-            dims = {"pooled_dim": pooled.shape[1], "embedding_dim": embedding.shape[1]}
-            store = store or PrototypeStore(**dims, metric=metric)
-            store.add(own, pooled.numpy(), embedding.numpy())
-            lengths = embedding.numpy() if metric == "cosine" else np.ones((len(own), 1))
-            lengths = np.linalg.norm(lengths, axis=1, keepdims=True).clip(1e-12)
+        for batch in _encoded(keyed, inference, masks, skipped, strict=strict, progress=report):
+            own, pooled, embedding = [known[file].label for file in batch.files], *map(Tensor.numpy, batch[1:3])
+            store = store or PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embedding.shape[1], metric=metric)
+            store.add(own, pooled, embedding)
+            lengths = np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-12) if metric == "cosine" else 1.0
             borders = borders + (batch.border.numpy() / lengths).sum(0, dtype=np.float64)
             names += own
-            kept.append(batch if keep_images else batch._replace(files=[], masked=(pooled[:0], embedding[:0])))
-            kept = kept if keep_images else kept[:1]
+            kept += [batch] if keep_images else [_Batch([], *(part[:0] for part in batch[1:]))]
         if store is None or len(store) < 2:
             raise InputError(f"the references have {len(set(names))} classes; at least two are compared")
         if skipped:
             remark(f"{len(skipped):,} references cannot be used and are left out, the first: {skipped[0]}")
-        pooled, embeddings = (torch.cat([batch.masked[i] for batch in kept]) for i in (0, 1))
         return cls._of_store(
             store,
             names,
-            pooled,
-            embeddings,
+            torch.cat([batch.pooled for batch in kept]),
+            torch.cat([batch.embedding for batch in kept]),
             border=(borders / len(names)).astype(np.float32),
             files=[file for batch in kept for file in batch.files],
             skipped=skipped,
         )
 
     @classmethod
-    def of(cls, names: Sequence[str], pooled: Tensor, embeddings: Tensor, *, metric: Metric = "cosine") -> References:
+    def of(
+        cls,
+        names: Sequence[str],
+        pooled: Tensor,
+        embeddings: Tensor,
+        *,
+        metric: Metric = "cosine",
+        files: Sequence[Path] = (),
+    ) -> References:
         """References whose vectors are known: of each label, pooled vector and embedding."""
         store = PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embeddings.shape[1], metric=metric)
         store.add(list(names), pooled.numpy(), embeddings.numpy())
-        return cls._of_store(store, names, pooled, embeddings)
+        return cls._of_store(store, names, pooled, embeddings, files=files)
 
     @classmethod
     def of_gallery(cls, gallery: Gallery, encoder: Encoder, *, keep_images: bool = True) -> References:

@@ -99,14 +99,17 @@ def test_vocs_larger_list_takes_sbds_masks_and_the_classes_of_the_annotations(vo
     mask(voc / "SegmentationClassAug" / "a.png", marked(9))  # VOC's own goes first
     (voc / "Annotations").mkdir()
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>3</xmax><ymax>3</ymax></bndbox>"
-    for name, label in (("a", "cat"), ("d", "person"), ("c", "head")):
+    for name, label in (("a", "cat"), ("d", "head")):
         text = f"<annotation><object><name>{label}</name>{box}</object></annotation>"
         (voc / "Annotations" / f"{name}.xml").write_text(text)
-    (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("a\nb\nc\n")
-    with pytest.warns(DistcamWarning, match=r"1 names of objects are none of the 20 .*such as 'head' in c\.xml"):
-        data = MaskedImages.from_voc(voc, "trainaug")
+    lists = voc / "ImageSets" / "Segmentation"
+    (lists / "trainaug.txt").write_text("a\nb\nc\n")
+    (lists / "odd.txt").write_text("d\n")
+    data = MaskedImages.from_voc(voc, "trainaug")
     assert [data.labels(i) for i in range(3)] == [(7,), (14, 19), (2,)]  # of XML, and of masks without any
     assert [data.mask(i)[0, 0] for i in range(3)] == [1, 15, 3]
+    with pytest.raises(InputError, match=r"d\.xml: the object 'head' is none of the 20 classes; name them"):
+        MaskedImages.from_voc(voc, "odd")
 
 
 def cityscapes(root, ending, numbers):

@@ -150,7 +150,10 @@ def test_a_damaged_file_of_cifar_is_named(tmp_path) -> None:
     archive(tmp_path, "cifar100")
     file = tmp_path / "cifar-100-python" / "train"
     for content, message in (
-        ({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [2]}, "the label 2 is none of 2 classes"),
+        (
+            {"data": np.zeros((1, 3072), np.uint8), "fine_labels": [2]},
+            "a label below 2 for each; got uint8 .1, 3072. and 1 labels",
+        ),
         ({"data": np.zeros((1, 99), np.uint8), "fine_labels": [0]}, "expected uint8 rows of 3,072"),
         ({"data": np.zeros((1, 3072), np.uint8)}, "expected a dictionary with 'fine_labels'; it has data"),
         ([1], "expected a dictionary with 'data'; it has none"),
