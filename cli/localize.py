@@ -132,8 +132,15 @@ def localize(
         with progress_bar("references") as progress:
             inference = Inference(loaded, device=device, batch_size=batch_size)
             pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
-            options_of = {"metric": metric, "masks": pooled, "keep_images": keep, "strict": strict}
-            known = References.encode(list_images(references), inference, progress=progress, **options_of)
+            known = References.encode(
+                list_images(references),
+                inference,
+                metric=metric,
+                masks=pooled,
+                keep_images=keep,
+                strict=strict,
+                progress=progress,
+            )
     with progress_bar("images with boxes") as progress:
         table = localise(
             boxed,
