@@ -117,8 +117,9 @@ def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettin
     rate, decay = settings.learning_rate, settings.weight_decay
     fused = is_fused([*backbone, *rest, *own])
     if settings.kind == "sgd":
-        momentum = {"momentum": settings.momentum, "nesterov": settings.nesterov and settings.momentum > 0}
-        return torch.optim.SGD(groups, rate, weight_decay=decay, fused=fused, **momentum)
+        momentum, nesterov = settings.momentum, settings.nesterov and settings.momentum > 0
+        options = {"momentum": momentum, "weight_decay": decay}
+        return torch.optim.SGD(groups, rate, nesterov=nesterov, fused=fused, **options)
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
     return kind(groups, rate, betas=settings.betas, weight_decay=decay, fused=fused)
 
