@@ -118,8 +118,7 @@ def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettin
     fused = is_fused([*backbone, *rest, *own])
     if settings.kind == "sgd":
         momentum, nesterov = settings.momentum, settings.nesterov and settings.momentum > 0
-        options = {"momentum": momentum, "weight_decay": decay}
-        return torch.optim.SGD(groups, rate, nesterov=nesterov, fused=fused, **options)
+        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
     return kind(groups, rate, betas=settings.betas, weight_decay=decay, fused=fused)
 
