@@ -31,7 +31,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..errors import ImageError, InputError
 from ..progress import Progress
 from ..remarks import DistcamWarning, remark
-from .geometry import as_rgb, bare, stored_orientation
+from .geometry import Box, as_rgb, bare, stored_orientation
+from .items import split_item, widened
 from .work import gif_size, require_bounded, tiff_kind, without_text
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
@@ -128,7 +129,8 @@ def read_image(
     `ImageError`: `max_pixels` bounds what a file can ask for, so running out of memory is a matter of the machine.
 
     Args:
-        source: a path, the file's bytes, or a binary stream, which is read from its beginning and left open.
+        source: a path, the file's bytes, or a binary stream, which is read from its beginning and left open; of an item
+            such as `photo.jpg#xywh=10,20,30,40` the box is cut out.
         max_pixels: width times height above which a file is refused or reduced; `pixel_limit()` if left out. Beyond 89
             million, Pillow's warnings may return.
         whole: refuse a JPEG above the limit instead of reducing it, for callers that have places in its pixels.
@@ -141,7 +143,7 @@ def read_image(
     limit = pixel_limit() if max_pixels is None else max_pixels
     with _reading(source) as (stream, name):
         opened = _open(stream, limit, name)
-        width, height = opened.size
+        width, height = full = opened.size
         if not whole and opened.format == "JPEG" and limit < width * height <= _REDUCIBLE * limit:
             # the decoder leaves out the finest detail, where all of it would be too much
             scale = next(scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit)
@@ -153,7 +155,32 @@ def read_image(
         _check_size(opened.size, limit, name)
         opened.load()
         orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)  # Pillow turns TIFFs by itself
-        return bare(as_rgb(opened, background=background, name=name), orientation)
+        upright = bare(as_rgb(opened, background=background, name=name), orientation)
+        box = _box_of(source)
+        return upright if box is None else crop(upright, box.scaled(max(upright.size) / max(full)), name=name)
+
+
+def crop(image: Image.Image, box: Box, *, name: str = "<image>") -> Image.Image:
+    """The part of an upright image inside a box; ImageError where that has a side under `MIN_SIDE` pixels."""
+    part = box.clipped(*image.size)
+    edges = (round(part.left), round(part.top), round(part.right), round(part.bottom))
+    if min(edges[2] - edges[0], edges[3] - edges[1]) < MIN_SIDE:
+        width, height = image.size
+        raise ImageError(
+            name,
+            f"the box ({', '.join(f'{edge:g}' for edge in box)}) has less than {MIN_SIDE}x{MIN_SIDE} pixels of the "
+            f"image, which is {width}x{height}",
+        )
+    return image.crop(edges)
+
+
+def read_item(root: str | os.PathLike[str], path: str, *, margin: float = 0.0) -> Image.Image:
+    """The image of a gallery's stored path: of a box the crop, wider by `margin`, which the gallery keeps."""
+    return read_image(widened(os.path.join(root, path), margin))  # noqa: PTH118  (may end in a box)
+
+
+def _box_of(source: object) -> Box | None:
+    return split_item(source)[1] if isinstance(source, (str, os.PathLike)) else None
 
 
 def unreadable(files: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None) -> dict[int, str]:
@@ -191,6 +218,7 @@ def _reading(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[tupl
         if isinstance(source, (bytes, bytearray, memoryview)):
             yield io.BytesIO(source), name
         elif isinstance(source, (str, os.PathLike)):
+            source = split_item(source)[0]
             mode = os.stat(source).st_mode  # noqa: PTH116  (pathlib costs a twentieth of a small image)
             if not stat.S_ISREG(mode):  # a pipe would block for ever, /dev/zero never ends
                 raise ImageError(name, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
@@ -231,7 +259,11 @@ def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, 
         ImageError: the header is none of an image that `read_image` knows.
         InputError: the source is nothing to read from, such as an array.
     """
-    return size_and_orientation(source)[0]
+    size, box = size_and_orientation(source)[0], _box_of(source)
+    if box is None:
+        return size
+    part = box.clipped(*size)
+    return round(part.width), round(part.height)
 
 
 def size_and_orientation(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[tuple[int, int], int]:

@@ -1,0 +1,56 @@
+"""Items of a gallery: an image, or a box of one, named as a W3C media fragment: `photo.jpg#xywh=10,20,30,40`."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+
+from .geometry import Box
+
+_FRAGMENT = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DOTALL)
+
+
+def split_item(path: str | os.PathLike[str]) -> tuple[str, Box | None]:
+    """The file of an item and its box, in whole pixels of the upright image; None for the image as a whole.
+
+    >>> split_item("cats/two.jpg#xywh=10,20,30,40")
+    ('cats/two.jpg', Box(left=10, top=20, right=40, bottom=60))
+    >>> split_item("cats/two.jpg")
+    ('cats/two.jpg', None)
+    """
+    text = os.fspath(path)
+    found = _FRAGMENT.fullmatch(text) if "#xywh=" in text else None
+    if found is None:
+        return text, None
+    left, top, width, height = map(int, found.groups()[1:])
+    return found[1], Box(left, top, left + width, top + height)
+
+
+def item_of(file: str | os.PathLike[str], box: Box | None) -> str:
+    """The item that is a box of a file, rounded to whole pixels; the file itself where there is no box.
+
+    >>> item_of("cats/two.jpg", Box(9.8, 20, 40.2, 60))
+    'cats/two.jpg#xywh=10,20,30,40'
+    """
+    if box is None:
+        return os.fspath(file)
+    left, top = max(round(box.left), 0), max(round(box.top), 0)
+    width, height = max(round(box.right) - left, 1), max(round(box.bottom) - top, 1)
+    return f"{os.fspath(file)}#xywh={left},{top},{width},{height}"
+
+
+def widened(item: str | os.PathLike[str], margin: float) -> Path:
+    """An item whose box is wider by a share of its width and height on every side; an image as a whole stays.
+
+    >>> widened("two.jpg#xywh=10,20,30,40", 0.1).name
+    'two.jpg#xywh=7,16,36,48'
+    """
+    file, box = split_item(item)
+    if box is None or not margin:
+        return Path(item)
+    across, down = margin * box.width, margin * box.height
+    wide = Box(box.left - across, box.top - down, box.right + across, box.bottom + down)
+    left, top = max(math.floor(wide.left), 0), max(math.floor(wide.top), 0)
+    return Path(item_of(file, Box(left, top, math.ceil(wide.right), math.ceil(wide.bottom))))
