@@ -2,9 +2,13 @@ from ..datasets.layouts import DatasetRecord as DatasetRecord
 from ..datasets.retrieval import Dataset as Dataset
 from ..datasets.retrieval import dataset_layouts as dataset_layouts
 from ..datasets.retrieval import load_dataset as load_dataset
+from .boxes.cutting import BoxSource as BoxSource
+from .boxes.cutting import list_items as list_items
 from .geometry import Box as Box
 from .geometry import as_rgb as as_rgb
 from .image_sources import ImageRecord as ImageRecord
+from .items import item_of as item_of
+from .items import split_item as split_item
 from .listing import Listing as Listing
 from .listing import list_images as list_images
 from .loading import IMAGE_SUFFIXES as IMAGE_SUFFIXES
@@ -13,5 +17,6 @@ from .loading import MIN_SIDE as MIN_SIDE
 from .loading import image_size as image_size
 from .loading import pixel_limit as pixel_limit
 from .loading import read_image as read_image
+from .loading import read_item as read_item
 from .loading import set_pixel_limit as set_pixel_limit
 from .transform import Transform as Transform

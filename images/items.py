@@ -36,21 +36,28 @@ def item_of(file: str | os.PathLike[str], box: Box | None) -> str:
     """
     if box is None:
         return os.fspath(file)
+    left, top, right, bottom = whole_pixels(box)
+    return f"{os.fspath(file)}#xywh={left},{top},{right - left},{bottom - top}"
+
+
+def whole_pixels(box: Box) -> Box:
+    """A box with its edges between the pixels that they are nearest to, at least one pixel large."""
     left, top = max(round(box.left), 0), max(round(box.top), 0)
-    width, height = max(round(box.right) - left, 1), max(round(box.bottom) - top, 1)
-    return f"{os.fspath(file)}#xywh={left},{top},{width},{height}"
+    return Box(left, top, max(round(box.right), left + 1), max(round(box.bottom), top + 1))
+
+
+def with_margin(box: Box, margin: float) -> Box:
+    """A box wider by a share of its width and height on every side, as far as whole pixels of the image go there.
+
+    >>> with_margin(Box(10, 2, 40, 42), 0.1)
+    Box(left=7, top=0, right=43, bottom=46)
+    """
+    across, down = margin * box.width, margin * box.height
+    left, top = max(math.floor(box.left - across), 0), max(math.floor(box.top - down), 0)
+    return Box(left, top, math.ceil(box.right + across), math.ceil(box.bottom + down))
 
 
 def widened(item: str | os.PathLike[str], margin: float) -> Path:
-    """An item whose box is wider by a share of its width and height on every side; an image as a whole stays.
-
-    >>> widened("two.jpg#xywh=10,20,30,40", 0.1).name
-    'two.jpg#xywh=7,16,36,48'
-    """
+    """An item whose box is wider by a margin, see `with_margin`; an image as a whole stays as it is."""
     file, box = split_item(item)
-    if box is None or not margin:
-        return Path(item)
-    across, down = margin * box.width, margin * box.height
-    wide = Box(box.left - across, box.top - down, box.right + across, box.bottom + down)
-    left, top = max(math.floor(wide.left), 0), max(math.floor(wide.top), 0)
-    return Path(item_of(file, Box(left, top, math.ceil(wide.right), math.ceil(wide.bottom))))
+    return Path(item if box is None else item_of(file, with_margin(box, margin)))

@@ -177,12 +177,14 @@ def quiet_listing(
     *,
     strict: bool = False,
     needs_no_cut: bool = False,
+    is_cut: bool = False,
 ) -> Listing:
     """`list_images` without its remarks about splits, which are in `Listing.remarks`.
 
     `needs_no_cut`: the boxes in a table's columns are used, or its images' vectors come along: no remark on them.
+    `is_cut`: they are cut out, so that a file may have several lines.
     """
-    resolved = source_of(source, strict=strict)
+    resolved, needs_no_cut = source_of(source, strict=strict, is_cut=is_cut), needs_no_cut or is_cut
     listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
     first = next(iter(listing), None)
     if first is None:

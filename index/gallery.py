@@ -20,6 +20,7 @@ from .storage.hdf5 import Array
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
+    from ..images.boxes.cutting import GivenBoxes
     from ..images.masks import MaskFolder
     from ..metrics.fusion import LineScale, Verification
     from ..progress import Progress
@@ -47,6 +48,8 @@ class Gallery(GalleryReader):
         store_lines: bool | str = False,
         masks: MaskFolder | str | os.PathLike[str] | None = None,
         mask_class: int | None = None,
+        boxes: GivenBoxes = None,
+        box_margin: float = 0.0,
         batch_size: int | None = None,
         workers: int | None = None,
         device: str = "auto",
@@ -74,6 +77,10 @@ class Gallery(GalleryReader):
                 without one over the whole image. The folder is remembered, for what is added later too; the column
                 `mask` says under which mask an image was pooled, and a changed mask counts as a changed image.
             mask_class: the number that marks the object in the masks; by default everything that is not black.
+            boxes: a file or folder of boxes, or a `BoxSource` that says more about it: each box is an image of the
+                gallery, called `photo.jpg#xywh=x,y,w,h`. Left out: the columns of a table that hold boxes, if any do;
+                `"none"` takes whole images all the same.
+            box_margin: share of a box's width and height by which it is cut out wider on every side; kept.
             batch_size: images per forward pass; see `Inference` for this and the next three.
             workers: threads that decode images.
             device: `"auto"`, `"cpu"` or `"cuda"`.
@@ -99,7 +106,7 @@ class Gallery(GalleryReader):
             from .building.ray import RayEngine
 
             encode = RayEngine.named(engine).stream
-        listing = listing_of(source, labels, strict=strict)
+        listing = listing_of(source, labels, boxes=boxes, strict=strict)
         store_maps, layer = store_maps or bool(store_lines), "auto" if store_lines is True else store_lines or None
         with opened_for_building(
             Path(out),
@@ -110,6 +117,7 @@ class Gallery(GalleryReader):
             store_maps=store_maps,
             store_lines=bool(store_lines),
             masks=given_masks(masks, mask_class),
+            box_margin=box_margin,
             backend=backend,
             overwrite=overwrite,
         ) as writer:
@@ -244,6 +252,7 @@ class Gallery(GalleryReader):
         encoder: Encoder,
         *,
         labels: str | os.PathLike[str] | None = None,
+        boxes: GivenBoxes = None,
         batch_size: int | None = None,
         workers: int | None = None,
         device: str = "auto",
@@ -253,6 +262,8 @@ class Gallery(GalleryReader):
     ) -> AddReport:
         """Encode more images into the gallery; a path that is there already is replaced if its file or label changed.
 
+        `boxes` are those of `build`, and get the margin that the gallery was built with.
+
         Raises:
             FingerprintMismatchError: another encoder built the gallery.
             GalleryLockedError: another process is writing to it.
@@ -260,7 +271,7 @@ class Gallery(GalleryReader):
         from .building.build import InferenceSettings, add_images, listing_of
 
         self.check_encoder(encoder)
-        listing = listing_of(source, labels, strict=strict)
+        listing = listing_of(source, labels, boxes=boxes, strict=strict)
         settings = InferenceSettings(batch_size, workers, device, precision)
         with self._writing() as writer:
             self.check_encoder(encoder)  # again: somebody may have built the gallery anew since it was opened

@@ -228,12 +228,12 @@ class Explanation:
     def member_image(self, index: int) -> Image | None:
         """The image of `nearest_member`; None if there is none, or its file is gone or damaged."""
         member = self.nearest_member(index)
-        return None if member is None else _image_of(self.matches.retriever.gallery.file(member))
+        return None if member is None else _image_of(self.matches.retriever.gallery.item(member))
 
     def reference_image(self, index: int) -> Image | None:
         """A matched gallery image; None for a prototype or a file that is gone or damaged."""
         match = self.references[index].match
-        return None if match is None else _image_of(match.file)
+        return None if match is None else _image_of(match.item)
 
     @property
     def found_reference_maps(self) -> Tensor | None:

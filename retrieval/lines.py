@@ -88,7 +88,7 @@ class MatchLines:
 
     def tile(self) -> Tile:
         """What `show` draws, for a grid of several."""
-        query, match = self._ranking.query.image, read_image(self.match.file)
+        query, match = self._ranking.query.image, read_image(self.match.item)
         joined = draw_links(query, match, self.lines, is_faint=not self.has_geometry)
         title = f"query, and {self.match.rank} · {self.match.label or '–'}"
         return Tile(joined, title=title if self.has_geometry else f"{title}: no common geometry", caption=self._alike)
@@ -166,7 +166,7 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
     found = find_lines(query, answer, metric=finder.metric)
     least = finder.scale.null[2]
     shown = found.strongest(k, inliers=found.inliers > least)
-    sizes = ranking.query.size, read_image(match.file).size
+    sizes = ranking.query.size, read_image(match.item).size
     views = [ranking.retriever.encoder.transform.view(*size) for size in sizes]
     ours = [middle_of(cell, views[0], found.query_shape) for cell in shown.query.tolist()]
     theirs = [middle_of(cell, views[1], found.match_shape) for cell in shown.match.tolist()]
@@ -226,7 +226,7 @@ class LineFinder:
         if gallery.spec.fine_shape is not None:
             fine, maps = torch.from_numpy(gallery.fine_maps(numbers)), torch.from_numpy(gallery.maps(numbers))
         else:
-            encoding = self._retriever.inference.encode_images([gallery.file(record) for record in records])
+            encoding = self._retriever.inference.encode_images([gallery.item(record) for record in records])
             assert encoding.fine is not None
             fine, maps = encoding.fine.cpu(), encoding.feature_map
         if is_said:
@@ -242,7 +242,7 @@ class LineFinder:
         ready = comparable(spec, vectors)
         distances = torch.tensor(np.stack([distances_to(spec, each, ready) for each in ready]))
         similarity = self._retriever.similarity(0.0) - distances
-        images = [self._place_of(gallery.file(record)) for record in records]
+        images = [self._place_of(gallery.item(record)) for record in records]
         return measure_scale(fine, response, similarity, layer=layer, metric=self.metric, images=images)
 
     def _place_of(self, file: Path) -> Box | None:
@@ -273,7 +273,7 @@ class LineFinder:
         fine = ranking.fine_maps[[rank - 1 for rank in ranks]]
         response = Evidence(ranking, "metric").match_response(tuple(ranks))
         mean = torch.tensor(scale.mean)
-        images = [self._place_of(ranking.at_rank(rank).file) for rank in ranks]
+        images = [self._place_of(ranking.at_rank(rank).item) for rank in ranks]
         each = zip(fine, response, images, strict=True)
         return [Places.of(one, other, mean, image=image) for one, other, image in each]
 
@@ -309,6 +309,6 @@ def inliers_of(matches: Ranking, count: int, name: str = "lines") -> list[int]:
     """How many places of the query lie alike on each of the first matches."""
     finder = matches.retriever.lines
     if name != "lines":
-        return count_alike(name, matches.query.image, [match.file for match in matches.matches[:count]])
+        return count_alike(name, matches.query.image, [match.item for match in matches.matches[:count]])
     query = finder.query_places(matches)
     return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.metric)
