@@ -41,9 +41,8 @@ def encoders(
     name = Column("name", min_width=max(len(each.name) for each in found))  # to be copied, so never cut
     table = Table(name, "width", "size", "readout", "licence", title=f"{len(found)} encoders", title_justify="left")
     for each in found:
-        size = "" if each.size is None else "×".join(map(str, each.size))
-        width = "" if each.width is None else str(each.width)
-        table.add_row(each.name, width, size, each.readout or "", each.licence or "")
+        size = "×".join(map(str, each.size or ()))
+        table.add_row(each.name, str(each.width or ""), size, each.readout or "", each.licence or "")
     out.print(table)
     if library in (None, "hf"):
         note("hf: takes any name of the Hugging Face hub and any folder with its files; listed are those in its cache")

@@ -17,7 +17,7 @@ from PIL import Image
 from ..errors import ImageError, InputError
 from ..files import content_digest
 from ..images import read_image
-from ..images.loading import unreadable
+from ..images.opening import unreadable
 from ..progress import Progress
 from ..remarks import Skipped
 from .episodes import EpisodeManifest, NamedItems, Names
@@ -138,12 +138,8 @@ class Split(NamedItems):
 
     def describe(self) -> dict[str, Any]:
         """Name, sizes and hash, JSON-able."""
-        return {
-            "name": self.name,
-            "n_images": len(self),
-            "n_classes": len(self.class_names),
-            "split_hash": self.split_hash,
-        }
+        counts = {"n_images": len(self), "n_classes": len(self.class_names)}
+        return {"name": self.name, **counts, "split_hash": self.split_hash}
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,9 +46,8 @@ def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 class FingerprintCache:
     """The last fingerprint, recomputed when the configuration or a tensor has changed.
 
-    Change is seen by torch's version counters, which every in-place operation moves; writing through `tensor.data`
-    escapes them. The tensors seen last are held, or a new one might come to lie at an old one's address. Copies of the
-    owner start without a memory.
+    Change is seen by torch's version counters, which every in-place operation moves (writing through `tensor.data` does
+    not). The tensors seen last are held, or a new one might lie at an old one's address. Copies start without a memory.
     """
 
     def __init__(self) -> None:
@@ -66,9 +65,6 @@ class FingerprintCache:
             self._value, self._key = fingerprint(config, tensors), key
             self._held = [tensor.detach() for tensor in tensors.values()]
         return self._value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FingerprintCache:
-        return FingerprintCache()
 
     def __reduce__(self) -> tuple[type[FingerprintCache], tuple[()]]:
         return FingerprintCache, ()

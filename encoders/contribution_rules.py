@@ -25,8 +25,11 @@ from .contributions import (
 
 
 def _same(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """Functions that move or copy values and keep a row's features in their order."""
+    """Functions that move or copy values and keep a row's features in their order; of properties T, mT and data."""
     output = func(*args, **kwargs)
+    owner = getattr(getattr(func, "__self__", None), "__name__", "")
+    if func.__name__ == "__get__" and owner not in ("T", "mT", "data"):
+        return output
     if isinstance(output, Tensor) and isinstance(args[0], Tensor):
         mode.mark(output, mode.of(args[0]))
         if (shares := shares_of(mode, args[0])) is not None and output.shape == shares.shape:
@@ -34,15 +37,13 @@ def _same(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     return output
 
 
-def _property(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    is_view = getattr(getattr(func, "__self__", None), "__name__", "") in ("T", "mT", "data")
-    return _same(mode, func, args, kwargs) if is_view else func(*args, **kwargs)
-
-
 def _indexed(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """`x[:, 0]` and kin: the row of one token, or what leaves rows as they are."""
-    output = func(*args, **kwargs)
-    tensor, index = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+    """`x[:, 0]`, `x.select(1, 0)` and kin: the row of one token, or what leaves rows as they are."""
+    output, tensor, index = func(*args, **kwargs), args[0], args[1:]
+    if func.__name__ == "select":
+        index = (*[slice(None)] * (index[0] % tensor.ndim), index[1]) if len(index) == 2 else ("by keyword",)
+    elif isinstance(index[0], tuple):
+        (index,) = index
     if mode.of(tensor) is None or not all(each in (None, Ellipsis) or type(each) in (int, slice) for each in index):
         return output
     steps = [each for each in index if each is not None]
@@ -50,14 +51,6 @@ def _indexed(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
         at = steps.index(Ellipsis)
         steps[at : at + 1] = [slice(None)] * (tensor.ndim - len(steps) + 1)
     return mode.mark(output, _at(mode, tensor, steps))
-
-
-def _selected(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """`x.select(1, 0)`."""
-    output, tensor = func(*args, **kwargs), args[0]
-    if mode.of(tensor) is None or len(args) != 3:
-        return output
-    return mode.mark(output, _at(mode, tensor, [slice(None)] * (args[1] % tensor.ndim) + [args[2]]))
 
 
 def _at(mode: Following, tensor: Tensor, steps: list[Any]) -> Contribution | None:
@@ -81,11 +74,6 @@ def _at(mode: Following, tensor: Tensor, steps: list[Any]) -> Contribution | Non
     return replace(found, of_row=lambda _: of_row(row), first_rows=first_rows)
 
 
-def _linear(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    output = func(*args, **kwargs)
-    return mode.mark(output, _projected(mode, args[0], args[1] if len(args) > 1 else kwargs["weight"]))
-
-
 def _projected(mode: Following, tensor: Tensor, weight: Tensor) -> Contribution | None:
     """The contribution behind a matrix (out, in); None if what enters is not the attention's output as it was read."""
     found = mode.of(tensor)
@@ -100,9 +88,11 @@ def _projected(mode: Following, tensor: Tensor, weight: Tensor) -> Contribution 
     return found.then(lambda parts, _: parts @ weight.float().mT)
 
 
-def _convolved(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """A convolution: its map may be the grid of the tokens; of pooled values it is a matrix."""
+def _linear(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """A matrix, or a convolution: its map may be the grid of the tokens, of pooled values it is a matrix."""
     output, weight = func(*args, **kwargs), args[1] if len(args) > 1 else kwargs["weight"]
+    if func.__name__ == "linear":
+        return mode.mark(output, _projected(mode, args[0], weight))
     if output.ndim == 4 and output.shape[0] == mode.n_images:
         mode.grids.append((output.shape[2], output.shape[3]))
     is_matrix = weight[0, 0].numel() == 1 and weight.shape[1] == args[0].shape[1] and output[0, 0].numel() == 1
@@ -178,38 +168,28 @@ def _factor(mode: Following, tensor: Tensor, factor: Any) -> Any:
     return factor.float().reshape(-1) if factor.numel() == width else None
 
 
-def _layer_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """A norm over the features of a token, its spread held; the mean is linear."""
-    given = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False), **kwargs)
+def _token_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """A layer norm or RMS norm over the features of a token, its spread held; the mean is linear."""
+    is_rms = func.__name__ == "rms_norm"
+    names = ("input", "normalized_shape", "weight", "eps") if is_rms else _LAYER_NORM
+    given = dict(zip(names, args, strict=False), **kwargs)
     if (found := mode.of(given["input"])) is None or len(given["normalized_shape"]) != 1:
         return mode.mark(func(*args, **kwargs), None)
-    rows, weight, eps = mode.rows(given["input"]), given.get("weight"), given.get("eps", 1e-5)
-
-    def normed(parts: Tensor, row: int) -> Tensor:
-        scale: Tensor = (row_of(rows, row).var(-1, correction=0, keepdim=True) + eps).rsqrt()
-        scale = scale if weight is None else scale * weight.float()
-        return (parts - parts.mean(-1, keepdim=True)) * scale
-
-    return mode.mark(func(*args, **kwargs), found.then(normed))
-
-
-def _rms_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    given = dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False), **kwargs)
-    if (found := mode.of(given["input"])) is None or len(given["normalized_shape"]) != 1:
-        return mode.mark(func(*args, **kwargs), None)
-    rows, weight, eps = mode.rows(given["input"]), given.get("weight"), given.get("eps")
+    rows, weight, eps = mode.rows(given["input"]), given.get("weight"), given.get("eps", None if is_rms else 1e-5)
     eps = torch.finfo(given["input"].dtype).eps if eps is None else eps
 
     def normed(parts: Tensor, row: int) -> Tensor:
-        scale: Tensor = (row_of(rows, row).square().mean(-1, keepdim=True) + eps).rsqrt()
-        return parts * (scale if weight is None else scale * weight.float())
+        own = row_of(rows, row)
+        centre = 0 if is_rms else own.mean(-1, keepdim=True)
+        scale: Tensor = ((own - centre).square().mean(-1, keepdim=True) + eps).rsqrt()
+        scale = scale if weight is None else scale * weight.float()
+        return (parts if is_rms else parts - parts.mean(-1, keepdim=True)) * scale
 
     return mode.mark(func(*args, **kwargs), found.then(normed))
 
 
 def _batch_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = dict(zip(names, args, strict=False), **kwargs)
+    given = dict(zip(_BATCH_NORM, args, strict=False), **kwargs)
     if (found := mode.of(given["input"])) is None or given.get("training") or given["running_var"] is None:
         return mode.mark(func(*args, **kwargs), None)
     scale = (given["running_var"].float() + given.get("eps", 1e-5)).rsqrt()
@@ -267,33 +247,24 @@ def _joined(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
 
 
 def _mean(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """The mean over places, where threads begin anew: at the map or the tokens that it is taken of."""
-    output, tensor = func(*args, **kwargs), args[0]
+    """The mean over places, or pooling to a single place, where threads begin anew: at the map or tokens it is of."""
+    output, tensor, is_mean = func(*args, **kwargs), args[0], func.__name__ == "mean"
     axes = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+    if not is_mean:
+        axes = tuple(range(2, tensor.ndim)) if output.shape[2:].numel() == 1 else None
     if axes is None or tensor.ndim not in (3, 4) or tensor.shape[0] != mode.n_images:
         return output
     over = {axis % tensor.ndim for axis in ((axes,) if isinstance(axes, int) else axes)}
-    if over == {2, 3} and tensor.ndim == 4:
-        return mode.mark(output, _mean_of(tensor.flatten(2).mT, (tensor.shape[2], tensor.shape[3])))
-    if over == {1, 2} and tensor.ndim == 4:
-        return mode.mark(output, _mean_of(tensor.flatten(1, 2), (tensor.shape[1], tensor.shape[2])))
+    if over in ({1, 2}, {2, 3}) and tensor.ndim == 4:
+        first_last = tensor.movedim(1, 3) if over == {2, 3} else tensor
+        return mode.mark(output, _mean_of(first_last.flatten(1, 2), (first_last.shape[1], first_last.shape[2])))
     if over not in ({1}, {2}) or tensor.ndim != 3:
         return output
     tokens = tensor if over == {1} else tensor.mT
     grid = mode.grid_of(tokens.shape[1])
-    if grid is None or (over == {2} and grid[0] * grid[1] != tokens.shape[1]):
+    if grid is None or (is_mean and over == {2} and grid[0] * grid[1] != tokens.shape[1]):
         return output
     return mode.mark(output, _mean_of(tokens, grid))
-
-
-def _pooled(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
-    """Adaptive average pooling to a single place."""
-    output, tensor = func(*args, **kwargs), args[0]
-    if tensor.shape[0] != mode.n_images or output.shape[2:].numel() != 1:
-        return output
-    tokens = tensor.flatten(2).mT
-    grid = (tensor.shape[2], tensor.shape[3]) if tensor.ndim == 4 else mode.grid_of(tokens.shape[1])
-    return mode.mark(output, None if grid is None else _mean_of(tokens, grid))
 
 
 def _mean_of(tokens: Tensor, grid: tuple[int, int]) -> Contribution:
@@ -309,6 +280,8 @@ def _mean_of(tokens: Tensor, grid: tuple[int, int]) -> Contribution:
     )
 
 
+_LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _MOVES = (
     "contiguous clone reshape view view_as flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze "
     "expand to float half bfloat16 type_as detach dropout"
@@ -316,24 +289,23 @@ _MOVES = (
 _ACTIVATIONS = "relu gelu silu hardswish tanh sigmoid leaky_relu elu hardtanh relu6 softplus mish hardsigmoid"
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(_MOVES.split(), _same),
+    **dict.fromkeys(("__get__", *_MOVES.split()), _same),
     **{name + ending: _activated for name in _ACTIVATIONS.split() for ending in ("", "_")},
     **dict.fromkeys(("add", "add_", "sub", "sub_"), _added),
     **dict.fromkeys(("mul", "mul_", "div", "div_"), _scaled),
-    "__get__": _property,
     "__getitem__": _indexed,
-    "select": _selected,
+    "select": _indexed,
     "linear": _linear,
-    "conv2d": _convolved,
+    "conv2d": _linear,
     "matmul": _multiplied,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
+    "layer_norm": _token_norm,
+    "rms_norm": _token_norm,
     "batch_norm": _batch_norm,
     "normalize": _normalised,
     "cat": _joined,
     "mean": _mean,
-    "adaptive_avg_pool1d": _pooled,
-    "adaptive_avg_pool2d": _pooled,
+    "adaptive_avg_pool1d": _mean,
+    "adaptive_avg_pool2d": _mean,
     "softmax": softmax,
     "scaled_dot_product_attention": scaled_dot_product,
     "multi_head_attention_forward": multi_head,

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from .layers import grid_of_tokens
+
 N_ROWS = 2  # of a layer's tokens the first are kept: class tokens stand in front
 MOST_PREFIX = 16  # class and register tokens before the places
 
@@ -56,24 +58,16 @@ class Contribution:
 
 
 class Following(TorchFunctionMode):
-    """Inside, contributions of places are followed; `of(tensor)` tells them.
-
-    Args:
-        images: the batch that the network gets.
-        rules: from a function's name to what runs in its place, and marks the outcome.
-        tangent: follow activations too, by their slope at the value they have: of first order, no longer exact.
-        first_is_mean: the first key of an attention is the mean of all places (CLIP's ResNets).
-        row: the token that will be read, where an earlier pass has told; its parts are then summed on the way.
-    """
+    """Inside, contributions of places are followed through what a network makes of images; `of(tensor)` tells them."""
 
     def __init__(
         self,
         images: Float[Tensor, "b 3 h w"],
-        rules: Mapping[str, Rule],
+        rules: Mapping[str, Rule],  # from a function's name to what runs in its place, and marks the outcome
         *,
-        tangent: bool = False,
-        first_is_mean: bool = False,
-        row: int | None = None,
+        tangent: bool = False,  # follow activations too, by their slope at the value they have: only of first order
+        first_is_mean: bool = False,  # the first key of an attention is the mean of all places (CLIP's ResNets)
+        row: int | None = None,  # the token that will be read, if an earlier pass has told; its parts are then summed
     ) -> None:
         super().__init__()
         self.n_images, self.size = images.shape[0], (images.shape[2], images.shape[3])
@@ -133,15 +127,7 @@ class Following(TorchFunctionMode):
     def grid_of(self, count: int) -> tuple[int, int] | None:
         """Rows and columns of the places among this many tokens, of which the last are the places."""
         fitting = [grid for grid in self.grids if 0 <= count - grid[0] * grid[1] <= MOST_PREFIX]
-        if fitting:
-            return max(fitting, key=lambda grid: grid[0] * grid[1])
-        height, width = self.size
-        for extra in range(min(6, count)):
-            rows = round(((count - extra) * height / width) ** 0.5)
-            columns = (count - extra) // max(rows, 1)
-            if rows * columns == count - extra and rows * width == columns * height:
-                return rows, columns
-        return None
+        return max(fitting, key=lambda grid: grid[0] * grid[1]) if fitting else grid_of_tokens(count, self.size)
 
 
 def row_of(rows: Float[Tensor, "b n d"], row: int) -> Float[Tensor, "b 1 d"]:
@@ -174,9 +160,7 @@ def attended(
         own = shares[:, first:]
         if has_mean:  # the value of the mean is the mean of the values, but for positions
             own = own + shares[:, :1] / places
-        each = values[:, :, first:].transpose(1, 2).float()
-        each = each.repeat_interleave(own.shape[2] // each.shape[2], 2) if own.shape[2] > each.shape[2] else each
-        return (each * own[..., None]).flatten(2)
+        return (_by_head(values[:, :, first:], own.shape[2]) * own[..., None]).flatten(2)
 
     rows = None if mode.row is not None else output[:, :, :N_ROWS].transpose(1, 2).flatten(2).float().clone()
     return Contribution(of_row, grid, n_followed=int(is_self), first_rows=rows)
@@ -198,15 +182,19 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | Non
 
     def of_row(row: int) -> Tensor:
         one = query[:, :, row, None].transpose(1, 2).float() * (query.shape[-1] ** -0.5 if scale is None else scale)
-        each = key.transpose(1, 2).float()
-        each = each.repeat_interleave(one.shape[2] // each.shape[2], 2) if one.shape[2] > each.shape[2] else each
-        scores = (each * one).sum(-1)
+        scores = (_by_head(key, one.shape[2]) * one).sum(-1)
         if mask is not None:
             own = mask[..., 0 if mask.shape[-2] == 1 else row, :].expand(*query.shape[:2], -1).mT
             scores = scores.masked_fill(~own, -torch.inf) if mask.dtype == torch.bool else scores + own.float()
         return scores.softmax(1)
 
     return of_row
+
+
+def _by_head(tokens: Tensor, n_heads: int) -> Float[Tensor, "b n heads d"]:
+    """Keys or values, of which several heads may share one."""
+    each = tokens.transpose(1, 2).float()
+    return each.repeat_interleave(n_heads // each.shape[2], 2) if n_heads > each.shape[2] else each
 
 
 _PACKED = inspect.signature(functional.multi_head_attention_forward)
@@ -221,30 +209,23 @@ def multi_head(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     is_plain = all(given[name] is None for name in plain) and not (given["add_zero_attn"] or given["training"])
     if not is_plain or given["query"].ndim != 3 or given["query"].shape[1] != mode.n_images:
         return func(*args, **kwargs)
-    query, key, value = _projected(given)
-    output = functional.scaled_dot_product_attention(query, key, value)
-    merged = output.permute(2, 0, 1, 3).flatten(2)
-    weight = given["out_proj_weight"]
+    packed, bias, tokens = given["in_proj_weight"], given["in_proj_bias"], [given[n] for n in ("query", "key", "value")]
+    if not given["use_separate_proj_weight"] and tokens[0] is tokens[1] is tokens[2]:
+        each = list(functional.linear(tokens[0], packed, bias).chunk(3, -1))
+    else:
+        separate = [given[f"{name}_proj_weight"] for name in "qkv"]
+        weights = separate if given["use_separate_proj_weight"] else packed.chunk(3)
+        biases = [None] * 3 if bias is None else bias.chunk(3)
+        each = [functional.linear(*of) for of in zip(tokens, weights, biases, strict=True)]
+    query, key, value = (part.view(*part.shape[:2], given["num_heads"], -1).permute(1, 2, 0, 3) for part in each)
+    output, weight = functional.scaled_dot_product_attention(query, key, value), given["out_proj_weight"]
     found = attended(mode, _weights(query, key, None, None), value, output, n_queries=query.shape[-2])
     found = None if found is None else found.then(lambda parts, _: parts @ weight.float().mT)
     if given["need_weights"]:
         result, shares = func(*args, **kwargs)
         return mode.mark(result, found), shares
-    return mode.mark(functional.linear(merged, weight, given["out_proj_bias"]), found), None
-
-
-def _projected(given: Mapping[str, Any]) -> list[Float[Tensor, "b heads n d"]]:
-    """Query, key and value of `nn.MultiheadAttention`, by head."""
-    packed, bias = given["in_proj_weight"], given["in_proj_bias"]
-    separate = [given[f"{name}_proj_weight"] for name in "qkv"]
-    weights = separate if given["use_separate_proj_weight"] else packed.chunk(3)
-    biases = [None] * 3 if bias is None else bias.chunk(3)
-    tokens = [given[name] for name in ("query", "key", "value")]
-    if not given["use_separate_proj_weight"] and tokens[0] is tokens[1] is tokens[2]:
-        each = list(functional.linear(tokens[0], packed, bias).chunk(3, -1))
-    else:
-        each = [functional.linear(*of) for of in zip(tokens, weights, biases, strict=True)]
-    return [part.view(*part.shape[:2], given["num_heads"], -1).permute(1, 2, 0, 3) for part in each]
+    merged = functional.linear(output.permute(2, 0, 1, 3).flatten(2), weight, given["out_proj_bias"])
+    return mode.mark(merged, found), None
 
 
 def softmax(mode: Following, func: Call, args: Any, kwargs: Any) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..errors import InputError, ShapeError
 from ..images.transform import Transform
 from ..remarks import remark
+from . import weight_files
 from .backbones.registry import build_backbone
-from .brought import brought_head, brought_pooling
 from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
 from .heads import GAP, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
@@ -26,15 +26,6 @@ from .readouts import read_out, require_poolable, telling_constants
 from .state_dicts import StateDict, load_state, say_what_is_left, tensors_of
 from .text_tower import keep_tower, restored_tower, text_tower, vectors_of
 from .trained_on import TrainedOn
-from .weight_files import (
-    drawn_from,
-    is_checkpoint,
-    published,
-    read_state_dict,
-    require_parts,
-    transform_for,
-    uninitialised,
-)
 
 T = TypeVar("T")
 _Colours = Mapping[str, Any]  # mean and std
@@ -83,7 +74,7 @@ class Encoder(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        require_parts(head=head, transform=transform, options=options)
+        weight_files.require_parts(head=head, transform=transform, options=options)
         self.backbone = unwrapped(backbone)
         self.pooling = pooling_from(pooling)
         self.head: nn.Module = Identity() if head is None else unwrapped(head)
@@ -118,11 +109,7 @@ class Encoder(nn.Module):
             return Encoding(feature_map, pooled, self.embed(pooled), told[0] if told else None)
 
     def embed(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
-        """The head's answer to pooled vectors, which stay as they are.
-
-        Raises:
-            ShapeError: the head was built for another width.
-        """
+        """The head's answer to pooled vectors, which stay as they are; ShapeError for a head of another width."""
         width_behind(self.head, pooled.shape[-1])  # a mismatch would end in an error about matrices
         embedding: Tensor = pooled if isinstance(self.head, Identity) else self.head(pooled.clone())
         return embedding
@@ -180,23 +167,23 @@ class Encoder(nn.Module):
         >>> Encoder.load("resnet18", weights="random", transform=Transform(64)).embedding_dim
         512
         """
-        require_parts(head=head, transform=transform, options=options)
+        weight_files.require_parts(head=head, transform=transform, options=options)
         colours: _Colours = {"mean": mean, "std": std}
         if isinstance(source, nn.Module):
             if options is not None:
                 raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
             own: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
             return cls._around(source, weights, colours, layer=layer, readout=readout, **own)
-        if is_checkpoint(source):
+        if weight_files.is_checkpoint(source):
             if (weights, layer, pooling, head, options, readout) != (None, None, "gap", None, None, "auto"):
                 brought = "weights, layer, pooling, head, options, and readout"
                 raise InputError(f"{source} brings its own {brought}; leave them out")
             return cls._restored(source, transform, colours)
-        state, own_transform = published(name := os.fspath(source), weights)
+        state, own_transform = weight_files.published(name := os.fspath(source), weights)
         if readout != "auto":
             options = {**(options or {}), "readout": readout}
         size = ((transform or own_transform).height, (transform or own_transform).width)
-        with drawn_from(seed) if state is None else uninitialised():
+        with weight_files.drawn_from(seed) if state is None else weight_files.uninitialised():
             how: dict[str, Any] = {"layer": layer, "options": options or {}, "is_pretrained": weights == "pretrained"}
             built = build_backbone(name, image_size=size, **how)
         if built.assumed and transform is None and None in colours.values():
@@ -214,8 +201,8 @@ class Encoder(nn.Module):
     ) -> None:
         """Weights from outside into the backbone, with the exponent of GeM and the batch-norm neck that they bring."""
         left = load_state(target, state, origin=origin, spare=spare)
-        self.pooling = brought_pooling(self.pooling, left, origin=origin)
-        head = brought_head(self.head, left, width=self.pooled_dim, is_free=neck, origin=origin)
+        self.pooling = weight_files.brought_pooling(self.pooling, left, origin=origin)
+        head = weight_files.brought_head(self.head, left, width=self.pooled_dim, is_free=neck, origin=origin)
         if head is not self.head:
             self.head = head.train(self.backbone.training)
         say_what_is_left(left, origin=origin)
@@ -245,11 +232,12 @@ class Encoder(nn.Module):
         backbone = module if layer is None else Tap(module, found)
         if readout != "auto":
             backbone = read_out(module, readout, layer=found or None)
-        transform = (transform or transform_for(module, is_told=None not in colours.values())).adapted(**colours)
+        is_told = None not in colours.values()
+        transform = (transform or weight_files.transform_for(module, is_told=is_told)).adapted(**colours)
         encoder = cls(backbone, architecture=name, layer=plain, transform=transform, **parts)
         if weights is not None:
             neck = parts["head"] is None
-            encoder._fill(module, read_state_dict(weights), origin=f"{weights} for {name}", neck=neck)
+            encoder._fill(module, weight_files.read_state_dict(weights), origin=f"{weights} for {name}", neck=neck)
         if backbone is module:
             require_feature_map(module, (encoder.transform.height, encoder.transform.width))
         return encoder
@@ -259,7 +247,7 @@ class Encoder(nn.Module):
         """The encoder of a checkpoint; another transform may replace the one it was saved with."""
         config, tensors = read_checkpoint(path)
         with built_from_header(path, "an encoder"):
-            with uninitialised(), without_hub():
+            with weight_files.uninitialised(), without_hub():
                 transform = (transform or Transform.from_dict(config["transform"])).adapted(**colours)
                 name, options = config["architecture"], config["options"]
                 size = (transform.height, transform.width)

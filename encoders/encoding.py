@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import torch
@@ -72,25 +72,18 @@ class Encoding:
 
     def parts(self) -> list[Tensor]:
         """The tensors that are there."""
-        return [part for field in fields(self) if (part := getattr(self, field.name)) is not None]
+        return [part for part in vars(self).values() if part is not None]
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Encoding:
         """Every part, changed alike."""
-        own: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed: dict[str, Any] = {name: None if part is None else change(part) for name, part in own.items()}
+        changed: dict[str, Any] = {name: part if part is None else change(part) for name, part in vars(self).items()}
         return Encoding(**changed)
 
     @staticmethod
     def cat(encodings: Sequence[Encoding]) -> Encoding:
-        """One encoding of all the images, in order.
-
-        Raises:
-            InputError: there is nothing to join.
-        """
+        """One encoding of all the images, in order; InputError where there is nothing to join."""
         if not encodings:
             raise InputError("expected at least one encoding to join, got none")
-        joined = {field.name: [getattr(each, field.name) for each in encodings] for field in fields(Encoding)}
-        whole: dict[str, Any] = {
-            name: None if any(part is None for part in parts) else torch.cat(parts) for name, parts in joined.items()
-        }
-        return Encoding(**whole)
+        joined = zip(*(vars(each).values() for each in encodings), strict=True)
+        whole: list[Any] = [None if any(part is None for part in parts) else torch.cat(parts) for parts in joined]
+        return Encoding(*whole)

@@ -56,12 +56,9 @@ def named_fine_layer(network: nn.Module, layer: str) -> str:
     names = [name for name, _ in network.named_modules() if name]
     within = [name for name in names if plain_name(name) == layer or name.endswith(f".{layer}")]
     around = [name for name in names if layer.endswith(f".{name}")]
-    if layer in names:
-        return layer
     if not within and not around:
         raise InputError(f"no layer {layer!r} to read fine features from; nearest: {closest(layer, names)}")
-    found: str = min(within, key=len) if within else max(around, key=len)
-    return found
+    return layer if layer in names else min(within, key=len, default="") or max(around, key=len)
 
 
 def _octave(value: Any, size: tuple[int, int]) -> int | None:
@@ -76,23 +73,15 @@ def _octave(value: Any, size: tuple[int, int]) -> int | None:
 
 
 class FineTap:
-    """An encoder whose encodings bring the map of its fine layer, once they are asked to.
-
-    Attributes:
-        layer: the full name in the backbone; None where nothing is read, or nothing is finer than the last map.
-    """
+    """An encoder whose encodings bring the map of its fine layer, once they are asked to."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._asked: str | None = None
-        self.layer: str | None = None
+        self.layer: str | None = None  # its full name; None where nothing is read, or finer than the last map
 
     def read(self, layer: str = "auto") -> str:
-        """From now on read this layer of the backbone, by default `fine_layer`; its name, "" for the last map itself.
-
-        Raises:
-            InputError: there is no such layer.
-        """
+        """From now on read this layer of the backbone, by default `fine_layer`; its name, "" for the last map."""
         if self._asked != layer:
             backbone, transform = self._encoder.backbone, self._encoder.transform
             if layer == "auto":
@@ -187,11 +176,10 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
     steps = [run for run in runs if _sides(run.part.stride)[0] == 2 and run.after == rows and run.before > 1.4 * rows]
     why = "no convolution or pooling with a stride of 2 leads to its last map"
     if steps:
-        first = next(place for place, run in enumerate(runs) if run is steps[0])
         for run in steps:
-            run.part.stride = 1 if isinstance(run.part.stride, int) else (1, 1)
-        stepped = {id(run.part) for run in steps}
-        behind = {id(run.part): run.part for run in runs[first:] if run.before == rows and id(run.part) not in stepped}
+            run.part.stride = (1, 1)
+        stepped, later = {id(run.part) for run in steps}, runs[runs.index(steps[0]) :]
+        behind = {id(run.part): run.part for run in later if run.before == rows and id(run.part) not in stepped}
         offset = int(any(type(run.part).__name__.endswith("Same") for run in steps))  # pads more behind than before
         for part in behind.values():  # a kernel of a single pixel, and an average, stay
             if max(_sides(part.kernel_size)) == 1 or isinstance(part, nn.AvgPool2d):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .heads import GAP, Affine, GeM, Pooling, affine_of
-from .regions import pool_region
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +44,7 @@ def fold(
             map is then the embedding of the region, and the map is 0 outside.
         constant: of the encoding; behind a head that is not affine none is told.
 
-    Raises:
-        InputError: a pooling that cannot be written as a mean, or a non-affine head in training mode.
+    A pooling that cannot be written as a mean, and a head in training mode that is not affine, are refused.
 
     >>> from distcam.encoders.heads import Linear
     >>> head = Linear(2, 1)
@@ -57,13 +55,19 @@ def fold(
     weights = None if weights is None else weights.to(feature_map)
     if weights is not None and weights.ndim == 3:
         weights = weights[:, None]
-    response = _unpool(feature_map, pooling, weights)
+    response = feature_map  # with the pooled vector as its (weighted) mean
+    if isinstance(pooling, GeM):
+        pooled: Tensor = pooling(feature_map, weights)[..., None, None]
+        share = feature_map.clamp(min=pooling.eps) / pooled  # the ratio first: x^p alone can leave float32
+        response = pooled * share.pow(pooling.p)
+    elif not isinstance(pooling, GAP):
+        raise InputError(f"{type(pooling).__name__} cannot be folded into a map; only GAP and GeM can")
     affine = affine_of(head)
     folded = _tangent_map(response, head, weights) if affine is None else _at_every_position(response, affine)
-    if affine is None or constant is None:
-        return Response(folded if weights is None else weights * folded, is_exact=affine is not None)
-    shared = _at_every_position(constant.to(response)[..., None, None], affine)[..., 0, 0]
-    return Response(folded if weights is None else weights * folded, is_exact=True, constant=shared)
+    if constant is not None:
+        at_one = constant.to(response)[..., None, None]
+        constant = None if affine is None else _at_every_position(at_one, affine)[..., 0, 0]
+    return Response(folded if weights is None else weights * folded, affine is not None, constant)
 
 
 def border_mean(response_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
@@ -72,19 +76,6 @@ def border_mean(response_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
     if min(is_border.shape) > 2:
         is_border[1:-1, 1:-1] = False
     return response_map[..., is_border].mean(-1)
-
-
-def _unpool(feature_map: Tensor, pooling: Pooling, weights: Tensor | None) -> Tensor:
-    """A map with the pooled vector as its (weighted) mean."""
-    if isinstance(pooling, GAP):
-        return feature_map
-    if isinstance(pooling, GeM):
-        plain = weights if weights is None or weights.ndim == 2 else weights[:, 0]  # without the axis of channels
-        pooled = pooling(feature_map) if plain is None else pool_region(feature_map, plain, pooling=pooling)
-        pooled = pooled[..., None, None]
-        share = feature_map.clamp(min=pooling.eps) / pooled  # the ratio first: x^p alone can leave float32
-        return pooled * share.pow(pooling.p)
-    raise InputError(f"{type(pooling).__name__} cannot be folded into a map; only GAP and GeM can")
 
 
 def _at_every_position(response: Tensor, affine: Affine) -> Tensor:

@@ -38,9 +38,9 @@ class GAP(Pooling):
     tensor([[3.]])
     """
 
-    def forward(self, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k"]:
-        """The mean of each channel."""
-        return feature_map.mean((-2, -1))
+    def forward(self, feature_map: Float[Tensor, "b k h w"], weights: Tensor | None = None) -> Float[Tensor, "b k"]:
+        """The mean of each channel; with weights (h, w) or (b, 1, h, w), of mean 1, over a region."""
+        return (feature_map if weights is None else feature_map * weights).mean((-2, -1))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `pooling_from` reads it."""
@@ -70,9 +70,10 @@ class GeM(Pooling):
         self.p = nn.Parameter(torch.tensor(float(p)), requires_grad=trainable)
         self.eps = float(eps)
 
-    def forward(self, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k"]:
-        """The generalised mean of each channel."""
-        return feature_map.clamp(min=self.eps).pow(self.p).mean((-2, -1)).pow(1 / self.p)
+    def forward(self, feature_map: Float[Tensor, "b k h w"], weights: Tensor | None = None) -> Float[Tensor, "b k"]:
+        """The generalised mean of each channel; `weights` as for `GAP`."""
+        powers = feature_map.clamp(min=self.eps).pow(self.p)
+        return (powers if weights is None else powers * weights).mean((-2, -1)).pow(1 / self.p)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `pooling_from` reads it. The exponent itself is a weight, and whether it is frozen is not kept."""
@@ -200,7 +201,7 @@ class BNNeck(Head):
 
     def affine(self) -> Affine:
         """`gamma / sqrt(var + eps)` on the diagonal, and the running mean scaled by it as bias."""
-        return _batch_norm_affine(self.norm)
+        return batch_norm_affine(self.norm)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `head_from_dict` reads it."""
@@ -238,7 +239,7 @@ def affine_of(head: nn.Module) -> Affine | None:
     if type(head) is nn.Linear:
         return Affine(head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
     if type(head) is nn.BatchNorm1d:
-        return _batch_norm_affine(head) if head.track_running_stats else None
+        return batch_norm_affine(head) if head.track_running_stats else None
     return _composition(head) if type(head) is nn.Sequential else None
 
 
@@ -252,7 +253,8 @@ def _composition(heads: nn.Sequential) -> Affine | None:
     return whole
 
 
-def _batch_norm_affine(norm: nn.BatchNorm1d) -> Affine:
+def batch_norm_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
+    """The map of a norm in evaluation mode, which has running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)

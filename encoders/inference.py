@@ -12,19 +12,18 @@ from itertools import islice
 from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
-from ..images.loading import read_image
 from ..images.transform import Transform
 from .encoder import Encoder
 from .encoding import Encoding
 from .fine import FineTap
-from .layers import unwrapped, watch_parts
+from .fusing import absorb_batch_norms, cast_once
+from .layers import unwrapped
 from .readouts import making_maps
 
 T = TypeVar("T")
@@ -91,10 +90,10 @@ class Inference:
         copy = _copied(encoder).eval().requires_grad_(False).to(self.device, torch.float32)
         for parameter in copy.parameters():
             parameter.grad = None
-        shape = (1, 3, encoder.transform.height, encoder.transform.width)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        copy.backbone = fuse_batch_norms(copy.backbone, noise.to(self.device))
+        absorb_batch_norms(copy, self.device)
         self.encoder = copy.to(memory_format=torch.channels_last)
+        if self.precision == "bf16":
+            cast_once(self.encoder.backbone)
         self.fine = FineTap(self.encoder)
         self._process = os.getpid()
         make_forks_safe()
@@ -144,7 +143,7 @@ class Inference:
         Raises:
             ImageError: it is not a usable image.
         """
-        return self.transform(source if isinstance(source, Image.Image) else read_image(source))
+        return self.transform(source) if isinstance(source, Image.Image) else self.transform.read(source)[0]
 
     def stream(
         self,
@@ -288,55 +287,3 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return False
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
     return bool(capabilities.get("amx_bf16"))
-
-
-def fuse_batch_norms(network: nn.Module, probe: Float[Tensor, "b 3 h w"]) -> nn.Module:
-    """A copy of a network in evaluation mode in which convolutions have absorbed the batch norms that follow them.
-
-    The order is seen by watching one forward pass, so any code will do, and the result is believed only if it gives the
-    probe the same output. Else, or with nothing to fuse, the network itself comes back.
-    """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        return network
-    fused = deepcopy(network)
-    with torch.no_grad():
-        expected = network(probe)
-        for convolution, norm in _pairs(fused, probe):
-            mean, variance = norm.running_mean, norm.running_var
-            assert mean is not None
-            assert variance is not None
-            convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
-            )
-            for parent in fused.modules():
-                for name, child in list(parent.named_children()):
-                    if child is norm:
-                        setattr(parent, name, nn.Identity())
-        scale = expected.abs().max()
-        agrees = bool(((fused(probe) - expected).abs().max() <= 1e-3 * scale).item())
-    return fused if agrees else network
-
-
-def _pairs(network: nn.Module, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions whose output went straight into a batch norm, where both ran once."""
-    outputs: list[tuple[nn.Conv2d, Tensor]] = []
-    inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
-
-    def after(_name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
-        # A weight that hooks compute anew before each pass (old weight norm, pruning) is no parameter to be replaced.
-        if type(module) is nn.Conv2d and "weight" in module._parameters:
-            outputs.append((module, output))
-
-    def before(_name: str, module: nn.Module, args: Any) -> None:
-        if type(module) is nn.BatchNorm2d and module.track_running_stats:
-            inputs.append((module, args[0]))
-
-    watch_parts(network, probe, before=before, after=after)
-    runs = [module for module, _ in [*outputs, *inputs]]
-    # The tensors are held until here, so that `is` means the same tensor and not the same address used again.
-    return [
-        (convolution, norm)
-        for convolution, output in outputs
-        for norm, value in inputs
-        if value is output and runs.count(convolution) == runs.count(norm) == 1
-    ]

@@ -100,11 +100,15 @@ def returned_by(layer: str, output: Any) -> Tensor:
 
 def require_layer(network: nn.Module, layer: str) -> None:
     """Refuse a name that is no sub-module of the network, with the three names nearest to it."""
-    if not isinstance(layer, str):
-        raise InputError(f"expected a layer's name, such as 'layer4', got {type(layer).__name__}")
-    names = [name for name, _ in network.named_modules(remove_duplicate=False) if name]  # a part may have two names
-    if layer not in names:
+    if layer not in (names := _layers(network, layer)):
         raise InputError(f"no layer {layer!r}; nearest: {closest(layer, names)}")
+
+
+def _layers(network: nn.Module, asked: object) -> list[str]:
+    """The names of all layers, of which a text may name one."""
+    if not isinstance(asked, str):
+        raise InputError(f"expected a layer's name, such as 'layer4', got {type(asked).__name__}")
+    return [name for name, _ in network.named_modules(remove_duplicate=False) if name]  # a part may have two names
 
 
 def require_feature_map(network: nn.Module, size: tuple[int, int]) -> None:
@@ -169,16 +173,11 @@ def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[
     if not isinstance(output, Tensor):
         raise ShapeError(f"{origin} returns a {type(output).__name__}, expected one tensor; name an inner layer")
     if output.ndim == 3:
-        height, width = size
-        for extra in range(min(6, output.shape[1])):  # one class token and four registers is the most in use
-            # n = rows · columns with rows / columns = height / width, hence rows² = n · height / width.
-            n = output.shape[1] - extra
-            rows = round((n * height / width) ** 0.5)
-            columns = n // max(rows, 1)
-            if rows * columns == n and rows * width == columns * height:
-                return output[:, extra:].mT.reshape(output.shape[0], -1, rows, columns)
+        count = output.shape[1]
+        if (grid := grid_of_tokens(count, size)) is not None:
+            return output[:, count - grid[0] * grid[1] :].mT.reshape(output.shape[0], -1, *grid)
         raise ShapeError(
-            f"{origin} returns {output.shape[1]} tokens, which form no grid in proportion to a {height}×{width} image"
+            f"{origin} returns {count} tokens, which form no grid in proportion to a {size[0]}×{size[1]} image"
         )
     if output.ndim != 4:
         shape = tuple(output.shape)
@@ -191,6 +190,18 @@ def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[
             f"{size[0]}×{size[1]} image; wrap the network so that it returns (b, k, h, w) itself, without `layer`"
         )
     return output if first <= last else output.movedim(3, 1)
+
+
+def grid_of_tokens(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of the last of so many tokens, in the proportions of an image of this height and width."""
+    height, width = size
+    for n in range(count, max(count - 6, 0), -1):  # one class token and four registers is the most in use
+        # n = rows · columns with rows / columns = height / width, hence rows² = n · height / width.
+        rows = round((n * height / width) ** 0.5)
+        columns = n // max(rows, 1)
+        if rows * columns == n and rows * width == columns * height:
+            return rows, columns
+    return None
 
 
 def _misfit(rows: int, columns: int, size: tuple[int, int]) -> float:
@@ -221,18 +232,11 @@ def _inner_name(module: nn.Module) -> str | None:
     if type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module):
         return "_orig_mod"
     if any(base.__module__.partition(".")[0] in _LIGHTNING for base in type(module).__mro__):
-        return _network_of_lightning(module)
+        # The only child with weights, losses and metrics aside, of one that has no weights of its own.
+        children = [name for name, child in module.named_children() if next(child.parameters(), None) is not None]
+        children = [name for name in children if not _AID.search(name)]
+        return children[0] if len(children) == 1 and not module._parameters else None
     return "module" if isinstance(module, DataParallel | DistributedDataParallel | AveragedModel) else None
-
-
-def _network_of_lightning(module: nn.Module) -> str | None:
-    """The only child with weights of a LightningModule that has none of its own, losses and metrics aside."""
-    children = [
-        name
-        for name, child in module.named_children()
-        if not _AID.search(name) and next(child.parameters(), None) is not None
-    ]
-    return children[0] if len(children) == 1 and not module._parameters else None
 
 
 def plain_name(name: str) -> str:
@@ -246,20 +250,13 @@ def plain_name(name: str) -> str:
 
 def find_layer(network: nn.Module, layer: str) -> tuple[str, str]:
     """A layer's name in the network, and the name that it has without the wrappers on the way."""
-    if not isinstance(layer, str):
-        raise InputError(f"expected a layer's name, such as 'layer4', got {type(layer).__name__}")
-    names = [name for name, _ in network.named_modules(remove_duplicate=False) if name]  # a part may have two names
-    if layer in names:
-        found = layer
-    else:
-        alike = [
-            name
-            for name in names
-            if plain_name(name) == plain_name(layer) and _inner_name(network.get_submodule(name)) is None
-        ]
+    found, names = layer, _layers(network, layer)
+    if layer not in names:
+        alike = [name for name in names if plain_name(name) == plain_name(layer)]
+        alike = [name for name in alike if _inner_name(network.get_submodule(name)) is None]
         if len(alike) != 1:
             return layer, layer
-        found = alike[0]
+        (found,) = alike
     plain, parent = [], network  # the parts of the name, less those that lead into a wrapper
     for part in found.split("."):
         if _inner_name(parent) != part:

@@ -21,6 +21,7 @@ WITH_TEXT = (
     "encoders that do are open_clip:ViT-B-32, open_clip:ViT-B-16-SigLIP2, and hf: CLIP, SigLIP and SigLIP2 models "
     "with their tokenizer"
 )
+_IMAGENET = "'imagenet' (downloads them)"
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle")
 
 
@@ -32,12 +33,9 @@ def library_of(name: str) -> str | None:
 
 def needs_weights(name: str) -> str:
     """The error where a network is named and its weights are not."""
-    if (prefix := library_of(name)) is not None:
-        return (
-            f"{name} needs weights: a FILE, 'pretrained' ({LIBRARIES[prefix]}'s own, downloaded or from its cache), or "
-            "'random' (for trials)"
-        )
-    return f"{name} needs weights: a FILE, 'imagenet' (downloads them), or 'random' (for trials)"
+    prefix = library_of(name)
+    published = f"'pretrained' ({LIBRARIES[prefix]}'s own, downloaded or from its cache)" if prefix else None
+    return f"{name} needs weights: a FILE, {published or _IMAGENET}, or 'random' (for trials)"
 
 
 _MAGICS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -37,11 +37,12 @@ def read_out(model: nn.Module, readout: str = "auto", *, layer: str | None = Non
     """
     if readout not in READOUTS:
         raise InputError(f"no readout {readout!r}; nearest: {closest(readout, list(READOUTS))}")
-    if readout == "attention" and not has_attention_pooling(model):
+    if readout == "attention" and not any(word in type(part).__name__ for part in model.modules() for word in _POOLS):
         raise InputError(f"{type(model).__name__} has no attention pooling; leave readout out, or choose another")
     return ReadOut(model if layer is None else Tap(model, layer), readout)
 
 
+_POOLS = ("AttentionPool", "AttentionalPool", "PoolingHead", "AttnPool")  # in the names of the libraries' classes
 _MAPS: ContextVar[bool] = ContextVar("makes_maps", default=True)
 _CONSTANT: ContextVar[list[Tensor] | None] = ContextVar("constant", default=None)
 
@@ -85,7 +86,8 @@ class ReadOut(nn.Module):
         self.readout = readout
         self.is_exact = True  # until a run shows that an activation behind the pooling is followed to first order only
         self.has_places = True  # until a run shows that none can be followed to the vector; the map then has one place
-        self._first_is_mean = first_key_is_mean(source)
+        names = {type(part).__name__ for part in source.modules()}  # CLIP's ResNets read with the mean of all places
+        self._first_is_mean = not names.isdisjoint(("AttentionPool2d", "RotAttentionPool2d"))
         self._starts_in_tail = False  # threads begin behind `features_of`
         self.is_costly = True  # the map is not the mean's own
         self._row: int | None = None  # the token that is read, where its parts come from all blocks
@@ -123,17 +125,13 @@ class ReadOut(nn.Module):
         """The contribution of places in the vector, and the pass with all that it has seen."""
         following = Following(images, RULES, tangent=tangent, first_is_mean=self._first_is_mean, row=self._row)
         following.grids = list(self._grids.get(following.size, []))
-        if tail_only:
+        with nullcontext() if tail_only else following:
             features = features_of(self.source, images, readout=self.readout)
-            with following:
-                vector = vector_of(self.source, features, images, readout=self.readout)
-        else:
-            with following:
-                features = features_of(self.source, images, readout=self.readout)
-                vector = vector_of(self.source, features, images, readout=self.readout)
+        with following:
+            following.vector = vector_of(self.source, features, images, readout=self.readout)
+        if not tail_only:
             self._grids[following.size] = following.grids
-        following.vector = vector
-        return following.of(vector), following
+        return following.of(following.vector), following
 
     @torch.no_grad()
     def _learn(self, images: Tensor) -> None:
@@ -171,18 +169,6 @@ class ReadOut(nn.Module):
 
 # --- Vectors, computed as each library does it ------------------------------------------------------------------------
 
-_POOLS = ("AttentionPool", "AttentionalPool", "PoolingHead", "AttnPool")  # in the names of the libraries' classes
-
-
-def has_attention_pooling(model: nn.Module) -> bool:
-    """True if a part of the model is one of the libraries' attention poolings."""
-    return any(word in type(part).__name__ for part in model.modules() for word in _POOLS)
-
-
-def first_key_is_mean(model: nn.Module) -> bool:
-    """True of CLIP's ResNets, whose pooling reads with the mean of all places and has it among its keys."""
-    return any(type(part).__name__ in ("AttentionPool2d", "RotAttentionPool2d") for part in model.modules())
-
 
 def is_timm(model: nn.Module) -> bool:
     """True if the model divides its work as timm's do."""
@@ -205,11 +191,9 @@ def features_of(model: nn.Module, images: Float[Tensor, "b 3 h w"], *, readout: 
 def vector_of(model: nn.Module, features: Any, images: Tensor, *, readout: str) -> Float[Tensor, "b p"]:
     """The vector that `readout` takes of the features."""
     is_own = readout in ("auto", "attention")
+    vector: Tensor
     if is_timm(model) and is_own:
-        vector: Tensor = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
-        if vector.ndim == 2:
-            return vector
-        features = vector
+        features = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
     elif is_timm(model):
         norm = getattr(model, "fc_norm", nn.Identity())
         return _pooled(features, readout, images, n_prefix=getattr(model, "num_prefix_tokens", None), norm=norm)
@@ -221,11 +205,10 @@ def vector_of(model: nn.Module, features: Any, images: Tensor, *, readout: str) 
     if not isinstance(features, dict):
         got = type(features).__name__
         raise ShapeError(f"{type(model).__name__} returns a {got}, expected a vector, tokens or a map; name a layer")
-    own: Tensor | None = next(
-        (value for name in ("image_embeds", "pooler_output") if (value := features.get(name)) is not None), None
-    )
-    if is_own and own is not None:
-        return own.flatten(1)
+    own = [value for name in ("image_embeds", "pooler_output") if (value := features.get(name)) is not None]
+    if is_own and own:
+        vector = own[0].flatten(1)
+        return vector
     hidden, patch = features["last_hidden_state"], getattr(model.config, "patch_size", None)
     n_prefix = None
     if hidden.ndim == 3 and isinstance(patch, int):
@@ -252,13 +235,10 @@ def _pooled(
         mean = grid.mean((2, 3))
     else:
         mean = features[:, n_prefix:].mean(1)
-    if readout == "mean":
-        averaged: Tensor = norm(mean)
-        return averaged
-    if not n_prefix:
+    if readout != "mean" and not n_prefix:
         raise InputError(f"readout={readout!r} needs a class token, which this model has not; 'mean' takes the mean")
-    token: Tensor = norm(features[:, 0])
-    return token if readout == "class" else torch.cat([token, norm(mean)], -1)
+    parts = {"mean": [mean], "class": [features[:, 0]], "class+mean": [features[:, 0], mean]}[readout]
+    return torch.cat([norm(part) for part in parts], -1)
 
 
 def _transformers(model: nn.Module, images: Tensor) -> Any:
@@ -266,22 +246,17 @@ def _transformers(model: nn.Module, images: Tensor) -> Any:
     call = getattr(model, "get_image_features", model)
     takes = inspect.signature(call if call is not model else model.forward).parameters
     options: dict[str, Any] = {"pixel_values": images}
+    config: Any = getattr(model.config, "vision_config", model.config)
+    built = getattr(config, "image_size", None)
     if "spatial_shapes" in takes:  # Siglip2 takes patches, channels last, of images of any proportion
-        config: Any = getattr(model.config, "vision_config", model.config)
         patch: int = config.patch_size
         rows, columns = images.shape[2] // patch, images.shape[3] // patch
         cut = images[:, :, : rows * patch, : columns * patch].reshape(-1, 3, rows, patch, columns, patch)
         options["pixel_values"] = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         options["spatial_shapes"] = torch.tensor([[rows, columns]] * len(images), device=images.device)
         options["pixel_attention_mask"] = None
-    elif "interpolate_pos_encoding" in takes and not _has_size(model, images):
-        options["interpolate_pos_encoding"] = True
+    elif "interpolate_pos_encoding" in takes:
+        sides = tuple(built) if isinstance(built, list | tuple) else (built, built)
+        options |= {} if images.shape[2:] == sides else {"interpolate_pos_encoding": True}
     output = call(**options)
     return {"pooler_output": output} if isinstance(output, Tensor) else output
-
-
-def _has_size(model: nn.Module, images: Tensor) -> bool:
-    """True if the images have the size that the model was built for."""
-    config: Any = getattr(model.config, "vision_config", model.config)
-    built = getattr(config, "image_size", None)
-    return tuple(images.shape[2:]) == (tuple(built) if isinstance(built, list | tuple) else (built, built))

@@ -43,8 +43,7 @@ def coverage(
             raise InputError(
                 f"the region {tuple(region)} is empty or lies outside the image of {width}×{height} pixels"
             )
-        mask = np.ones((1, 1))
-        rows, columns = np.array(visible[1::2], np.float64), np.array(visible[::2], np.float64)
+        mask, rows, columns = np.ones((1, 1)), np.array(visible[1::2], np.float64), np.array(visible[::2], np.float64)
     else:
         mask = region_mask(region, size).astype(np.float64)
         rows, columns = np.arange(height + 1.0), np.arange(width + 1.0)
@@ -98,13 +97,10 @@ def pool_region(
     >>> pool_region(torch.tensor([[[[1.0, 5.0]]]]), torch.tensor([[0.0, 2.0]]), pooling=GAP())
     tensor([[5.]])
     """
-    weights = weights if weights.ndim == 2 else weights[:, None]
-    if isinstance(pooling, GAP):
-        return (feature_map * weights).mean((-2, -1))
-    if isinstance(pooling, GeM):
-        powers = feature_map.clamp(min=pooling.eps).pow(pooling.p)
-        return (powers * weights).mean((-2, -1)).pow(1 / pooling.p)
-    raise InputError(f"{type(pooling).__name__} cannot be taken over a region; only GAP and GeM can")
+    if not isinstance(pooling, GAP | GeM):
+        raise InputError(f"{type(pooling).__name__} cannot be taken over a region; only GAP and GeM can")
+    pooled: Tensor = pooling(feature_map, weights if weights.ndim == 2 else weights[:, None])
+    return pooled
 
 
 def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor | None]) -> Encoding:

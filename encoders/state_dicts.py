@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,7 +49,12 @@ class Match:
     prefix: str = ""  # what the file's names have in front
     place: str = ""
     rivals: tuple[str, ...] = ()  # other prefixes with their place, under which another network that fits as well lies
-    strays: frozenset[str] = field(default=frozenset())  # of `left`: what lies outside the prefix
+    strays: frozenset[str] = frozenset()  # of `left`: what lies outside the prefix
+
+    @property
+    def origin(self) -> str:
+        """The place in the file, in words."""
+        return f"{self.place}.{self.prefix}".strip(".") or "the top"
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -65,19 +70,15 @@ def best_match(module: nn.Module, state: Mapping[str, Tensor]) -> Match:
     found.sort(key=lambda match: -_fitting(match, expected))  # stable: the first of equals stays first
     best, level = found[0], _fitting(found[0], expected)
     alike = [match for match in found[1:] if level and _fitting(match, expected) == level]
-    rivals = [
-        match
-        for match in alike
-        if not all(
-            name in best.tensors and _same_values(tensor, best.tensors[name])
-            for name, tensor in match.tensors.items()
-            if not name.endswith(_COUNTER)
-        )
-    ]
-    names = tuple(dict.fromkeys(f"{m.place}.{m.prefix}".strip(".") or "the top" for m in rivals))
+    names = tuple(dict.fromkeys(match.origin for match in alike if not _is_copy(match, best)))
     prefixes = tuple(match.prefix for match in alike if match.prefix and match.place == best.place)
     left = {name: t for name, t in best.left.items() if name not in best.strays or not name.startswith(prefixes)}
-    return Match(best.tensors, left, best.prefix, best.place, names, best.strays)
+    return replace(best, left=left, rivals=names)
+
+
+def _is_copy(match: Match, best: Match) -> bool:
+    named = ((name, tensor) for name, tensor in match.tensors.items() if not name.endswith(_COUNTER))
+    return all(name in best.tensors and _same_values(tensor, best.tensors[name]) for name, tensor in named)
 
 
 def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[Match]:
@@ -92,10 +93,9 @@ def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[s
                 prefix = ".".join(parts[:depth])
                 counts[prefix + "." if prefix else ""] += 1 + (tensor.shape == expected[name].shape)
     most = max(counts.values())
-    chosen = [prefix for prefix, count in counts.items() if count == most]
     place = state.place if isinstance(state, StateDict) else ""
     matches = []
-    for prefix in chosen[:4]:
+    for prefix in [prefix for prefix, count in counts.items() if count == most][:4]:
         inside = {given.removeprefix(prefix): tensor for given, tensor in state.items() if given.startswith(prefix)}
         tensors, left = _assigned(inside, expected)
         if left and any(name not in tensors and not name.endswith(_COUNTER) for name in expected):
@@ -106,8 +106,8 @@ def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[s
 
 
 def _by_plain_name(expected: Mapping[str, Tensor]) -> dict[str, str]:
-    """The network's names by themselves, without what wrappers add where that leaves them different, and without what
-    all of them begin with: a module of the user's own may hold the network that the file is of.
+    """The network's names as they are, without what wrappers add where that keeps them apart, and without what all of
+    them begin with: a module of the user's own may hold the network that the file is of.
     """
     plain, begins = {plain_name(name): name for name in expected}, common_beginning(expected)
     inner = {name.removeprefix(begins): name for name in expected}
@@ -116,19 +116,15 @@ def _by_plain_name(expected: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _known(name: str, names: Mapping[str, str]) -> str | None:
     """The network's name for a name of the file."""
-    for candidate in (name, plain_name(name), _OLD_DENSENET.sub(r".\1\2.", name)):
-        if candidate in names:
-            return names[candidate]
-    return None
+    candidates = (name, plain_name(name), _OLD_DENSENET.sub(r".\1\2.", name))
+    return next((names[candidate] for candidate in candidates if candidate in names), None)
 
 
 def _assigned(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors that the network takes, by its own names, and the rest."""
-    names = _by_plain_name(expected)
-    taken: dict[str, Tensor] = {}
-    left: dict[str, Tensor] = {}
+    names, taken, left = _by_plain_name(expected), dict[str, Tensor](), dict[str, Tensor]()
     for given, tensor in tensors.items():
         name = _known(given, names)
         if name is None:
@@ -204,34 +200,27 @@ def load_state(
     returned if they are not `spare`. With `exact` names must be the module's own, and nothing may be left over.
     """
     expected = tensors_of(module)
-    if exact:
-        inside = {name: tensor for name, tensor in state.items() if name in expected}
-        match = Match(inside, {name: tensor for name, tensor in state.items() if name not in expected})
-    else:
-        match = best_match(module, state)
+    inside = {name: tensor for name, tensor in state.items() if name in expected}
+    outside = {name: tensor for name, tensor in state.items() if name not in expected}
+    match = Match(inside, outside) if exact else best_match(module, state)
     left = {name: tensor for name, tensor in match.left.items() if name not in spare}
     superfluous = [n for n in left if exact or not (n in match.strays or is_beside_the_network(n, expected))]
-    _refuse_misfits(match, expected, state, origin=origin, superfluous=superfluous)
+    _refuse_misfits(match, expected, state, origin=origin)
+    _refuse(origin, superfluous, "tensors have no place in the architecture")
+    not_finite = [n for n, t in match.tensors.items() if not bool(torch.isfinite(t).all())]
+    _refuse(origin, not_finite, "tensors hold NaN or infinity")
     with torch.no_grad():
         for name, tensor in match.tensors.items():
             expected[name].copy_(tensor)
     if match.rivals:
-        taken = f"{match.place}.{match.prefix}".strip(".") or "the top"
         remark(
-            f"{origin}: {1 + len(match.rivals)} networks in it fit; the one under {taken!r} is taken, not that under "
-            f"{match.rivals[0]!r}; save the one you want by itself"
+            f"{origin}: {1 + len(match.rivals)} networks in it fit; the one under {match.origin!r} is taken, not that "
+            f"under {match.rivals[0]!r}; save the one you want by itself"
         )
     return left
 
 
-def _refuse_misfits(
-    match: Match,
-    expected: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    *,
-    origin: str,
-    superfluous: list[str],
-) -> None:
+def _refuse_misfits(match: Match, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, origin: str) -> None:
     matched = match.tensors
     missing = [name for name in expected if name not in matched and not name.endswith("num_batches_tracked")]
     wrong = [
@@ -251,8 +240,7 @@ def _refuse_misfits(
         at = f" (its names begin with {match.prefix!r})" if match.prefix else ""
         advice = f"; is this another architecture, or another layer?{at}"
     else:
-        there = f"it has {next(iter(state), '')!r}, expected {next(iter(missing), '')!r}"
-        advice = f"; hardly a name in it fits: {there}"
+        advice = f"; hardly a name in it fits: it has {next(iter(state), '')!r}, expected {next(iter(missing), '')!r}"
         if begins := common_beginning(state):
             advice += (
                 f", and all of its names begin with {begins!r}; save the network alone, "
@@ -260,14 +248,9 @@ def _refuse_misfits(
             )
         else:
             advice += "; save the state_dict() of the network itself"
-    if hardly:
-        _refuse(origin, missing, "tensors are missing", advice=advice)
+        _refuse(origin, missing if hardly else [], "tensors are missing", advice=advice)
     _refuse(origin, wrong, "tensors do not fit the architecture")
     _refuse(origin, missing, "tensors are missing", advice=advice)
-    _refuse(origin, superfluous, "tensors have no place in the architecture")
-    _refuse(
-        origin, [n for n, t in matched.items() if not bool(torch.isfinite(t).all())], "tensors hold NaN or infinity"
-    )
 
 
 def say_what_is_left(left: Collection[str], *, origin: str) -> None:

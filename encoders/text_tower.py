@@ -34,10 +34,8 @@ class TextTower(nn.Module):
 
     def __init__(self, network: nn.Module, tokenizer: Any) -> None:
         super().__init__()
-        self.network = copy(network)  # the image side stays where it is
-        self.network._modules = {
-            name: None if name in _IMAGE_SIDES else part for name, part in network._modules.items()
-        }
+        self.network, own = copy(network), network._modules  # the image side stays where it is
+        self.network._modules = {name: None if name in _IMAGE_SIDES else part for name, part in own.items()}
         self.tokenizer = tokenizer
 
     def forward(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -47,27 +45,14 @@ class TextTower(nn.Module):
         if hasattr(network, "encode_text"):
             vectors: Tensor = network.encode_text(self.tokenizer(list(texts)).to(device))
             return vectors.float()
+        is_clip = network.config.model_type == "clip"
+        how = {"padding": "longest" if is_clip else "max_length", "return_tensors": "pt"}  # as each was trained
         length = network.config.text_config.max_position_embeddings
-        padding = "longest" if network.config.model_type == "clip" else "max_length"  # as each was trained
-        tokens = self.tokenizer(
-            list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt"
-        ).to(device)
-        taken = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
-        if network.config.model_type != "clip":
-            taken.pop("attention_mask", None)  # SigLIP attends to its padding
-        found = network.get_text_features(**taken)
+        tokens = self.tokenizer(list(texts), truncation=True, max_length=length, **how).to(device)
+        taken = ("input_ids", "attention_mask") if is_clip else ("input_ids",)  # SigLIP attends to its padding
+        found = network.get_text_features(**{key: tokens[key] for key in taken if key in tokens})
         features: Tensor = found if isinstance(found, Tensor) else found.pooler_output
         return features.float()
-
-    def put(self, tensors: dict[str, Tensor]) -> None:
-        """Add what a checkpoint needs beside the weights: the tokenizer's files, as bytes."""
-        inner = getattr(self.tokenizer, "tokenizer", self.tokenizer)  # open_clip wraps those of transformers
-        if not hasattr(inner, "save_pretrained"):
-            return  # open_clip's own, which comes with the package
-        with TemporaryDirectory(prefix="distcam-tokenizer-") as folder:
-            inner.save_pretrained(folder)
-            for file in sorted(Path(folder).iterdir()):
-                tensors[f"{_KEPT}{file.name}"] = torch.from_numpy(np.frombuffer(file.read_bytes(), np.uint8).copy())
 
 
 def text_tower(
@@ -124,13 +109,19 @@ def _tokenizer(whole: nn.Module, name: str, options: Mapping[str, Any], *, folde
 
 
 def keep_tower(tower: nn.Module | None, tensors: dict[str, Tensor], *, path: str | os.PathLike[str]) -> None:
-    """Add a tokenizer to a checkpoint's tensors; a tower of the user's own leaves them, with a remark."""
-    if isinstance(tower, TextTower):
-        tower.put(tensors)
-    elif tower is not None:
+    """Add a tokenizer's files to a checkpoint's tensors, as bytes; a tower of the user's own leaves, with a remark."""
+    if tower is not None and not isinstance(tower, TextTower):
         remark(f"{path}: the text tower is a module of your own, so the checkpoint takes no texts", stacklevel=4)
         for name in [name for name in tensors if name.startswith("text.")]:
             del tensors[name]
+    tokenizer: Any = getattr(tower, "tokenizer", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip wraps those of transformers
+    if not isinstance(tower, TextTower) or not hasattr(tokenizer, "save_pretrained"):
+        return  # open_clip's own comes with the package
+    with TemporaryDirectory(prefix="distcam-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(Path(folder).iterdir()):
+            tensors[f"{_KEPT}{file.name}"] = torch.from_numpy(np.frombuffer(file.read_bytes(), np.uint8).copy())
 
 
 def vectors_of(tower: nn.Module | None, texts: Sequence[str], *, architecture: str) -> Float[Tensor, "n d"]:

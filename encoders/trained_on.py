@@ -120,11 +120,7 @@ class TrainedOn:
 
     @classmethod
     def of_checkpoint(cls, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> TrainedOn | None:
-        """The record in a checkpoint, whose tensors are then weights alone; None in one that has none.
-
-        Raises:
-            WeightsError: it cannot be one.
-        """
+        """The record in a checkpoint, whose tensors are then weights alone; None in one that has none."""
         found = tensors.pop(DIGESTS, None)
         if found is None:
             return None
@@ -138,11 +134,7 @@ class TrainedOn:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> TrainedOn | None:
-        """The record in a checkpoint's file, without its weights; None if there is none.
-
-        Raises:
-            WeightsError: no checkpoint.
-        """
+        """The record in a checkpoint's file, without its weights; None if there is none."""
         from .checkpoint import read_checkpoint
 
         return cls.of_checkpoint(*read_checkpoint(path, only=DIGESTS))

@@ -17,18 +17,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchvision import models
-from torchvision.transforms import InterpolationMode
 
 from ..errors import InputError, WeightsError
 from ..files import is_file
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones.registry import available_architectures, require_architecture
+from .backbones.torchvisions import models, transforms
+from .heads import GAP, BNNeck, GeM, Pooling
 from .libraries import open_clips
 from .libraries.timms import transform_of
 from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, library_of, needs_weights, program_in, refuse_weight_file
-from .state_dicts import StateDict
+from .state_dicts import StateDict, load_state
 
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
 _PLACES = (
@@ -136,24 +136,14 @@ def _read_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
-    """Torchvision's default weights of an architecture, downloaded or from torch's cache, and their transform."""
-    if name not in models.list_models(module=models):
+def fetch_imagenet(name: str, *, otherwise: Transform | None = None) -> tuple[dict[str, Tensor], Transform]:
+    """Torchvision's default weights of a network, downloaded or from torch's cache, and their transform.
+
+    With a transform for what is no crop, `otherwise`, segmentation networks have weights too.
+    """
+    if otherwise is None and name not in models.list_models(module=models):
         raise WeightsError(f"{name}: there are no ImageNet weights; use weights='random' or a file (--weights FILE)")
     weights = models.get_model_weights(name).DEFAULT
-    return _fetched(name, weights), _transform_of(name, weights.transforms())
-
-
-def fetch_published(name: str, *, otherwise: Transform) -> tuple[dict[str, Tensor], Transform]:
-    """Torchvision's default weights of any of its networks, and their transform; `otherwise` where that is no crop."""
-    weights = models.get_model_weights(name).DEFAULT
-    preset = weights.transforms()
-    state = _fetched(name, weights)
-    return state, _transform_of(name, preset) if hasattr(preset, "crop_size") else otherwise
-
-
-def _fetched(name: str, weights: Any) -> dict[str, Tensor]:
-    """The tensors, downloaded or from torch's cache."""
     try:
         with redirect_stdout(sys.stderr):  # torch announces a download on standard output, which is for results
             state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -162,7 +152,15 @@ def _fetched(name: str, weights: Any) -> dict[str, Tensor]:
             f"{name}: could not download {weights.url} ({error}); pass a file you have (--weights FILE), or "
             "--weights random to try things out"
         ) from error
-    return state
+    preset, usual = weights.transforms(), usual_transform(name)
+    if not hasattr(preset, "crop_size"):
+        return state, otherwise or usual
+    return state, Transform(  # their crop is not taken over: one fit for all encoders
+        size=preset.crop_size[0],
+        mean=usual.mean if usual.mean == _HALF else tuple(preset.mean),
+        std=usual.std if usual.std == _HALF else tuple(preset.std),
+        interpolation="bicubic" if preset.interpolation == transforms.InterpolationMode.BICUBIC else "bilinear",
+    )
 
 
 def usual_transform(name: str) -> Transform:
@@ -171,16 +169,6 @@ def usual_transform(name: str) -> Transform:
         return Transform(84)
     # Torchvision's GoogLeNet and Inception re-normalise inside, here they do not.
     return Transform(mean=_HALF, std=_HALF) if name in ("googlenet", "inception_v3") else Transform()
-
-
-def _transform_of(name: str, preset: Any) -> Transform:
-    usual = usual_transform(name)
-    return Transform(  # their crop is not taken over: one fit for all encoders
-        size=preset.crop_size[0],
-        mean=usual.mean if usual.mean == _HALF else tuple(preset.mean),
-        std=usual.std if usual.std == _HALF else tuple(preset.std),
-        interpolation="bicubic" if preset.interpolation == InterpolationMode.BICUBIC else "bilinear",
-    )
 
 
 @contextmanager
@@ -212,10 +200,8 @@ class _SkipInitialisation(TorchFunctionMode):
 def is_checkpoint(source: str | os.PathLike[str]) -> bool:
     """True for a checkpoint's path, False for an architecture's name."""
     if not isinstance(source, str | os.PathLike):
-        hint = "; call it, to have a module" if callable(source) else ""
-        raise InputError(
-            f"expected an architecture's name, a checkpoint's path or a module, got {_shown(source)}{hint}"
-        )
+        got = _shown(source) + "; call it, to have a module" * callable(source)
+        raise InputError(f"expected an architecture's name, a checkpoint's path or a module, got {got}")
     if isinstance(source, str) and (library_of(source) is not None or source in available_architectures()):
         return False
     name = os.fspath(source)
@@ -225,12 +211,13 @@ def is_checkpoint(source: str | os.PathLike[str]) -> bool:
 
 def require_parts(*, head: object = None, transform: object = None, options: object = None) -> None:
     """Refuse parts of an encoder that are of another kind than they should be."""
-    if head is not None and not isinstance(head, nn.Module):
-        raise InputError(f"expected a module as head, such as Linear(64, 128), got {_shown(head)}")
-    if transform is not None and not isinstance(transform, Transform):
-        raise InputError(f"expected a Transform as transform, such as Transform(224), got {_shown(transform)}")
-    if options is not None and not isinstance(options, Mapping):
-        raise InputError(f"expected options as a dictionary, such as {{'last_stride': 1}}, got {_shown(options)}")
+    for value, kind, expected in (
+        (head, nn.Module, "a module as head, such as Linear(64, 128)"),
+        (transform, Transform, "a Transform as transform, such as Transform(224)"),
+        (options, Mapping, "options as a dictionary, such as {'last_stride': 1}"),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise InputError(f"expected {expected}, got {_shown(value)}")
 
 
 def _shown(value: object) -> str:
@@ -257,8 +244,8 @@ def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateD
         )
         weights = "random"
     if weights == "imagenet":
-        state, transform = fetch_imagenet(name)
-        return StateDict(state), transform
+        fetched, transform = fetch_imagenet(name)
+        return StateDict(fetched), transform
     return None if weights in ("random", "pretrained") else read_state_dict(weights), usual_transform(name)
 
 
@@ -276,3 +263,46 @@ def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
             stacklevel=5,
         )
     return transform or Transform()
+
+
+# --- Pooling and head that a file of weights brings beside a backbone --------------------------------------------
+
+_NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]|^bn\.")  # fast-reid's, the strong baseline's, MiewID's
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_GEM = re.compile(r"(^|\.)(pool\w*|gem\w*|gap|global_pool)\.p$")  # a learnt exponent of generalised-mean pooling
+
+
+def brought_pooling(pooling: Pooling, left: dict[str, Tensor], *, origin: str) -> Pooling:
+    """The pooling with the exponent that is left over, taken out of `left`; a mean becomes GeM, and says so."""
+    found = [name for name, tensor in left.items() if _GEM.search(name) and tensor.numel() == 1]
+    if len(found) != 1 or float(left[found[0]]) <= 0 or type(pooling) not in (GAP, GeM):
+        return pooling
+    name, exponent = found[0], float(left.pop(found[0]))
+    if isinstance(pooling, GAP):
+        remark(
+            f"{origin}: its {name!r} makes the pooling a generalised mean, p={exponent:.3g}; "
+            "encoder.pooling = GAP() takes the mean",
+            stacklevel=5,
+        )
+    return GeM(exponent)
+
+
+def brought_head(head: nn.Module, left: dict[str, Tensor], *, width: int, is_free: bool, origin: str) -> nn.Module:
+    """The head with the neck that is left over, which is taken out of `left`; a free one becomes it, and says so."""
+    places = [name.removesuffix("running_mean") for name in left if name.endswith(".running_mean")]
+    necks = [
+        place
+        for place in places
+        if _NECK.search(place) and all(f"{place}{name}" in left and left[f"{place}{name}"].ndim == 1 for name in _NORM)
+    ]
+    place = necks[0] if len(necks) == 1 else ""
+    if not place or not (is_free or isinstance(head, BNNeck)) or width != len(left[f"{place}running_mean"]):
+        return head
+    neck = head if isinstance(head, BNNeck) else BNNeck(width)
+    own = {f"norm.{name.removeprefix(place)}": left.pop(name) for name in list(left) if name.startswith(place)}
+    load_state(neck, own, origin=f"{origin}, {place}*", exact=True)
+    remark(
+        f"{origin}: its {place.rstrip('.')!r} is the head (BNNeck); head=Identity() takes the pooled vector",
+        stacklevel=5,
+    )
+    return neck

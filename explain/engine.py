@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,18 +18,7 @@ from ..errors import InputError, ShapeError
 from ..metrics.maps import is_constant
 from .inputs import Metric, Norm, Weighting, refuse_non_finite
 from .layer_runs import LayerView, capture
-from .methods.cam import (
-    caam,
-    cam,
-    eigen_cam,
-    grad_cam,
-    grad_cam_plus_plus,
-    hires_cam,
-    layer_cam,
-    seg_xres_cam,
-    weighted_sum,
-    xgrad_cam,
-)
+from .methods import cam as cams
 from .methods.dist_cam import WeightOptions, dist_cam
 from .methods.full_grad import full_grad, full_gradient
 from .methods.lift_cam import lift_weights
@@ -43,23 +32,14 @@ ENCODERS_LAYER = "backbone"
 
 @dataclass(frozen=True, eq=False)
 class ActivationMaps:
-    """The maps of b images for m questions each, raw: at the layer's resolution, unscaled.
+    """The maps of b images for m questions each, raw: at the layer's resolution, unscaled."""
 
-    Attributes:
-        maps: (b, m, h, w); `upsample` and `normalise` are for showing them.
-        is_constant: where a map explains nothing, because all its values are alike (often 0 behind the ReLU).
-        scores: what was asked, on the images as they are.
-        method: the method's name in `METHODS`.
-        layer: the layer whose activations were used; "" for FullGrad, which uses all.
-        target: as it was given.
-    """
-
-    maps: Float[Tensor, "b m h w"]
-    is_constant: Bool[Tensor, "b m"]
-    scores: Float[Tensor, "b m"]
-    method: str
-    layer: str
-    target: Target
+    maps: Float[Tensor, "b m h w"]  # `upsample` and `normalise` are for showing them
+    is_constant: Bool[Tensor, "b m"]  # such a map explains nothing: all its values are alike (often 0 behind the ReLU)
+    scores: Float[Tensor, "b m"]  # what was asked, on the images as they are
+    method: str  # its name in `METHODS`
+    layer: str  # whose activations were used; "" for FullGrad, which uses all
+    target: Target  # as it was given
 
     def __post_init__(self) -> None:
         if not self.maps.shape[:2] == self.is_constant.shape == self.scores.shape:
@@ -85,9 +65,9 @@ def explain_image(
 ) -> ActivationMaps:
     """Maps of where a network sees what is asked: one for each image and question.
 
-    The model is run in evaluation mode and left exactly as it was. Any method answers any target. Dist-CAM compares
-    pooled vectors, so for a similarity it needs the layer that is pooled; for other scores its reference is the
-    direction they take in channel space, `Σ_ij g_kij`: for a class behind average pooling the classifier's row.
+    The model is run in evaluation mode and left as it was. Any method answers any target. Dist-CAM compares pooled
+    vectors, so for a similarity it needs the layer that is pooled; for other scores its reference is the direction they
+    take in channel space, `Σ_ij g_kij`: for a class behind average pooling the classifier's row.
 
     Args:
         model: a network, or an `Encoder`; its images do not depend on one another in evaluation mode.
@@ -121,8 +101,8 @@ def explain_image(
         maps = full_grad(gradient, (images.shape[-2], images.shape[-1]))
         return ActivationMaps(maps, is_constant(maps), gradient.scores, name, "", target)
     if layer is None and not isinstance(model, Encoder):
-        names = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)]
-        hint = f" (its last convolution is {names[-1]!r})" if names else ""
+        *_, last = ["", *(name for name, part in model.named_modules() if isinstance(part, nn.Conv2d))]
+        hint = f" (its last convolution is {last!r})" if last else ""
         raise InputError(
             f"name the layer of {type(model).__name__} to look at{hint}; only an Encoder has one of its own"
         )
@@ -133,8 +113,7 @@ def explain_image(
         return ActivationMaps(maps, is_constant(maps), view.scores.detach(), name, layer, target)
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A method by name."""
 
     title: str
@@ -167,7 +146,7 @@ def _of_weights(title: str, weigh: Callable[..., Tensor]) -> Method:
     """A method that sums the channels with the weights that `weigh` finds by running the network again."""
 
     def compute(view: LayerView, *, relu: bool = True, **options: Any) -> Tensor:
-        return weighted_sum(view.activations, weigh(view, **options), relu=relu)
+        return cams.weighted_sum(view.activations, weigh(view, **options), relu=relu)
 
     return _method(title, compute, compute, weigh)
 
@@ -215,15 +194,15 @@ def _where_asked(view: LayerView, maps: Tensor) -> Tensor:
 
 
 METHODS: Mapping[str, Method] = {
-    "cam": _of_gradients("CAM", cam),
-    "caam": _of_activations("CAAM", caam),
-    "gradcam": _of_gradients("Grad-CAM", grad_cam),
-    "gradcam++": _of_gradients("Grad-CAM++", grad_cam_plus_plus),
-    "xgradcam": _of_gradients("XGrad-CAM", xgrad_cam),
-    "layercam": _of_gradients("LayerCAM", layer_cam),
-    "hirescam": _of_gradients("HiResCAM", hires_cam),
-    "segxrescam": _of_gradients("Seg-XRes-CAM", seg_xres_cam),
-    "eigencam": _of_activations("Eigen-CAM", eigen_cam),
+    "cam": _of_gradients("CAM", cams.cam),
+    "caam": _of_activations("CAAM", cams.caam),
+    "gradcam": _of_gradients("Grad-CAM", cams.grad_cam),
+    "gradcam++": _of_gradients("Grad-CAM++", cams.grad_cam_plus_plus),
+    "xgradcam": _of_gradients("XGrad-CAM", cams.xgrad_cam),
+    "layercam": _of_gradients("LayerCAM", cams.layer_cam),
+    "hirescam": _of_gradients("HiResCAM", cams.hires_cam),
+    "segxrescam": _of_gradients("Seg-XRes-CAM", cams.seg_xres_cam),
+    "eigencam": _of_activations("Eigen-CAM", cams.eigen_cam),
     "ablationcam": _of_weights("Ablation-CAM", ablation_weights),
     "scorecam": _of_weights("Score-CAM", score_weights),
     "fullgrad": Method("FullGrad", full_grad, ()),
@@ -236,9 +215,7 @@ METHODS: Mapping[str, Method] = {
 def method_name(method: str) -> str:
     """The method's name in `METHODS`; "Seg-Grad-CAM" is Grad-CAM with a target of pixels, and so on."""
     name = method.lower().replace("-", "").replace("_", "").replace(" ", "")
-    name = SEGMENTATION_NAMES.get(name, name)
-    if name not in METHODS:
-        name = name.removeprefix("seg")
+    name = SEGMENTATION_NAMES.get(name, name if name in METHODS else name.removeprefix("seg"))
     if name not in METHODS:
         raise InputError(f"method={method!r} is not known; nearest: {closest(name, list(METHODS))}")
     return name

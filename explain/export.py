@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -26,11 +25,9 @@ from ..errors import DistcamError, InputError, MissingExtraError
 from ..files import replacing, write_text
 
 TOLERANCE = 1e-4
-_OUTPUTS = ("embedding", "response_map")
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(NamedTuple):
     """A program that was written, and how far it is from the encoder it was made of."""
 
     path: Path
@@ -58,10 +55,8 @@ class _Program(nn.Module):
 def export_encoder(encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8[Tensor, "b 3 rows columns"]) -> Export:
     """Write an encoder as a program with two outputs and a free batch size, checked on images; a JSON stands beside it.
 
-    Args:
-        encoder: in evaluation mode; its head must be affine, or the map would hold to first order only.
-        path: `.onnx` (needs the extra `onnx`), or `.pt2` for `torch.export.load`.
-        pixels: images to check on, at least two, as the encoder's transform leaves them.
+    It is in evaluation mode, and its head affine, or the map would hold to first order only. `path` is `.onnx` (needs
+    the extra `onnx`), or `.pt2` for `torch.export.load`; `pixels` are two images or more, as its transform leaves them.
     """
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):
@@ -78,11 +73,10 @@ def export_encoder(encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8
         expected = program(pixels)
     described = _described(encoder, expected)
     with replacing(path) as aside:
-        write, run = (_write_onnx, _run_onnx) if path.suffix == ".onnx" else (_write_torch, _run_torch)
+        write = _written_onnx if path.suffix == ".onnx" else _written_torch
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of exporters about themselves
-            write(_traced(program, pixels, encoder.architecture), aside, described)
-        answered = run(aside)
+            answered = write(_traced(program, pixels, encoder.architecture), aside, json.dumps(described))
         difference = max(_difference(answered, program, pixels), _difference(answered, program, pixels[:1]))
         if not difference <= TOLERANCE:
             raise DistcamError(
@@ -121,47 +115,34 @@ def _traced(program: nn.Module, pixels: Tensor, name: str) -> Any:
         raise InputError(f"{name} cannot be traced by torch.export ({why or type(error).__name__})") from error
 
 
-def _write_torch(traced: Any, path: Path, described: dict[str, Any]) -> None:
+def _written_torch(traced: Any, path: Path, told: str) -> Callable[[Tensor], Sequence[Tensor]]:
+    """A program of `torch.export` in a file, and as it runs from there."""
     with path.open("wb") as file:
-        torch.export.save(traced, file, extra_files={"distcam.json": json.dumps(described)})
-
-
-def _run_torch(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        torch.export.save(traced, file, extra_files={"distcam.json": told})
     with path.open("rb") as file:
-        loaded: Any = torch.export.load(file).module()
-    return lambda pixels: loaded(pixels)
-
-
-def _write_onnx(traced: Any, path: Path, described: dict[str, Any]) -> None:
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 - torch's exporter wants it
-    except ImportError as error:
-        raise MissingExtraError(f"ONNX needs {error.name}, which is not here: pip install 'distcam[onnx]'") from error
-    exported = torch.onnx.export(
-        traced, input_names=["pixels"], output_names=list(_OUTPUTS), dynamo=True, verbose=False
-    )
-    assert exported is not None
-    model = exported.model_proto
-    model.metadata_props.add(key="distcam", value=json.dumps(described))
-    onnx.save(model, str(path))
-
-
-def _run_onnx(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("the check needs onnxruntime: pip install 'distcam[onnx]'") from error
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = session.run(list(_OUTPUTS), {"pixels": pixels.numpy()})
-        return torch.from_numpy(first), torch.from_numpy(second)
-
+        run: Callable[[Tensor], Sequence[Tensor]] = torch.export.load(file).module()
     return run
 
 
-def _difference(run: Callable[[Tensor], tuple[Tensor, Tensor]], program: nn.Module, pixels: Tensor) -> float:
+def _written_onnx(traced: Any, path: Path, told: str) -> Callable[[Tensor], Sequence[Tensor]]:
+    """A program of ONNX likewise."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch's exporter wants it
+    except ImportError as error:
+        raise MissingExtraError(f"ONNX needs {error.name}, which is not here: pip install 'distcam[onnx]'") from error
+    names = ["embedding", "response_map"]
+    exported = torch.onnx.export(traced, input_names=["pixels"], output_names=names, dynamo=True, verbose=False)
+    assert exported is not None
+    model = exported.model_proto
+    model.metadata_props.add(key="distcam", value=told)
+    onnx.save(model, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda pixels: [torch.from_numpy(each) for each in session.run(names, {"pixels": pixels.numpy()})]
+
+
+def _difference(run: Callable[[Tensor], Sequence[Tensor]], program: nn.Module, pixels: Tensor) -> float:
     with torch.no_grad():
         pairs = list(zip(run(pixels), program(pixels), strict=True))
     return max(float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)) for ours, theirs in pairs)

@@ -20,11 +20,8 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 
 def check_options(metric: str, weighting: str, norm: str, tau: float) -> None:
     """Refuse what is not one of the documented options."""
-    for name, value, choices in (
-        ("metric", metric, METRICS),
-        ("weighting", weighting, WEIGHTINGS),
-        ("norm", norm, NORMS),
-    ):
+    options = {"metric": (metric, METRICS), "weighting": (weighting, WEIGHTINGS), "norm": (norm, NORMS)}
+    for name, (value, choices) in options.items():
         if value not in choices:
             raise InputError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}")
     if not (math.isfinite(tau) and tau >= 0):

@@ -1,7 +1,4 @@
-"""Runs of a network with a look at one layer, which leave modes, hooks, gradients and random numbers as they were.
-
-Only what lies behind the layer is recorded for gradients: its output is handed on as a new leaf.
-"""
+"""Runs of a network with a look at one layer, a new leaf of gradients; all else about the network stays as it was."""
 
 from __future__ import annotations
 
@@ -27,12 +24,8 @@ UNRELATED = "the score does not depend on the layer; choose one that leads to th
 def capture(model: nn.Module, layer: str) -> Iterator[LayerRun]:
     """A network in evaluation mode that can be run with a look at one of its layers.
 
-    Args:
-        model: any network whose rows do not depend on one another in evaluation mode.
-        layer: a name from `model.named_modules()`; its output is a map (b, k, h, w), channels last, or tokens.
-
-    Raises:
-        InputError: there is no such layer; the message holds the three nearest names.
+    Its rows must not depend on one another. The layer is a name from `model.named_modules()` (else an InputError with
+    the three nearest); its output is a map (b, k, h, w), channels last, or tokens.
     """
     layer = find_layer(model, layer)[0]
     require_layer(model, layer)
@@ -86,8 +79,7 @@ class LayerRun:
 
     def replay(self, rows: Int[Tensor, " r"], edit: Callable[[Tensor], None], *, share: bool = False) -> Any:
         """The network's output for some of the images when the layer's map is edited; no gradients are recorded."""
-        edited = self.leaf.detach()[rows].clone()
-        edit(self.as_map(edited))
+        edit(self.as_map(edited := self.leaf.detach()[rows].clone()))
         with torch.no_grad():
             return self._run(self.images[rows[:1] if share else rows], lambda _: edited)
 
@@ -122,8 +114,7 @@ class LayerRun:
 
     def as_map(self, output: Any) -> Tensor:
         """The layer's output as (b, k, h, w): always a view, so that what is written to it reaches the output."""
-        size = (self.images.shape[-2], self.images.shape[-1])
-        return as_feature_map(output, size, origin=f"layer {self.layer!r}")
+        return as_feature_map(output, (*self.images.shape[-2:],), origin=f"layer {self.layer!r}")
 
     def _run(self, images: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
         """The output for images when what the layer returns is changed on its way."""
@@ -165,16 +156,13 @@ def jacobian(scores: Float[Tensor, "b m"], inputs: Sequence[Tensor], *, allow_un
     directions = one_hot[:, None].expand(-1, n_images, -1)
 
     def product(direction: Tensor, *, batched: bool) -> list[Tensor]:
-        found = torch.autograd.grad(
-            scores, inputs, direction, retain_graph=True, is_grads_batched=batched, allow_unused=True
-        )
+        how = {"retain_graph": True, "is_grads_batched": batched, "allow_unused": True}
+        found = torch.autograd.grad(scores, inputs, direction, **how)
         if not allow_unrelated and any(gradient is None for gradient in found):
             raise InputError(UNRELATED)
         several = direction.shape[:-2]  # (n,) for a batch of directions
-        return [
-            at.new_zeros((*several, *at.shape)) if gradient is None else gradient
-            for at, gradient in zip(inputs, found, strict=True)
-        ]
+        pairs = zip(inputs, found, strict=True)
+        return [at.new_zeros((*several, *at.shape)) if gradient is None else gradient for at, gradient in pairs]
 
     def products(some: Tensor) -> list[Tensor]:
         if len(some) > 1:
@@ -201,9 +189,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     was_fused = torch.backends.mha.get_fastpath_enabled()
     generators = torch.random.fork_rng(devices=list(devices))
     with evaluating(model), eagerly(model), generators, torch.inference_mode(False):
-        torch.backends.mha.set_fastpath_enabled(
-            False
-        )  # a fused transformer layer never calls its parts, nor their hooks
+        torch.backends.mha.set_fastpath_enabled(False)  # a fused layer never calls its parts, nor their hooks
         try:
             yield
         finally:

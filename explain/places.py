@@ -38,14 +38,14 @@ def point_in_input(point: tuple[float, float], transform: Transform, size: tuple
     (6, 1)
     """
     view = transform.view(*size)
-    x, y = point
-    if not (view.contains(x, y) and 0 <= x < size[0] and 0 <= y < size[1]):
-        seen = tuple(round(edge, 1) for edge in view.clipped(*size))
-        raise InputError(
-            f"the point {(x, y)} lies outside what the network sees of an image of {size[0]}×{size[1]} pixels, "
-            f"(left, top, right, bottom) = {seen}"
-        )
+    if not view.clipped(*size).contains(*point):
+        raise InputError(f"the point {point} lies outside {_seen(view, size)}")
     return position_of(point, view, (transform.height, transform.width))
+
+
+def _seen(view: Box, size: tuple[int, int]) -> str:
+    edges = tuple(round(edge, 1) for edge in view.clipped(*size))
+    return f"what the network sees of an image of {size[0]}×{size[1]} pixels, (left, top, right, bottom) = {edges}"
 
 
 def position_of(point: tuple[float | int, float | int], view: Box, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -106,13 +106,9 @@ def sample_mask(mask: NDArray[Any], transform: Transform) -> tuple[NDArray[Any],
 
 def box_in_input(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
     """A box of the image in pixels of the network's input, clipped to it."""
-    view = transform.view(*size)
     inside = project(visible_box(box, size), transform, size).clipped(transform.width, transform.height)
     if not inside.area > 0:  # NaN fails too
-        raise InputError(
-            f"the box {tuple(box)} lies outside what the network sees of an image of "
-            f"{size[0]}×{size[1]} pixels, (left, top, right, bottom) = {tuple(view.clipped(*size))}"
-        )
+        raise InputError(f"the box {tuple(box)} lies outside {_seen(transform.view(*size), size)}")
     return inside
 
 
@@ -130,17 +126,13 @@ def box_from_map(heat_map: Float[Tensor, "h w"], *, threshold: float = 0.2) -> B
     """The tight box around a map's largest hot region, in pixels of the map.
 
     The map is scaled to [0, 1] by its minimum and maximum; the region is the largest 8-connected component of positions
-    at `threshold` or above. Resize the map to the image first (`upsample`) for a box in image pixels; the box of the
-    small map, `scaled`, is coarser. A constant map gives the box of the whole map.
+    at `threshold`, which is in [0, 1], or above. Resize the map to the image first (`upsample`) for a box in image
+    pixels; the box of the small map, `scaled`, is coarser. A constant map gives the box of the whole map.
 
     0.2 is what CAM uses; it is too low for maps whose floor is high. Choose it on held-out images with boxes.
 
-    Raises:
-        InputError: `threshold` is not in [0, 1], or the map is not finite.
-
     Source: [Dist-CAM] Table 1 (no threshold is stated there); Zhou et al. 2016, §3.2 (0.2).
 
-    >>> import torch
     >>> box_from_map(torch.tensor([[0.0, 0.0, 9.0], [5.0, 0.0, 6.0], [0.0, 0.0, 6.0]]), threshold=0.5)
     Box(left=2.0, top=0.0, right=3.0, bottom=3.0)
     """

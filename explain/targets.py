@@ -33,15 +33,10 @@ Pixels = NamedPixels | ComponentAt | Box | tuple[int, int] | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A target with nothing left open: m numbers for each image, larger for more of what is asked.
+    """A target with nothing left open: m numbers for each image, larger for more of what is asked."""
 
-    Attributes:
-        measure: (output, rows) → (r, m); row i of the output belongs to image `rows[i]`.
-        n_images: b.
-    """
-
-    measure: Callable[[Any, Tensor], Tensor]
-    n_images: int
+    measure: Callable[[Any, Tensor], Tensor]  # (output, rows) → (r, m); row i of the output belongs to image `rows[i]`
+    n_images: int  # b
 
     def __call__(self, output: Any, rows: Int[Tensor, " r"] | None = None) -> Float[Tensor, "r m"]:
         """The numbers for an output of the network; without `rows` it holds all images, in order."""
@@ -60,9 +55,8 @@ class Target(Protocol):
 class ClassScore:
     """The score (logit) of a class, from an output (b, c).
 
-    Attributes:
-        index: one class for all images; a tensor (b,) with one for each image; (b, m) or (1, m) with m for each image;
-            or None, the class with the highest score.
+    `index` is one class for all images; a tensor (b,) with one for each image; (b, m) or (1, m) with m for each image;
+    or None, the class with the highest score.
 
     >>> logits = torch.tensor([[1.0, 5.0], [3.0, 2.0]])
     >>> ClassScore(torch.tensor([[0, 1]])).fix(logits)(logits)
@@ -73,12 +67,7 @@ class ClassScore:
     index: int | Tensor | None = None
 
     def fix(self, output: Any) -> Score:
-        """The score for images with this output.
-
-        Raises:
-            InputError: the class does not exist.
-            ShapeError: the output is not (b, c), or the number of classes asked for is not the number of images.
-        """
+        """The score for images with this output; InputError for a class that is none, ShapeError for a misfit."""
         logits = _scores(output, n_dims=2)
         asked = logits.argmax(1, keepdim=True) if self.index is None else _asked(self.index, logits)
 
@@ -119,15 +108,9 @@ class PixelScore:
     pixels: Pixels = "predicted"
 
     def fix(self, output: Any) -> Score:
-        """The score for images with this output.
-
-        Raises:
-            InputError: the class does not exist, or a pixel or box lies outside.
-            ShapeError: the output is not (b, c, h, w), or mask or number of classes do not fit it.
-        """
+        """The score for images with this output; InputError for a class or place outside, ShapeError for a misfit."""
         logits = _scores(output, n_dims=4)
-        asked = _asked(self.category, logits)
-        mask = self._mask(logits.detach(), asked)
+        mask = self._mask(logits.detach(), asked := _asked(self.category, logits))
 
         def measure(output: Any, rows: Tensor) -> Tensor:
             logits, own = _scores(output, n_dims=4), rows.to(asked.device)
@@ -154,15 +137,12 @@ class PixelScore:
                 f"pixels={self.pixels!r} is not known; choose one of {', '.join(get_args(NamedPixels))}, "
                 "or give a Box, a (row, column), or a mask"
             )
-        rectangle = _rectangle(self.pixels, shape, logits.device)
-        if not isinstance(self.pixels, ComponentAt):
-            return rectangle
-        region = rectangle & predicted
-        while True:  # the 8-connected regions that the rectangle lies in
-            larger = functional.max_pool2d(region.float(), 3, stride=1, padding=1).bool() & predicted
-            if torch.equal(larger, region):
-                return region
-            region = larger
+        larger = _rectangle(self.pixels, shape, logits.device)
+        region = torch.zeros_like(larger)
+        while isinstance(self.pixels, ComponentAt) and not torch.equal(larger & predicted, region):
+            region = larger & predicted  # the 8-connected regions that the rectangle lies in
+            larger = functional.max_pool2d(region.float(), 3, stride=1, padding=1).bool()
+        return region if isinstance(self.pixels, ComponentAt) else larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,12 +164,7 @@ class Similarity:
     metric: Metric = "cosine"
 
     def fix(self, output: Any) -> Score:
-        """The score for images with this output, which is (b, d) or an `Encoding`.
-
-        Raises:
-            InputError: unknown metric, or references that are not finite.
-            ShapeError: the numbers of images or dimensions differ.
-        """
+        """The score for images with this output, which is (b, d) or an `Encoding`; ShapeError where it does not fit."""
         if self.metric not in METRICS:
             raise InputError(f"metric={self.metric!r} is not known; choose one of {', '.join(METRICS)}")
         references = self.for_images(vector_of(output))
@@ -254,11 +229,9 @@ def _asked(index: int | Tensor, scores: Tensor) -> Tensor:
     """The classes asked for, (b, m), each of them existing."""
     given = asked = torch.as_tensor(index, device=scores.device)
     n_images, n_classes = scores.shape[:2]
-    if asked.ndim == 0:
-        asked = asked.expand(n_images)
-    if asked.ndim == 1:
-        asked = asked[:, None]
-    elif asked.ndim == 2 and len(asked) == 1:
+    if asked.ndim < 2:
+        asked = asked.reshape(-1, 1)
+    if given.ndim in (0, 2) and len(asked) == 1:
         asked = asked.expand(n_images, -1)
     if asked.ndim != 2 or len(asked) != n_images:
         raise ShapeError(

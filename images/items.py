@@ -6,9 +6,14 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Final
 
+from PIL import Image
+
+from ..errors import ImageError
 from .geometry import Box
 
+MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
 _FRAGMENT = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DOTALL)
 
 
@@ -61,3 +66,16 @@ def widened(item: str | os.PathLike[str], margin: float) -> Path:
     """An item whose box is wider by a margin, see `with_margin`; an image as a whole stays as it is."""
     file, box = split_item(item)
     return Path(item if box is None else item_of(file, with_margin(box, margin)))
+
+
+def crop(image: Image.Image, box: Box, *, name: str = "<image>") -> Image.Image:
+    """The part of an upright image inside a box; ImageError where that has a side under `MIN_SIDE` pixels."""
+    edges = whole_pixels(box.clipped(*image.size))
+    if min(edges.width, edges.height) < MIN_SIDE:
+        width, height = image.size
+        raise ImageError(
+            name,
+            f"the box ({', '.join(f'{edge:g}' for edge in box)}) has less than {MIN_SIDE}x{MIN_SIDE} pixels of the "
+            f"image, which is {width}x{height}",
+        )
+    return image.crop(edges)

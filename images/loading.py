@@ -10,11 +10,11 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
+import numpy as np
 from PIL import (
     AvifImagePlugin,  # noqa: F401  (importing a plugin registers its decoder)
     BmpImagePlugin,  # noqa: F401
@@ -29,15 +29,13 @@ from PIL import (
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError, InputError
-from ..progress import Progress
 from ..remarks import DistcamWarning, remark
-from .geometry import Box, as_rgb, bare, stored_orientation
-from .items import split_item, widened
-from .work import gif_size, require_bounded, tiff_kind, without_text
+from .geometry import Box, Fitting, as_rgb, bare, turned
+from .items import MIN_SIDE, crop, split_item
+from .work import gif_size, require_bounded, stored_orientation, tiff_kind, without_text
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
 _REDUCIBLE = 4  # a JPEG of so many times the limit is read at a half or a quarter of its size
-MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
 
 # What a folder walk looks at. HEIC is among them so that it is refused with a reason, not silently left out.
 # fmt: off
@@ -140,10 +138,40 @@ def read_image(
         ImageError: the file is no usable image; `reason` says why.
         InputError: the source is nothing to read from, such as an array.
     """
+    return _decoded(source, max_pixels, whole=whole, background=background)[0]
+
+
+def read_levels(
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    fitting: Fitting,
+    *,
+    max_pixels: int | None = None,
+    whole: bool = False,
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[int, int]]:
+    """What a network sees of an image file, (3, height, width), and the width and height of the upright image.
+
+    As `fitting.levels(read_image(…))`, but that a JPEG is decoded at the size that `fitting.reduction` allows.
+    """
+    image, size, box = _decoded(source, max_pixels, whole=whole, fitting=fitting)
+    return fitting.levels(image, size, box), size
+
+
+def _decoded(
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    max_pixels: int | None,
+    *,
+    whole: bool,
+    background: tuple[int, int, int] = (255, 255, 255),
+    fitting: Fitting | None = None,
+) -> tuple[Image.Image, tuple[int, int], Box]:
+    """The image, perhaps a reduced copy; the size that it stands for; and the rectangle of all of it in the copy."""
     limit = pixel_limit() if max_pixels is None else max_pixels
     with _reading(source) as (stream, name):
         opened = _open(stream, limit, name)
         width, height = full = opened.size
+        orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)  # Pillow turns TIFFs by itself
+        orientation = orientation if 1 <= orientation <= 8 else 1
+        part, times = _box_of(source), 1
         if not whole and opened.format == "JPEG" and limit < width * height <= _REDUCIBLE * limit:
             # the decoder leaves out the finest detail, where all of it would be too much
             scale = next(scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit)
@@ -152,55 +180,23 @@ def read_image(
                 f"a JPEG of more than {limit:,} pixels ({width}x{height}) was read at 1/{scale} of its size; "
                 f"--max-pixels {width * height} (in Python set_pixel_limit) reads it whole"
             )
-        _check_size(opened.size, limit, name)
+            width, height = opened.size
+        elif fitting is not None and part is None and opened.format == "JPEG":
+            times = fitting.reduction(width, height) if orientation < 5 else fitting.reduction(height, width)
+        _check_size((width, height), limit, name)
+        if times > 1:
+            opened.draft(None, (width // times, height // times))
         opened.load()
-        orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)  # Pillow turns TIFFs by itself
+        box = turned(Box(0, 0, width / times, height / times), orientation, opened.size)
         upright = bare(as_rgb(opened, background=background, name=name), orientation)
-        box = _box_of(source)
-        return upright if box is None else crop(upright, box.scaled(max(upright.size) / max(full)), name=name)
-
-
-def crop(image: Image.Image, box: Box, *, name: str = "<image>") -> Image.Image:
-    """The part of an upright image inside a box; ImageError where that has a side under `MIN_SIDE` pixels."""
-    part = box.clipped(*image.size)
-    edges = (round(part.left), round(part.top), round(part.right), round(part.bottom))
-    if min(edges[2] - edges[0], edges[3] - edges[1]) < MIN_SIDE:
-        width, height = image.size
-        raise ImageError(
-            name,
-            f"the box ({', '.join(f'{edge:g}' for edge in box)}) has less than {MIN_SIDE}x{MIN_SIDE} pixels of the "
-            f"image, which is {width}x{height}",
-        )
-    return image.crop(edges)
-
-
-def read_item(root: str | os.PathLike[str], path: str, *, margin: float = 0.0) -> Image.Image:
-    """The image of a gallery's stored path: of a box the crop, wider by `margin`, which the gallery keeps."""
-    return read_image(widened(os.path.join(root, path), margin))  # noqa: PTH118  (may end in a box)
+        if part is not None:
+            cut = crop(upright, part.scaled(max(upright.size) / max(full)), name=name)
+            return cut, cut.size, Box(0, 0, *cut.size)
+        return upright, (width, height) if orientation < 5 else (height, width), box
 
 
 def _box_of(source: object) -> Box | None:
     return split_item(source)[1] if isinstance(source, (str, os.PathLike)) else None
-
-
-def unreadable(files: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None) -> dict[int, str]:
-    """Place and reason of each file that is no readable image; every file is decoded once, by several threads."""
-
-    def reason(file: str | os.PathLike[str]) -> str | None:
-        try:
-            read_image(file)
-        except ImageError as error:
-            return error.reason
-        return None
-
-    found: dict[int, str] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for number, problem in enumerate(threads.map(reason, files)):
-            if problem is not None:
-                found[number] = problem
-            if progress is not None:
-                progress(number + 1, len(files))
-    return found
 
 
 @contextmanager

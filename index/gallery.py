@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
     from ..encoders import Encoder
     from ..images.boxes.cutting import GivenBoxes
     from ..images.masks import MaskFolder
-    from ..metrics.fusion import LineScale, Verification
+    from ..metrics.fusion import LineScale, VerifyGain
     from ..progress import Progress
     from .building.build import ImageFiles, Precision
     from .building.ray import RayEngine
@@ -181,7 +181,7 @@ class Gallery(GalleryReader):
             writer.commit(rejection=rejection)
         return rejection
 
-    def keep_lines(self, scale: LineScale, verification: Verification | None = None) -> None:
+    def keep_lines(self, scale: LineScale, verification: VerifyGain | None = None) -> None:
         """Keep what lines of this gallery are measured against, and whether verified matches are better."""
         with self._writing() as writer:
             self._require_same_gallery(self.snapshot)

@@ -239,9 +239,13 @@ class GalleryReader:
                     f"{self.folder} holds imported vectors, and which encoder made them is not known: stored images "
                     "and vectors can be queried, other images cannot; if you know it, import again with --encoder"
                 )
+            decoded, stored = getattr(encoder, "transform", None), mine.description.get("transform", {})
+            remedy = ""
+            if getattr(decoded, "decoding", "full") != stored.get("decoding", "full"):
+                remedy = "give the encoder Transform(…, decoding='full'), as version 0.1 decoded images, "
             raise FingerprintMismatchError(
                 f"{self.folder} was built with {mine.short_name}, the encoder given is {encoder.short_name}; "
-                "leave --encoder out to use the gallery's own, or build the gallery again"
+                f"{remedy}leave --encoder out to use the gallery's own, or build the gallery again"
             )
 
     @property

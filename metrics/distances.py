@@ -52,9 +52,8 @@ def check_vectors(spec: SearchSpec, vectors: npt.ArrayLike, *, what: str = "vect
     values = lengths.tolist()
     if not sum(values) < np.inf:
         row = int(np.flatnonzero(~np.isfinite(lengths))[0])
-        raise InputError(
-            f"expected finite {what}, got NaN or infinity in row {row}; encode that image again or leave it out"
-        )
+        got = f"NaN or infinity in row {row}"
+        raise InputError(f"expected finite {what}, got {got}; encode that image again or leave it out")
     if spec.metric == "cosine" and 0.0 in values:
         row = int(np.flatnonzero(lengths == 0)[0])
         raise InputError(f"cosine distance needs a direction, but row {row} of the {what} is all zeros; leave it out")
@@ -144,14 +143,8 @@ def cluster(vectors: npt.NDArray[np.float32], n_clusters: int, *, seed: int) -> 
 
     distinct = Distinct.of(vectors)
     points, dim = vectors[distinct.first], vectors.shape[1]
-    kmeans = faiss.Kmeans(
-        dim,
-        min(n_clusters, len(points)),
-        niter=20,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(points),
-    )
+    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
+    kmeans = faiss.Kmeans(dim, min(n_clusters, len(points)), niter=20, seed=seed, **limits)
     kmeans.train(points, weights=distinct.counts.astype(np.float32))
     assigned: npt.NDArray[np.int64] = kmeans.index.search(points, 1)[1][:, 0]
     return assigned[distinct.number]

@@ -150,39 +150,34 @@ class Explained:
         """Numbers about each map, with its highest place and the box at half height in pixels of the image."""
         from ...explain import normalise
         from ...explain.drawing.panels import place_box
+        from ...explain.places import middle_of
         from ...metrics.maps import peak
 
         maps = []
         for name, found in self.maps.items():
             heat = found.maps[0, 0]
-            row, column = peak(heat)
-            rows, columns = heat.shape
-            x = self.view.left + (column + 0.5) * self.view.width / columns
-            y = self.view.top + (row + 0.5) * self.view.height / rows
             box = place_box(normalise(heat), self.view).clipped(*self.image.size)
-            maps.append(
-                {
-                    "method": name,
-                    "layer": found.layer,
-                    "is_constant": bool(found.is_constant[0, 0]),
-                    "lowest": float(heat.min()),
-                    "highest": float(heat.max()),
-                    "peak": [round(x, 2), round(y, 2)],
-                    "box": [round(edge, 2) for edge in box],
-                }
-            )
-        described: dict[str, Any] = {
-            "image": str(self.path),
-            "target": self.target,
-            "score": float(next(iter(self.maps.values())).scores[0, 0]),
-            "maps": maps,
+            described: dict[str, Any] = {"method": name, "layer": found.layer}
+            described["is_constant"] = bool(found.is_constant[0, 0])
+            described |= {"lowest": float(heat.min()), "highest": float(heat.max())}
+            described["peak"] = [round(each, 2) for each in middle_of(peak(heat), self.view, heat.shape)]
+            maps.append({**described, "box": [round(edge, 2) for edge in box]})
+        measures = {
+            name: {key: float(value[0, 0]) for key, value in measured._asdict().items()}
+            for name, measured in self.faithfulness.items()
         }
-        if self.faithfulness:
-            described["faithfulness"] = {
-                name: {key: float(value[0, 0]) for key, value in measured._asdict().items()}
-                for name, measured in self.faithfulness.items()
-            }
-        return described
+        told = {"image": str(self.path), "target": self.target, "score": self.score, "maps": maps}
+        return told | ({"faithfulness": measures} if measures else {})
+
+    @property
+    def score(self) -> float:
+        """The network's answer to what is asked."""
+        return float(next(iter(self.maps.values())).scores[0, 0])
+
+    @property
+    def title(self) -> str:
+        """The image's name, what is asked, and the answer."""
+        return f"{self.path.name}: {self.target}, score {self.score:.4g}"
 
 
 def _explained(
@@ -222,53 +217,38 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawSty
     from ...images import Box
 
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}
-    first = [next(iter(each.maps.values())) for each in found]
-    arrays = {
-        "images": np.array([str(each.path) for each in found]),
-        "targets": np.array([each.target for each in found]),
-        "scores": np.array([float(maps.scores[0, 0]) for maps in first]),
-        "views": np.array([each.view for each in found]),
-        **{f"maps_{name}": each.numpy() for name, each in maps.items()},
-    }
-    titled = {METHODS[name].title: each for name, each in maps.items()}
+    images, views, targets = zip(*((each.image, each.view, each.target) for each in found), strict=True)
+    arrays = {"images": np.array([str(each.path) for each in found]), "targets": np.array(targets)}
+    arrays |= {"scores": np.array([each.score for each in found]), "views": np.array(views)}
+    arrays |= {f"maps_{name}": each.numpy() for name, each in maps.items()}
 
     def rows() -> list[list[Tile | None]]:
-        return sheet(
-            [each.image for each in found],
-            titled,
-            views=[each.view for each in found],
-            look=look,
-            captions=[each.target for each in found],
-        )
+        titled = {METHODS[name].title: each for name, each in maps.items()}
+        return sheet(images, titled, views=views, look=look, captions=targets)
 
     if path.suffix.lower() == ".html":
-        scores = [f"{each.path.name}: {each.target}, score {each.to_dict()['score']:.4g}" for each in found]
         has_unseen = any(each.view.clipped(*each.image.size) != Box(0, 0, *each.image.size) for each in found)
-        write_page(path, rows(), title=target, notes=scores, has_unseen=has_unseen)
+        write_page(path, rows(), title=target, notes=[each.title for each in found], has_unseen=has_unseen)
     else:
         save_drawing(path, "", lambda: grid(rows(), tile_size=224), lambda: arrays)
 
 
 def _show(found: Sequence[Explained]) -> None:
     """A table for each image, a line for each method."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     for each in found:
         described = each.to_dict()
-        title = Text(f"{each.path.name}: {each.target}, score {described['score']:.4g}")
-        table = Table(title=title, title_justify="left")
-        for column in ("method", "layer", "lowest", "highest", "peak (x, y)"):
-            table.add_column(column, overflow="fold")
+        columns = [Column(name, overflow="fold") for name in ("method", "layer", "lowest", "highest", "peak (x, y)")]
+        table = Table(*columns, title=Text(each.title), title_justify="left")
         for maps in described["maps"]:
             ends = (f"{maps['lowest']:.3g}", f"{maps['highest']:.3g}", "{:.0f}, {:.0f}".format(*maps["peak"]))
             table.add_row(Text(maps["method"]), Text(maps["layer"]), *ends)
         out.print(table)
-        if "faithfulness" not in described:
-            continue
-        table = Table(title="faithfulness; larger is better, a random order is near 0", title_justify="left")
-        for column in ("method", "insertion - deletion", "ROAD"):
-            table.add_column(column)
-        for name, measured in described["faithfulness"].items():
-            table.add_row(Text(name), *(f"{value:.4f}" for value in measured.values()))
-        out.print(table)
+        if each.faithfulness:
+            title = "faithfulness; larger is better, a random order is near 0"
+            table = Table("method", "insertion - deletion", "ROAD", title=title, title_justify="left")
+            for name, measured in described["faithfulness"].items():
+                table.add_row(Text(name), *(f"{value:.4f}" for value in measured.values()))
+            out.print(table)

@@ -87,12 +87,11 @@ class NetworkSubject:
             return kind
         if kind == "box":
             return places.box_in_input(read_box(text), self.transform, size)
-        if kind == "point":
-            return places.point_in_input(read_point(text), self.transform, size)
-        if kind == "component":
-            return ComponentAt(*places.point_in_input(read_point(text), self.transform, size))
         if kind == "mask":
             return places.mask_in_input(read_mask(text), self.transform, size)
+        if kind in ("point", "component"):
+            point = places.point_in_input(read_point(text), self.transform, size)
+            return point if kind == "point" else ComponentAt(*point)
         raise InputError(
             f"the place {self.asked.place!r} is not known; expected all, predicted, component, component:x,y, "
             "box:x1,y1,x2,y2, point:x,y or mask:FILE"
@@ -103,14 +102,18 @@ class NetworkSubject:
 class EncoderSubject:
     """An encoder, and the vectors of references by name, of which the nearest is asked about."""
 
-    model: nn.Module
-    transform: Transform
-    layer: str | None
+    model: Encoder
     names: tuple[str, ...]
     references: Tensor
     metric: Any
     method_options: Mapping[str, Any]
+    layer: str | None = None
     has_place: bool = False
+
+    @property
+    def transform(self) -> Transform:
+        """From an image to its pixels."""
+        return self.model.transform
 
     def question(self, _image: Image, pixels: Tensor) -> tuple[Target, str]:
         """The similarity to the reference that is nearest."""
@@ -148,16 +151,15 @@ def _torchvisions(asked: Asked, name: str | None, weights: str | None, classes: 
     """A network of torchvision's, by its name."""
     from ...encoders.backbones.networks import available_networks, load_network
 
-    kind: Literal["classifier", "segmenter"] = "classifier" if asked.kind == "class" else "segmenter"
     if name is None or weights is None:
         raise InputError(
             f"--target {asked.kind} needs --encoder NAME and --weights FILE, `imagenet`, or `random`; or as --encoder "
             "the FILE.safetensors or RUN that training left"
         )
-    if name not in available_networks(kind):
+    kind: Literal["classifier", "segmenter"] = "classifier" if asked.kind == "class" else "segmenter"
+    if name not in (known := available_networks(kind)):
         raise InputError(
-            f"--target {asked.kind} needs a torchvision {kind}, and {name} is none; "
-            f"some are {', '.join(available_networks(kind)[:4])}, …"
+            f"--target {asked.kind} needs a torchvision {kind}, and {name} is none; some are {', '.join(known[:4])}, …"
         )
     return load_network(name, weights=weights, classes=None if classes is None else class_names(classes))
 
@@ -167,12 +169,10 @@ def _trained_file(asked: Asked, name: str) -> Path | None:
     path = Path(name)
     if name.endswith(".safetensors"):
         return path
-    if asked.kind == "segment":
-        inside = [path / "segmenter.safetensors", path / "weak_segmenter.safetensors"]
-    else:
-        folders = (path / "weak", path)
-        inside = [folder / f"{part}.safetensors" for folder in folders for part in ("weak_segmenter", "encoder")]
-    return next((file for file in inside if file.is_file()), None)
+    inside = ["segmenter", "weak_segmenter"]
+    if asked.kind != "segment":
+        inside = ["weak/weak_segmenter", "weak/encoder", "weak_segmenter", "encoder"]
+    return next((file for part in inside if (file := path / f"{part}.safetensors").is_file()), None)
 
 
 def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None) -> Network:
@@ -201,7 +201,6 @@ def encoder_subject(asked: Asked, own: Encoder | None, gallery: Path | None, met
     import torch
 
     from ...encoders import evaluating
-    from ...images import read_image
     from ...index import Gallery
     from ...retrieval import Retriever
     from ...retrieval.evidence import surroundings_of
@@ -217,16 +216,12 @@ def encoder_subject(asked: Asked, own: Encoder | None, gallery: Path | None, met
     if opened is not None:
         around = surroundings_of(opened.prototypes, opened.background)
         options = {"mean": around.mean, "surroundings": around, "is_class": asked.kind == "prototype"}
-    if asked.kind == "match":
+    if asked.kind == "match" or opened is None:
         with evaluating(encoder), torch.no_grad():
-            pixels = encoder.transform.normalise(encoder.transform(read_image(asked.value))[None])
-            references = encoder(pixels).embedding
-        names: tuple[str, ...] = (asked.value,)
-    else:
-        assert opened is not None
-        if not opened.prototypes.labels:
-            raise InputError(f"{gallery} has no labels, so it has no class prototypes; use match:OTHER.jpg")
-        names = (asked.value,) if asked.value else opened.prototypes.labels
-        references = torch.stack([torch.from_numpy(opened.prototypes.embedding(label)) for label in names])
-        names = tuple(f"prototype of {label}" for label in names)
-    return EncoderSubject(encoder, encoder.transform, None, names, references, metric, options)
+            pixels = encoder.transform.normalise(encoder.transform.read(asked.value)[0][None])
+            return EncoderSubject(encoder, (asked.value,), encoder(pixels).embedding, metric, options)
+    if not opened.prototypes.labels:
+        raise InputError(f"{gallery} has no labels, so it has no class prototypes; use match:OTHER.jpg")
+    labels = (asked.value,) if asked.value else opened.prototypes.labels
+    references = torch.stack([torch.from_numpy(opened.prototypes.embedding(label)) for label in labels])
+    return EncoderSubject(encoder, tuple(f"prototype of {label}" for label in labels), references, metric, options)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import drop_block2d
 
 from ...errors import InputError
+from .torchvisions import ops
 
 
 class Conv4(nn.Module):
@@ -73,12 +74,11 @@ class DropBlock(nn.Module):
 
     def forward(self, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
         """The feature map, in training mode with holes."""
-        if not self.training:
-            return feature_map
-        rate = self.current_rate
-        self.num_batches_tracked += 1
-        dropped: Tensor = drop_block2d(feature_map, p=rate, block_size=self.size)
-        return dropped
+        if self.training:
+            rate = self.current_rate
+            self.num_batches_tracked += 1
+            feature_map = ops.drop_block2d(feature_map, p=rate, block_size=self.size)
+        return feature_map
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
@@ -113,14 +113,14 @@ class ResNet12(nn.Module):
         super().__init__()
         if len(widths) != 4:
             raise InputError(f"ResNet-12 has four widths, got {len(widths)}: {tuple(widths)}")
-        blocks = [_ResidualBlock(inputs, outputs) for inputs, outputs in zip((3, *widths[:3]), widths, strict=True)]
-        stages = [nn.Sequential(block, nn.MaxPool2d(2)) for block in blocks[:3]]
-        stages.append(nn.Sequential(blocks[3], nn.MaxPool2d(2)) if last_pool else nn.Sequential(blocks[3]))
-        if drop_rate:
-            for stage in stages[:2]:
-                stage.append(nn.Dropout(drop_rate))
-            for stage in stages[2:]:
-                stage.append(DropBlock(drop_rate, size=drop_size, ramp=drop_ramp))
+        stages = []
+        for number, (inputs, outputs) in enumerate(zip((3, *widths[:3]), widths, strict=True)):
+            stages.append(nn.Sequential(_ResidualBlock(inputs, outputs)))
+            if last_pool or number < 3:
+                stages[-1].append(nn.MaxPool2d(2))
+            if drop_rate:
+                dropped = DropBlock(drop_rate, size=drop_size, ramp=drop_ramp)
+                stages[-1].append(nn.Dropout(drop_rate) if number < 2 else dropped)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -135,9 +135,10 @@ class ResNet12(nn.Module):
 class _ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _convolution(in_channels, channels), nn.BatchNorm2d(channels)
-        self.conv2, self.bn2 = _convolution(channels, channels), nn.BatchNorm2d(channels)
-        self.conv3, self.bn3 = _convolution(channels, channels), nn.BatchNorm2d(channels)
+        inner: Any = {"kernel_size": 3, "padding": 1, "bias": False}
+        self.conv1, self.bn1 = nn.Conv2d(in_channels, channels, **inner), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, **inner), nn.BatchNorm2d(channels)
+        self.conv3, self.bn3 = nn.Conv2d(channels, channels, **inner), nn.BatchNorm2d(channels)
         shortcut = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(channels))
         self.activation = nn.LeakyReLU(0.1)
@@ -148,10 +149,6 @@ class _ResidualBlock(nn.Module):
         y = self.bn3(self.conv3(y))
         activated: Tensor = self.activation(y + self.downsample(x))
         return activated
-
-
-def _convolution(in_channels: int, channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
 
 
 class WideResNet(nn.Module):

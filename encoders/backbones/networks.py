@@ -13,16 +13,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.vision_transformer import VisionTransformer
 
 from ...errors import InputError
 from ...images.transform import Transform
 from ..layers import closest
 from ..names import needs_weights
 from ..state_dicts import load_state, say_what_is_left
-from ..weight_files import drawn_from, fetch_published, read_state_dict, uninitialised, usual_transform
+from ..weight_files import drawn_from, fetch_imagenet, read_state_dict, uninitialised, usual_transform
 from .registry import with_last_stage
+from .torchvisions import models
 
 Kind = Literal["classifier", "segmenter"]
 
@@ -77,7 +76,7 @@ def load_network(
         known = ()
     transform = Transform(SEGMENTER_SIZE, fit="squash") if kind == "segmenter" else usual_transform(name)
     if weights in ("default", "imagenet"):
-        state, transform = fetch_published(name, otherwise=transform)
+        state, transform = fetch_imagenet(name, otherwise=transform)
         n_classes = len(known)
     elif weights == "random":
         state = None
@@ -161,6 +160,6 @@ def _with_layer(model: nn.Module, kind: Kind) -> tuple[nn.Module, str]:
     """The end of a segmenter's backbone, a classifier's last map, or a transformer's input to its last attention."""
     if kind == "segmenter":
         return model, f"backbone.{list(dict(model.get_submodule('backbone').named_children()))[-1]}"
-    if isinstance(model, VisionTransformer):  # behind the last attention only the class token counts
+    if isinstance(model, models.VisionTransformer):  # behind the last attention only the class token counts
         return model, f"encoder.layers.{list(dict(model.encoder.layers.named_children()))[-1]}.ln_1"
     return with_last_stage(model)

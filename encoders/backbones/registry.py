@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.vision_transformer import VisionTransformer
 
 from ...errors import InputError, ShapeError
 from ...images.transform import Transform
@@ -25,15 +23,14 @@ from ..names import library_of
 from ..readouts import ReadOut, read_out
 from .few_shot import Conv4, ResNet12, WideResNet
 from .resnet38 import RESNET38_SPARE, ResNet38
+from .torchvisions import models
 
-_OWN: dict[str, Callable[..., nn.Module]] = {
-    "conv4": Conv4,
-    "resnet12": ResNet12,
-    "resnet38": ResNet38,
-    "wrn28_10": WideResNet,
+_OWN: dict[str, tuple[Callable[..., nn.Module], str, frozenset[str]]] = {  # with the last layer, and spare weights
+    "conv4": (Conv4, "encoder.3", frozenset()),
+    "resnet12": (ResNet12, "layer4", frozenset()),
+    "resnet38": (ResNet38, "relu7", RESNET38_SPARE),
+    "wrn28_10": (WideResNet, "relu", frozenset()),
 }
-_OWN_LAYERS = {"conv4": "encoder.3", "resnet12": "layer4", "resnet38": "relu7", "wrn28_10": "relu"}
-_OWN_SPARE = {"resnet38": RESNET38_SPARE}
 _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "dropout", "AuxLogits", "aux1", "aux2"}
 
 
@@ -86,35 +83,22 @@ def build_backbone(
     libraries take `readout` and what their constructor takes; with `is_pretrained` they bring the library's weights.
     """
     if library_of(name) is not None:
-        return _of_library(name, options, layer or None, is_pretrained)
+        built, readout = build_model(name, options, is_pretrained=is_pretrained), options.get("readout", "auto")
+        network, own = read_out(built.model, readout, layer=layer or None), {**built.options, "readout": readout}
+        about = (built.transform, built.assumed, built.whole)
+        return Backbone(network, layer or "", built.spare, built.name, own, *about)
     require_architecture(name)
     if "readout" in options:
         raise InputError(f"a readout is for networks of other libraries, such as timm:{name}; {name} has its own")
     if name in _OWN:
-        network, spare = _construct(_OWN[name], name, options), _OWN_SPARE.get(name, frozenset())
-        whole = Backbone(network, _OWN_LAYERS[name], spare)
+        builder, last, spare = _OWN[name]
+        whole = Backbone(_construct(builder, name, options), last, spare)
     else:
         whole = _torchvisions(name, image_size, options)
     whole = replace(whole, name=name, options=options)
     if layer is None or layer == whole.layer:
         return whole
     return replace(whole, network=cut(whole.network, layer), layer=layer)
-
-
-def _of_library(name: str, options: Mapping[str, Any], layer: str | None, is_pretrained: bool) -> Backbone:
-    """A network of another library, read out."""
-    built = build_model(name, options, is_pretrained=is_pretrained)
-    readout = options.get("readout", "auto")
-    return Backbone(
-        read_out(built.model, readout, layer=layer),
-        layer or "",
-        built.spare,
-        built.name,
-        {**built.options, "readout": readout},
-        built.transform,
-        built.assumed,
-        built.whole,
-    )
 
 
 def _torchvisions(name: str, image_size: tuple[int, int], options: Mapping[str, Any]) -> Backbone:
@@ -138,7 +122,7 @@ def _torchvisions(name: str, image_size: tuple[int, int], options: Mapping[str, 
                 module.stride = (last_stride, last_stride)
     if output_stride is not None:
         dilate(model, output_stride)
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, models.VisionTransformer):
         return Backbone(TransformerTrunk(model), "encoder", spare)
     stages = _stages(model)
     return Backbone(nn.Sequential(stages), _last_layer(stages), spare)
@@ -187,7 +171,7 @@ def with_last_stage(model: nn.Module) -> tuple[nn.Module, str]:
 class TransformerTrunk(nn.Module):
     """Torchvision's ViT up to its last layer norm, as a map of patches: the class token takes part and is dropped."""
 
-    def __init__(self, model: VisionTransformer) -> None:
+    def __init__(self, model: models.VisionTransformer) -> None:
         super().__init__()
         self.class_token, self.conv_proj, self.encoder = model.class_token, model.conv_proj, model.encoder
         self.image_size = model.image_size
@@ -224,12 +208,9 @@ def dilate(model: nn.Module, output_stride: int) -> None:
     stride, dilation = 1, 1
     for block in _blocks(model):
         own = max((_side(part.stride) for part in _stepping(block)), default=1)
-        if stride * own <= output_stride:
-            stride *= own
-            _spread(block, dilation, dilation)
-        else:
-            _spread(block, dilation, dilation * own)
-            dilation *= own
+        left_out = 1 if stride * own <= output_stride else own
+        _spread(block, dilation, dilation * left_out)
+        stride, dilation = stride * own // left_out, dilation * left_out
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -256,13 +237,10 @@ def _spread(block: nn.Module, before: int, after: int) -> None:
     """Dilate a block's kernels: by `before` up to the convolution with the stride, by `after` behind it."""
     dilation = before
     for part in _stepping(block):
-        steps = _side(part.stride) > 1
+        steps, side = _side(part.stride) > 1, _side(part.kernel_size)
         if steps and after != before:
-            part.stride = 1 if isinstance(part, nn.MaxPool2d) else (1, 1)
-        side = _side(part.kernel_size)
+            part.stride = (1, 1)
         if side > 1 and dilation > 1:
-            padding = dilation * (side - 1) // 2
-            part.dilation = dilation if isinstance(part, nn.MaxPool2d) else (dilation, dilation)
-            part.padding = padding if isinstance(part, nn.MaxPool2d) else (padding, padding)
+            part.dilation, part.padding = (dilation, dilation), (dilation * (side - 1) // 2,) * 2
         if steps:
             dilation = after

@@ -30,8 +30,7 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     if kept is None:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **own)
     else:
-        values = _plain(kept)
-        config = transformers.AutoConfig.for_model(values.pop("model_type"), **values, **own)
+        config = transformers.AutoConfig.for_model(**_plain(kept), **own)
     if pretrained:
         make = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
         whole = transformers.AutoModel.from_pretrained(name, **make)
@@ -102,10 +101,8 @@ def _transform_of(transformers: Any, name: str, config: Any) -> tuple[Transform,
         std=(1.0, 1.0, 1.0) if plain else tuple(found["image_std"]),
         interpolation="bilinear" if found.get("resample") == 2 else "bicubic",  # Pillow's numbers
     )
-    return (
-        transform,
-        "" if fit == "crop" or not shorter else "its processor keeps proportions, which is taken as a square",
-    )
+    is_assumed = fit == "squash" and bool(shorter)
+    return transform, "its processor keeps proportions, which is taken as a square" * is_assumed
 
 
 def _sides(size: Any) -> tuple[int, int]:

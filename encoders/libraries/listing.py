@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 
@@ -64,8 +63,8 @@ def _timms() -> Iterator[Listed]:
     tagged = {name.partition(".")[0] for name in timm.list_pretrained()}
     for name in sorted([*timm.list_pretrained(), *(set(timm.list_models()) - tagged)]):
         config = timm.get_pretrained_cfg(name)
-        size = None if config is None or config.input_size is None else tuple(config.input_size[-2:])
-        yield Listed(f"timm:{name}", size=size, licence=getattr(config, "license", None))
+        size = getattr(config, "input_size", None)
+        yield Listed(f"timm:{name}", size=size and (*size[-2:],), licence=getattr(config, "license", None))
 
 
 def _open_clips() -> Iterator[Listed]:
@@ -92,13 +91,10 @@ def _hugging_faces() -> Iterator[Listed]:
 
 def _laid_out(each: Listed) -> Listed:
     """The same with what a network tells that has no memory for weights; as it is where the library cannot do that."""
-    prefix, _, name = each.name.partition(":")
-    if prefix != "timm":
+    if not each.name.startswith("timm:"):
         return each
-    model: Any
     with suppress(Exception), torch.device("meta"):  # some compute on their weights while they are built
-        model = library("timm").create_model(name, num_classes=0)
-        pool = getattr(model, "global_pool", None)
-        readout = _READOUTS.get(pool, "mean") if isinstance(pool, str) else "mean"
+        model = library("timm").create_model(each.name.removeprefix("timm:"), num_classes=0)
+        readout = _READOUTS.get(str(getattr(model, "global_pool", None)), "mean")
         return replace(each, width=getattr(model, "head_hidden_size", model.num_features), readout=readout)
     return each

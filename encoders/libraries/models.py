@@ -1,8 +1,7 @@
 """A network of another library by its name: `timm:NAME`, `hf:NAME` or folder, `open_clip:NAME`.
 
-Nothing of it is distcam's: architecture, weights and configuration come through the library's own functions, without
-code from a repository and without pickles of more than tensors. What a name alone does not determine is kept as the
-library's own configuration in the encoder's options, so that a gallery opens without the network.
+All of it comes through the library's own functions, without code from a repository and without pickles of more than
+tensors. What a name alone does not determine is kept in the encoder's options, so that a gallery opens offline.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
@@ -84,9 +83,8 @@ def require_known(prefix: str, name: str, names: list[str]) -> None:
 @contextmanager
 def without_hub() -> Iterator[None]:
     """Inside, libraries fetch nothing: what a file says of a network must be all that builds it again."""
-    constants: Any = sys.modules.get("huggingface_hub.constants")
     try:
-        constants = constants or import_module("huggingface_hub.constants")
+        constants: Any = import_module("huggingface_hub.constants")
     except ImportError:  # then there is none of the libraries either
         yield
         return
@@ -99,9 +97,8 @@ def without_hub() -> Iterator[None]:
 
 def require_options(prefix: str, options: Mapping[str, Any], refused: str) -> None:
     """Refuse options that name files or places: a checkpoint's header may hold anything."""
-    for key in options:
-        if re.search(refused, key):
-            raise InputError(f"{LIBRARIES[prefix]}: {key} is refused: files and permissions are no options")
+    for key in filter(re.compile(refused).search, options):
+        raise InputError(f"{LIBRARIES[prefix]}: {key} is refused: files and permissions are no options")
 
 
 @contextmanager
@@ -136,10 +133,7 @@ def fetching(name: str) -> Iterator[None]:
 
 def _is_in_reach(endpoint: str) -> bool:
     """False where the name of the hub's host does not even resolve; its retries would take a minute."""
-    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(endpoint).hostname, 443)
-    except OSError:
-        return False
-    return True
+    with suppress(OSError):
+        is_behind = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+        return is_behind or bool(socket.getaddrinfo(urlsplit(endpoint).hostname, 443))
+    return False

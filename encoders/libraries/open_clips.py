@@ -20,8 +20,11 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     open_clip = library("open_clip")
     own = {key: value for key, value in options.items() if key not in ("readout", "config")}
     require_options("open_clip", own, "^(?!force_)")
-    if "config" in options:
-        return _built(open_clip, name, options["config"], own)
+    if "config" in options:  # kept
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / _CONFIG).write_text(json.dumps({"model_cfg": options["config"]}), encoding="utf-8")
+            whole = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False, **own)
+        return _seeing(open_clip, whole, name, options["config"], own)
     if (Path(name) / _CONFIG).is_file():
         name = f"local-dir:{name}"
     if name.startswith(("hf-hub:", "local-dir:")):
@@ -42,9 +45,8 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     if pretrained and not is_chosen:
         remark(f"open_clip:{name}: of {len(tags)} published weights {tag} are taken; NAME/TAG names others")
     looks = {key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in published}
-    return _seeing(
-        open_clip, whole, f"{name}/{tag}" if pretrained else name, config, own, looks=looks, is_said=bool(tag)
-    )
+    name = f"{name}/{tag}" if pretrained else name
+    return _seeing(open_clip, whole, name, config, own, looks=looks, is_said=bool(tag))
 
 
 def _parted(open_clip: Any, name: str) -> tuple[str, str | None]:
@@ -56,14 +58,6 @@ def _parted(open_clip: Any, name: str) -> tuple[str, str | None]:
     model, stroke, tag = name.rpartition("/")
     require_known("open_clip", model.replace("/", "-") if stroke else name, known)
     return model.replace("/", "-"), tag
-
-
-def _built(open_clip: Any, name: str, config: Mapping[str, Any], own: Mapping[str, Any]) -> LibraryModel:
-    """The network of a kept configuration."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / _CONFIG).write_text(json.dumps({"model_cfg": config}), encoding="utf-8")
-        whole = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False, **own)
-    return _seeing(open_clip, whole, name, config, own)
 
 
 def _seeing(

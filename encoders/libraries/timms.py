@@ -38,22 +38,18 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
         own = {**built_by, **getattr(model, "_model_args", {}), **own}
     heads = config.get("classifier") or ()
     spare = {f"{head}.{kind}" for head in ([heads] if isinstance(heads, str) else heads) for kind in ("weight", "bias")}
+    filtering, share = config.get("interpolation") or "bicubic", config.get("crop_pct") or 1
+    assumed = "its crop of a squashed image is left out" * (config.get("crop_mode") == "squash" and share < 1)
+    if filtering not in ("bilinear", "bicubic"):
+        assumed = f"its interpolation, {filtering}, is taken as bicubic"
     return LibraryModel(
         model,
         f"timm:{config['architecture'] if is_folder else name}",
         {key: value for key, value in own.items() if key not in ("num_classes", "dynamic_img_size")},
         transform_of(config) or Transform(),
         frozenset(spare),
-        _assumed(config),
+        assumed,
     )
-
-
-def _assumed(config: Mapping[str, Any]) -> str:
-    """What a transform of distcam's leaves out of a configuration."""
-    filtering, share = config.get("interpolation") or "bicubic", config.get("crop_pct") or 1
-    if filtering not in ("bilinear", "bicubic"):
-        return f"its interpolation, {filtering}, is taken as bicubic"
-    return "its crop of a squashed image is left out" if config.get("crop_mode") == "squash" and share < 1 else ""
 
 
 def _created(source: str, options: Mapping[str, Any], pretrained: bool) -> Any:

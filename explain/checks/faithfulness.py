@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,17 +20,13 @@ from ..targets import Score, Similarity, Target, distances, vector_of
 from .imputation import blurred, impute_linearly
 
 
-@dataclass(frozen=True, eq=False)
-class InsertionDeletion:
-    """The score while pixels appear in the map's order (insertion), and while they vanish (deletion).
+class InsertionDeletion(NamedTuple):
+    """The score while pixels appear in the map's order (insertion), and while they vanish (deletion)."""
 
-    Fractions of the pixels run from 0 to 1; ranks are those of the match in the gallery, 1 the nearest, None without.
-    """
-
-    fractions: Float[Tensor, " s"]
+    fractions: Float[Tensor, " s"]  # of the pixels, from 0 to 1
     insertion: Float[Tensor, "b m s"]
     deletion: Float[Tensor, "b m s"]
-    insertion_rank: Int[Tensor, "b m s"] | None = None
+    insertion_rank: Int[Tensor, "b m s"] | None = None  # of the match in the gallery, 1 the nearest
     deletion_rank: Int[Tensor, "b m s"] | None = None
 
     @property
@@ -46,7 +41,7 @@ class InsertionDeletion:
 
     @property
     def difference(self) -> Float[Tensor, "b m"]:
-        """Insertion minus deletion: one number in the score's unit, near 0 for a random order, larger is better."""
+        """Insertion minus deletion area, in the score's unit: near 0 for a random order, larger is better."""
         return self.insertion_area - self.deletion_area
 
 
@@ -82,8 +77,7 @@ def insertion_deletion(
     return InsertionDeletion(fractions, insertion, deletion, insertion_rank, deletion_rank)
 
 
-@dataclass(frozen=True, eq=False)
-class RemoveAndDebias:
+class RemoveAndDebias(NamedTuple):
     """ROAD: the score after a share of the pixels was replaced by what their neighbours let one guess."""
 
     fractions: Float[Tensor, " s"]
@@ -144,15 +138,10 @@ def pixel_order(maps: Float[Tensor, "*b h w"], *, seed: int = 0) -> Int[Tensor, 
 
 
 class Faithfulness(NamedTuple):
-    """Two measures of how much the score hangs on the pixels that a map puts first; both are near 0 for a random order.
+    """Two measures of how much the score hangs on the pixels that a map puts first; near 0 for a random order."""
 
-    Attributes:
-        insertion_minus_deletion: (b, m), see `InsertionDeletion.difference`.
-        road: (b, m), see `RemoveAndDebias.combined`.
-    """
-
-    insertion_minus_deletion: Float[Tensor, "b m"]
-    road: Float[Tensor, "b m"]
+    insertion_minus_deletion: Float[Tensor, "b m"]  # see `InsertionDeletion.difference`
+    road: Float[Tensor, "b m"]  # see `RemoveAndDebias.combined`
 
 
 def measure_faithfulness(
@@ -168,17 +157,10 @@ def measure_faithfulness(
 ) -> dict[str, Faithfulness]:
     """Both measures for the maps of several methods, and always for the class-agnostic map and a random order as well.
 
-    Costs 2 · `steps` + 20 forward passes for each map. Errors are those of the two functions.
-
-    Args:
-        model: a network or `Encoder`; it is left as it was.
-        images: a batch, as the model wants it.
-        maps: by method; "caam" is made here if it is missing, and "random" is added.
-        target: what the maps explain.
-        layer: whose channels the class-agnostic map sums; for an `Encoder` its feature map if left out.
-        steps: of insertion and deletion.
-        batch_size: perturbed images in a forward pass.
-        seed: of the random order, and of ROAD's noise.
+    Costs 2 · `steps` + 20 forward passes for each map. Errors are those of the two functions. The model, a network or
+    `Encoder`, is left as it was; `maps` are by method: "caam" is made here if it is missing (the sum of the channels of
+    `layer`, for an `Encoder` of its feature map if left out), and "random" is added. `batch_size` is of perturbed
+    images; `seed` of the random order, and of ROAD's noise.
     """
     known = dict(maps)
     if "caam" not in known:
@@ -194,8 +176,7 @@ def measure_faithfulness(
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Ranks:
+class _Ranks(NamedTuple):
     """Ranks of matches in a gallery."""
 
     gallery: Tensor
@@ -246,8 +227,8 @@ class _Asked:
         size = (images.shape[-2], images.shape[-1])
         self.rank = pixel_order(upsample(maps, size), seed=seed).to(images.device)
         with undisturbed(model), torch.no_grad():
-            self.score: Score = target.fix(_in_batches(model, images, batch_size))
-            found = self.score(_in_batches(model, images, batch_size)).shape
+            self.score: Score = target.fix(output := _in_batches(model, images, batch_size))
+            found = self.score(output).shape
         if found != maps.shape[:2]:
             raise ShapeError(f"the target asks {tuple(found)} questions; there are maps for {tuple(maps.shape[:2])}")
         if ranks is not None and ranks.matches.shape != found:
@@ -275,10 +256,8 @@ class _Asked:
 def _in_batches(model: nn.Module, images: Tensor, batch_size: int) -> Any:
     """The network's output for all images, a batch at a time."""
     outputs = [model(some) for some in torch.split(images, batch_size)]
-    if len(outputs) == 1:
-        return outputs[0]
     if isinstance(outputs[0], Encoding):
         return Encoding.cat(outputs)
     if isinstance(outputs[0], Tensor):
         return torch.cat(outputs)
-    return model(images)  # a dictionary of outputs: whatever it holds, all at once
+    return outputs[0] if len(outputs) == 1 else model(images)  # a dictionary: whatever it holds, all at once

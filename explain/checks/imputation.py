@@ -17,16 +17,11 @@ DIRECT, DIAGONAL = 1 / 6, 1 / 12  # ROAD's weights of the eight neighbours
 
 def blurred(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """The images after an 11×11 Gaussian of sigma 5 (smaller where an image is), edges mirrored."""
-    rows, columns = images.shape[-2:]
-    for axis, n in ((-2, rows), (-1, columns)):
-        half = min(BLUR_SIZE // 2, n - 1)
-        x = torch.arange(-half, half + 1, dtype=images.dtype, device=images.device)
-        kernel = torch.exp(-((x / BLUR_SIGMA) ** 2) / 2)
-        shape = (1, 1, -1, 1) if axis == -2 else (1, 1, 1, -1)
-        padding = (0, 0, half, half) if axis == -2 else (half, half, 0, 0)
-        padded = functional.pad(images, padding, mode="reflect").flatten(0, 1)[:, None]
-        images = functional.conv2d(padded, (kernel / kernel.sum()).view(shape)).reshape(images.shape)
-    return images
+    from torchvision.transforms.functional import gaussian_blur
+
+    rows, columns = (2 * min(BLUR_SIZE // 2, side - 1) + 1 for side in images.shape[-2:])
+    smooth: Tensor = gaussian_blur(images, [columns, rows], [BLUR_SIGMA, BLUR_SIGMA])
+    return smooth
 
 
 def impute_linearly(
@@ -39,10 +34,9 @@ def impute_linearly(
 ) -> Float[Tensor, "b c h w"]:
     """Removed pixels replaced by the weighted mean of their neighbours, all of them at once, plus noise.
 
-    Each removed pixel is the mean of the up to eight around it, with weights 1/6 beside and 1/12 diagonally (scaled up
-    at the image's edge, where some are missing), whether these are kept or removed themselves: a sparse system of
-    linear equations, symmetric and positive definite, that conjugate gradients solve for the whole batch. Where nothing
-    of an image is kept, it becomes 0, the mean colour of normalised images.
+    Each is the mean of the up to eight around it, kept or removed, with weights 1/6 beside and 1/12 diagonally (scaled
+    up at the image's edge): sparse linear equations, symmetric and positive definite, which conjugate gradients solve.
+    Where nothing of an image is kept, it becomes 0, the mean colour of normalised images.
 
     Source: Rong et al. 2022, §4 and appendix (noisy linear imputation).
 

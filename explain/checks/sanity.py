@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,8 +15,7 @@ from ...errors import InputError, ShapeError
 from ...metrics.maps import spearman
 
 
-@dataclass(frozen=True, eq=False)
-class Randomisation:
+class Randomisation(NamedTuple):
     """Correlation of maps with those of the trained network while its weights are drawn anew, from the output down."""
 
     stages: tuple[str, ...]
@@ -25,9 +23,8 @@ class Randomisation:
 
     def table(self) -> str:
         """A Markdown table: mean rank correlation after each stage; near 1 at the end is a failed check."""
-        rows = [
-            f"| `{name}` | {float(row.mean()):.2f} |" for name, row in zip(self.stages, self.correlation, strict=True)
-        ]
+        each = zip(self.stages, self.correlation.mean(1).tolist(), strict=True)
+        rows = [f"| `{name}` | {mean:.2f} |" for name, mean in each]
         return "\n".join(["| drawn anew, down to | rank correlation |", "|---|---:|", *rows])
 
 
@@ -64,12 +61,9 @@ def randomise_parameters(
 def match_sensitivity(maps: Float[Tensor, "*b n h w"]) -> Float[Tensor, "*b"]:
     """Rank correlation of the map for the first reference with the others' maps, in [-1, 1]: 1 = blind to the match.
 
-    Usually n = 2: the map for the best match and the map for a random gallery image. With more references it is the
-    mean over the pairs of the first and another. The class-agnostic map has 1 by construction, and so does any
+    Usually n = 2 (the least): the map for the best match and that for a random gallery image. With more references it
+    is the mean over the pairs of the first and another. The class-agnostic map has 1 by construction, and so does any
     explanation that shows the object whatever it is compared with; read every good-looking map beside this number.
-
-    Raises:
-        ShapeError: fewer than two maps.
 
     >>> match_sensitivity(torch.tensor([[[1.0, 2.0, 3.0]], [[3.0, 2.0, 1.0]]]))
     tensor(-1.)
@@ -108,8 +102,7 @@ def match_randomisation(
     other = (gallery[None] != references[:, None]).any(-1).double().cpu()
     other = torch.where(other.any(1, keepdim=True), other, 1.0)
     drawn = torch.multinomial(other, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
-    maps = explain(torch.stack([references, gallery[drawn.to(gallery.device)]], 1))
-    return spearman(maps[:, 0], maps[:, 1])
+    return match_sensitivity(explain(torch.stack([references, gallery[drawn.to(gallery.device)]], 1)))
 
 
 def two_object_preference(
@@ -136,15 +129,11 @@ def two_object_preference(
     shared = torch.minimum(region_a, region_b)
     only_a, only_b = region_a - shared, region_b - shared
 
-    def prefers(maps: Tensor, own: Tensor, other: Tensor) -> Tensor:
-        difference = _mean_in(maps, own) - _mean_in(maps, other)
-        return torch.where(difference.isnan(), difference, (difference.sign() + 1) / 2)  # sign(NaN) is 0
+    def prefers(maps: Tensor, *regions: Tensor) -> Tensor:
+        own, other = ((maps * region).sum((-2, -1)) / region.sum((-2, -1)) for region in regions)
+        return torch.where((own - other).isnan(), own - other, ((own - other).sign() + 1) / 2)  # sign(NaN) is 0
 
     return (prefers(map_a, only_a, only_b) + prefers(map_b, only_b, only_a)) / 2
-
-
-def _mean_in(maps: Tensor, region: Tensor) -> Tensor:
-    return (maps * region).sum((-2, -1)) / region.sum((-2, -1))
 
 
 def _draw_anew(part: nn.Module, seed: int) -> None:
@@ -158,5 +147,4 @@ def _draw_anew(part: nn.Module, seed: int) -> None:
                 reset()
                 continue
             for parameter in module.parameters(recurse=False):
-                mean, spread = parameter.mean(), parameter.std(correction=0)
-                parameter.normal_().mul_(spread).add_(mean)
+                parameter.copy_(torch.randn_like(parameter) * parameter.std(correction=0) + parameter.mean())

@@ -7,7 +7,7 @@ signs. i, j run over the N positions, k over channels.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -16,24 +16,22 @@ from torch.nn import functional
 
 from ...errors import InputError
 
+Layer: TypeAlias = Float[Tensor, "*b k h w"]  # activations, or gradients
+Maps: TypeAlias = Float[Tensor, "*b h w"]
 
-def weighted_sum(
-    activations: Float[Tensor, "*b k h w"], weights: Float[Tensor, "*b k"], *, relu: bool = False
-) -> Float[Tensor, "*b h w"]:
+
+def weighted_sum(activations: Layer, weights: Float[Tensor, "*b k"], *, relu: bool = False) -> Maps:
     """The channels summed with one weight each, `Σ_k w_k A_k`: what all the methods with channel weights share."""
     maps = torch.einsum("...k,...khw->...hw", weights, activations)
     return maps.clamp(min=0) if relu else maps
 
 
-def caam(activations: Float[Tensor, "*b k h w"]) -> Float[Tensor, "*b h w"]:
-    """The class-agnostic map, `Σ_k A_k`: the same whatever is asked, so the baseline for everything that is not.
-
-    Source: [CAM-loss] Eq. 3.
-    """
+def caam(activations: Layer) -> Maps:
+    """The class-agnostic map, `Σ_k A_k`: the same whatever is asked, so the baseline ([CAM-loss] Eq. 3)."""
     return activations.sum(-3)
 
 
-def cam(activations: Float[Tensor, "*b k h w"], gradients: Float[Tensor, "*b k h w"]) -> Float[Tensor, "*b h w"]:
+def cam(activations: Layer, gradients: Layer) -> Maps:
     """The class activation map, `Σ_k w_k A_k`, signed; w_k = `Σ_ij g_kij`.
 
     Behind global average pooling and a linear layer w is that layer's row for the class, and the mean of the map is the
@@ -48,7 +46,7 @@ def cam(activations: Float[Tensor, "*b k h w"], gradients: Float[Tensor, "*b k h
     return weighted_sum(activations, gradients.sum((-2, -1)))
 
 
-def eigen_cam(activations: Float[Tensor, "*b k h w"], *, centred: bool = True) -> Float[Tensor, "*b h w"]:
+def eigen_cam(activations: Layer, *, centred: bool = True) -> Maps:
     """Eigen-CAM: the positions' coordinates along the first principal component of their k-vectors; the same for all y.
 
     A component has no sign of its own; here the map points the way of the class-agnostic one (their product summed over
@@ -64,13 +62,10 @@ def eigen_cam(activations: Float[Tensor, "*b k h w"], *, centred: bool = True) -
     left, sizes, _ = torch.linalg.svd(vectors, full_matrices=False)
     along = left[..., 0] * sizes[..., :1]
     flip = (along * agnostic).sum(-1, keepdim=True) < 0
-    maps: Tensor = torch.where(flip, -along, along).reshape(*activations.shape[:-3], *activations.shape[-2:])
-    return maps
+    return torch.where(flip, -along, along).reshape(*activations.shape[:-3], *activations.shape[-2:])
 
 
-def grad_cam(
-    activations: Float[Tensor, "*b k h w"], gradients: Float[Tensor, "*b k h w"], *, relu: bool = True
-) -> Float[Tensor, "*b h w"]:
+def grad_cam(activations: Layer, gradients: Layer, *, relu: bool = True) -> Maps:
     """Grad-CAM, `ReLU(Σ_k α_k A_k)` with α_k the mean of g_k over its positions; Seg-Grad-CAM for a set of pixels.
 
     Source: Selvaraju et al., Grad-CAM, 2017, Eq. 1-2; [Seg-HiRes] Eq. 5.
@@ -78,9 +73,7 @@ def grad_cam(
     return weighted_sum(activations, gradients.mean((-2, -1)), relu=relu)
 
 
-def grad_cam_plus_plus(
-    activations: Float[Tensor, "*b k h w"], gradients: Float[Tensor, "*b k h w"], *, relu: bool = True
-) -> Float[Tensor, "*b h w"]:
+def grad_cam_plus_plus(activations: Layer, gradients: Layer, *, relu: bool = True) -> Maps:
     """Grad-CAM++, `ReLU(Σ_k α_k A_k)` with α_k = `Σ_ij a_kij ReLU(g_kij)`, a = g² / (2g² + (Σ_ij A_k) g³), 0/0 = 0.
 
     Not linear in y: another scale of the score gives another image. a is computed as 1 / (2 + (Σ A) g), which does
@@ -93,9 +86,7 @@ def grad_cam_plus_plus(
     return weighted_sum(activations, (share * gradients.clamp(min=0)).sum((-2, -1)), relu=relu)
 
 
-def xgrad_cam(
-    activations: Float[Tensor, "*b k h w"], gradients: Float[Tensor, "*b k h w"], *, relu: bool = True
-) -> Float[Tensor, "*b h w"]:
+def xgrad_cam(activations: Layer, gradients: Layer, *, relu: bool = True) -> Maps:
     """XGrad-CAM, `ReLU(Σ_k α_k A_k)` with α_k the mean of g_k weighted by A_k; 0 for a channel that sums to 0.
 
     Its signed map has the same total as that of HiResCAM. Made for activations that are not negative.
@@ -107,9 +98,7 @@ def xgrad_cam(
     return weighted_sum(activations, weights.masked_fill(total == 0, 0), relu=relu)
 
 
-def hires_cam(
-    activations: Float[Tensor, "*b k h w"], gradients: Float[Tensor, "*b k h w"], *, relu: bool = True
-) -> Float[Tensor, "*b h w"]:
+def hires_cam(activations: Layer, gradients: Layer, *, relu: bool = True) -> Maps:
     """HiResCAM, `ReLU(Σ_k g_k A_k)` without averaging; Seg-HiRes-Grad-CAM for a set of pixels.
 
     Behind a network of piecewise linear layers without biases the signed map sums to the score.
@@ -120,25 +109,19 @@ def hires_cam(
     return maps.clamp(min=0) if relu else maps
 
 
-def layer_cam(
-    activations: Float[Tensor, "*b k h w"], gradients: Float[Tensor, "*b k h w"], *, relu: bool = True
-) -> Float[Tensor, "*b h w"]:
-    """LayerCAM, `ReLU(Σ_k ReLU(g_k) A_k)`: each position has its own weight, where the gradient is positive.
-
-    Source: Jiang et al., LayerCAM, 2021, Eq. 6-8.
-    """
-    maps = (gradients.clamp(min=0) * activations).sum(-3)
-    return maps.clamp(min=0) if relu else maps
+def layer_cam(activations: Layer, gradients: Layer, *, relu: bool = True) -> Maps:
+    """LayerCAM, `ReLU(Σ_k ReLU(g_k) A_k)`: HiResCAM of the positive gradients (Jiang et al., 2021, Eq. 6-8)."""
+    return hires_cam(activations, gradients.clamp(min=0), relu=relu)
 
 
 def seg_xres_cam(
-    activations: Float[Tensor, "*b k h w"],
-    gradients: Float[Tensor, "*b k h w"],
+    activations: Layer,
+    gradients: Layer,
     *,
     window: int | None = None,
     pooling: Literal["mean", "max"] = "mean",
     relu: bool = True,
-) -> Float[Tensor, "*b h w"]:
+) -> Maps:
     """Seg-XRes-CAM: gradients pooled over windows, spread over them again, then as HiResCAM.
 
     `window=1` is HiResCAM, and the whole map (None) with "mean" is Grad-CAM. Windows start in the upper left corner; at

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...errors import InputError, ShapeError
 from ..inputs import METRICS, Metric, at_least_float32, refuse_non_finite
+from .dist_cam import length
 
 
 class PositionPair(NamedTuple):
@@ -35,16 +36,10 @@ class PositionPair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Correspondence:
-    """The contribution of each pair of positions to the similarity of two images.
+    """The contribution of each pair of positions to the similarity of two images."""
 
-    Attributes:
-        shares: signed; row and column on the query, row and column on the match. Their sum is `total`.
-        total: the similarity of the two embeddings: the cosine, the dot product, or minus the *squared* l2 distance.
-        metric: what is divided.
-    """
-
-    shares: Float[Tensor, "h w u v"]
-    total: float
+    shares: Float[Tensor, "h w u v"]  # signed; row, column on the query, row, column on the match; their sum is `total`
+    total: float  # of the two embeddings: the cosine, the dot product, or minus the *squared* l2 distance
     metric: Metric
 
     @property
@@ -53,32 +48,17 @@ class Correspondence:
         return float(self.shares.double().sum()) - self.total
 
     def on_match(self, point: tuple[int, int] | None = None) -> Float[Tensor, "u v"]:
-        """The match's map for one position (row, column) of the query, or summed over all of them.
-
-        Raises:
-            InputError: the query's map has no such position.
-        """
+        """The match's map for one position (row, column) of the query, or summed over all of them."""
         return self.shares.sum((0, 1)) if point is None else self.shares[_position(point, self.shares.shape[:2])]
 
     def on_query(self, point: tuple[int, int] | None = None) -> Float[Tensor, "h w"]:
-        """The query's map for one position (row, column) of the match, or summed over all of them.
-
-        Raises:
-            InputError: the match's map has no such position.
-        """
-        if point is None:
-            return self.shares.sum((2, 3))
-        row, column = _position(point, self.shares.shape[2:])
-        return self.shares[:, :, row, column]
+        """The query's map for one position (row, column) of the match, or summed over all of them."""
+        shares = self.shares.movedim((2, 3), (0, 1))
+        return shares.sum((0, 1)) if point is None else shares[_position(point, shares.shape[:2])]
 
     def mutual_pairs(self, limit: int = 10) -> list[PositionPair]:
-        """The pairs in which each position is the other's best partner and the share is positive; largest share first.
-
-        Of several best partners the first in reading order counts.
-        """
+        """Pairs of positions that are each other's best (of equals the first), with a positive share; largest first."""
         flat = self.shares.flatten(2).flatten(0, 1)
-        if not flat.numel():
-            return []
         partner, back = flat.argmax(1), flat.argmax(0)
         own = torch.arange(len(flat), device=flat.device)
         best = flat[own, partner]
@@ -96,14 +76,8 @@ def correspondence(
 ) -> Correspondence:
     """The similarity of two images, divided among all pairs of their positions.
 
-    Args:
-        query_map: response map of the query, of which the mean is its embedding (see `fold`).
-        match_map: that of the match; it may have another resolution.
-        metric: "cosine" or "dot"; "l2" divides minus the squared distance.
-
-    Raises:
-        InputError: metric "l1", which does not divide, or values that are not finite.
-        ShapeError: the channels differ.
+    The maps are response maps (see `fold`) of the same channels, whose means are the embeddings; their resolutions may
+    differ. The metric "l2" divides minus the squared distance; "l1" does not divide, and is an InputError.
 
     >>> query = torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]])       # one row: channel 0 on the left, 1 on the right
     >>> found = correspondence(query, query.flip(-1), metric="dot")
@@ -115,7 +89,7 @@ def correspondence(
     if metric == "l2":
         total = -(one - other).square().sum()
     else:
-        total = one @ other / (_length(one) * _length(other) if metric == "cosine" else 1)
+        total = one @ other / (length(one) * length(other) if metric == "cosine" else 1)
     return Correspondence(shares, float(total), metric)
 
 
@@ -150,17 +124,10 @@ def pairwise_shares(
     shares = one.mT @ other
     e, f = one.sum(-1, keepdim=True), other.sum(-1, keepdim=True)
     if metric == "cosine":
-        lengths = _length(e.squeeze(-1)) * _length(f.squeeze(-1))
-        shares = shares / lengths[..., None, None]
+        shares = shares / (length(e.mT) * length(f.mT))
     elif metric == "l2":
         shares = 2 * shares - (one.mT @ e) / other.shape[-1] - (other.mT @ f).mT / one.shape[-1]
     return shares.reshape(*shares.shape[:-2], *query_map.shape[-2:], *match_map.shape[-2:])
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """Euclidean length along the last dimension, 1 in place of 0."""
-    length = torch.linalg.vector_norm(vectors, dim=-1)
-    return torch.where(length > 0, length, 1.0)
 
 
 def _position(point: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, int]:

@@ -75,11 +75,7 @@ def dist_cam(
         references: pooled vectors of gallery images or prototypes, in the space of `response_map`.
         options: `metric`, `weighting`, `tau`, `norm`, `mean` and `magnitude`, see `channel_weights`.
 
-    Raises:
-        InputError: a value is not finite, an option is unknown, or `mean` is missing where it is needed.
-        ShapeError: the channels or the leading dimensions do not agree.
-
-    Source: [Dist-CAM] Eq. 4-7.
+    Errors are those of `channel_weights`. Source: [Dist-CAM] Eq. 4-7.
 
     >>> query = torch.tensor([[[4.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [2.0, 2.0]]])   # GAP = (1, 1)
     >>> reference = torch.tensor([[1.0, 3.0]])        # D = (0, 2), eps = 1: W = (1, 1/3) / (4/3) = (0.75, 0.25)
@@ -145,14 +141,9 @@ def channel_weights(
       `dot_centered`, weights that are no more than the rounding of half precision are 0.
     - `caam`: one weight for all channels active in the query: the class-agnostic map, blind to the reference.
 
-    `dist` to `log_ratio` take the sign of s (see the module's text) and, like `caam`, are normalised over the live
-    channels.
-
-    `norm="softmax"` degenerates: of values that grow like 1 / D the largest takes all, one channel is left, and the map
-    is empty wherever that channel is. It is offered for completeness. `sum`, `l2` and `none` give the same image at
-    another scale; `minmax` takes the smallest weight away from all.
-
-    The median is the lower one: an element of D, found by selection without sorting, and exactly scaled when D is.
+    `dist` to `log_ratio` take the sign of s and, like `caam`, are normalised over the live channels: `sum`, `l2` and
+    `none` give the same image at another scale, `minmax` takes the smallest weight away from all, and `softmax`, which
+    degenerates, leaves one channel of values that grow like 1 / D. The median is the lower one, an element of D.
 
     Args:
         query: pooled vector of the query, the spatial mean of its response map.
@@ -160,11 +151,9 @@ def channel_weights(
         metric: "cosine" scales both to length 1 first; the others compare the vectors as they are.
         weighting: one of `WEIGHTINGS`.
         tau: how soft 1/D is, in medians of D: larger goes towards `caam`, smaller towards few channels, 0 is literal.
-        norm: one of `NORMS`; it does not concern `root_ratio`, `dot`, `dot_centered` and `gradcam_cos`, whose scale has
-            a meaning.
-        mean: the gallery's mean vector, for "dist*excess", "log_ratio", and "dot_centered". With the cosine metric it
-            is the mean of the unit vectors, not scaled to length 1 itself. "root_ratio" takes the mean of the
-            gallery's background, or both together, as well.
+        norm: one of `NORMS`; not of `LINEAR` weightings, whose scale has a meaning.
+        mean: the gallery's mean vector, where a weighting has mu. With the cosine metric it is the mean of the unit
+            vectors, not scaled to length 1 itself. "root_ratio" takes the mean of the background as well.
         magnitude: the mean size of each channel in the gallery's vectors, for "root_ratio"; None: that of `mean`.
         live: which channels of the query's map are not zero everywhere; by default those whose pooled value is not.
 
@@ -181,7 +170,7 @@ def channel_weights(
     query, references = comparable(query, references)
     mean = checked_mean(mean, weighting, metric, like=query)
     if metric == "cosine":
-        query, references = query / _length(query), references / _length(references)
+        query, references = query / length(query), references / length(references)
     active = (_is_alive(query.abs()) if live is None else live).unsqueeze(-2)
     query = query.unsqueeze(-2)
     alive = active | _is_alive(references.abs())
@@ -190,16 +179,18 @@ def channel_weights(
         size = checked_magnitude(magnitude, like=mean)
         return _root_ratio(references, mean, size).masked_fill(~alive, 0)
     if weighting in LINEAR:
-        weights, least = references if mean is None else references - mean, ROUNDING * _length(references)
+        weights, least = references if mean is None else references - mean, ROUNDING * length(references)
         if weighting == "gradcam_cos":  # d cos / d q = (s/|s| - cos · q/|q|) / |q|
-            q, s = query / _length(query), references / _length(references)
-            weights, least = (s - (s * q).sum(-1, keepdim=True) * q) / _length(query), ROUNDING / _length(query)
+            q, s = query / length(query), references / length(references)
+            weights, least = (s - (s * q).sum(-1, keepdim=True) * q) / length(query), ROUNDING / length(query)
         return weights.masked_fill(~alive | (torch.linalg.vector_norm(weights, dim=-1, keepdim=True) <= least), 0)
     if weighting == "caam":
         return _normalised(torch.ones_like(references), active.expand_as(alive), norm)
     sign = torch.where(references < 0, -1.0, 1.0)
     if weighting == "log_ratio" and mean is not None:
-        return sign * _normalised(_log_ratio(sign * references, sign * mean), alive, norm)
+        positive, usual = sign * references, (sign * mean).clamp(min=0)
+        floor = _floor(usual, positive)
+        return sign * _normalised(torch.log((positive + floor) / (usual + floor)).clamp(min=0), alive, norm)
     distance = (references - query).abs()  # Eq. 4
     size = torch.maximum(references.abs(), query.abs())
     closeness = 1 / (distance + _eps(distance, size, alive, tau))
@@ -212,21 +203,14 @@ def channel_weights(
 
 def _root_ratio(references: Tensor, mean: Tensor, size: Tensor) -> Tensor:
     """Difference of signed roots, in roots of the channels' size; below the floor e all channels are equally rare."""
+    floor = _floor(size, RARE * references.abs())
+    root, base = (values.sign() * ((values.abs() + floor).sqrt() - floor.sqrt()) for values in (references, mean))
+    return (root - base) / (size + floor).sqrt()
+
+
+def _floor(size: Tensor, otherwise: Tensor) -> Tensor:
     floor = RARE * size.mean(-1, keepdim=True)
-    floor = torch.where(floor > 0, floor, _positive(RARE * references.abs().mean(-1, keepdim=True)))
-
-    def root(values: Tensor) -> Tensor:
-        return values.sign() * ((values.abs() + floor).sqrt() - floor.sqrt())
-
-    return (root(references) - root(mean)) / (size + floor).sqrt()
-
-
-def _log_ratio(references: Tensor, mean: Tensor) -> Tensor:
-    """Logarithm of how many times more each channel has than the mean, 0 for less; both turned by the sign of s."""
-    mean = mean.clamp(min=0)
-    floor = RARE * mean.mean(-1, keepdim=True)
-    floor = torch.where(floor > 0, floor, _positive(references.mean(-1, keepdim=True)))
-    return torch.log((references + floor) / (mean + floor)).clamp(min=0)
+    return torch.where(floor > 0, floor, _positive(otherwise.mean(-1, keepdim=True)))
 
 
 def _eps(distance: Tensor, size: Tensor, alive: Tensor, tau: float) -> Tensor | float:
@@ -272,10 +256,10 @@ def _positive(divisor: Tensor) -> Tensor:
     return torch.where(divisor > 0, divisor, 1.0)
 
 
-def _length(vectors: Tensor) -> Tensor:
-    """Euclidean length along the last dimension, with 1 in place of a length that gives no direction."""
-    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return torch.where(length > NO_DIRECTION, length, 1.0)
+def length(vectors: Tensor) -> Tensor:
+    """Euclidean length along the last dimension, which stays, with 1 in place of a length that gives no direction."""
+    found = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return torch.where(found > NO_DIRECTION, found, 1.0)
 
 
 def _query_side(response_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -299,7 +283,7 @@ def _raw_map(response: Tensor, query: Tensor, weights: Tensor, options: WeightOp
     rows, columns = response.shape[-2:]
     maps = torch.matmul(weights, response.flatten(-2).to(weights.dtype))
     if options.get("metric", "cosine") == "cosine":
-        maps = maps / _length(query).unsqueeze(-1)
+        maps = maps / length(query).unsqueeze(-1)
     if options.get("weighting") in LINEAR:
         maps = maps / (rows * columns)
     return maps.reshape(*maps.shape[:-1], rows, columns)

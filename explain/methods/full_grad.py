@@ -7,15 +7,13 @@ those of the biases, each bias counted where it acts. Normalisation in evaluatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...encoders.heads import batch_norm_affine
 from ...encoders.layers import as_feature_map
 from ...errors import InputError, ShapeError
 from ...metrics.maps import normalise, upsample
@@ -24,8 +22,7 @@ from ..layer_runs import jacobian, undisturbed
 from ..targets import Target
 
 
-@dataclass(frozen=True, eq=False)
-class FullGradient:
+class FullGradient(NamedTuple):
     """The contributions that a score is made of."""
 
     scores: Float[Tensor, "b m"]
@@ -34,10 +31,9 @@ class FullGradient:
 
 
 def full_grad(gradient: FullGradient, size: tuple[int, int]) -> Float[Tensor, "b m h w"]:
-    """FullGrad's map at the size of the image, never negative.
+    """FullGrad's map at the size of the image, never negative: each channel of each layer counts alike.
 
-    Each channel's contributions are taken without sign, scaled to [0, 1] by their own minimum and maximum, resized
-    bilinearly, and all of them are summed: so each channel of each layer counts alike, as the paper has it.
+    A channel's contributions are taken without sign, scaled to [0, 1] on their own, and resized before they are summed.
 
     Source: Srinivas and Fleuret, Full-Gradient Representation for Neural Network Visualization, 2019, Eq. 9.
     """
@@ -50,15 +46,23 @@ def full_gradient(model: nn.Module, images: Float[Tensor, "b c h w"], target: Ta
     refuse_non_finite("the images", images)
     with undisturbed(model), torch.enable_grad():
         entry = images.detach().clone().requires_grad_()
-        with ExitStack() as stack:
-            biased = [(m, stack.enter_context(_outputs_of(m))) for m in model.modules() if _bias(m) is not None]
+        met: list[tuple[nn.Module, Tensor]] = []
+
+        def keep(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            met.append((module, output))
+            return output.clone()  # an operation in place behind the module does not touch what was kept
+
+        biased = [part for part in model.modules() if _bias(part) is not None]
+        handles = [part.register_forward_hook(keep) for part in biased]
+        try:
             output = model(entry.clone())  # the network may work on its input in place
+        finally:
+            for handle in handles:
+                handle.remove()
         scores = target.fix(output)(output)
-        met = [(module, out) for module, outputs in biased for out in outputs]
         # An auxiliary classifier's biases have no part in the score.
         gradients = jacobian(scores, [entry, *(out for _, out in met)], allow_unrelated=True)
-    maps = [(gradients[0] * entry.detach()).transpose(0, 1)]
-    elsewhere = torch.zeros_like(scores.detach())
+    maps, elsewhere = [(gradients[0] * entry.detach()).transpose(0, 1)], torch.zeros_like(scores.detach())
     for (module, _), gradient in zip(met, gradients[1:], strict=True):
         bias = _bias(module)  # of each channel, which comes first in maps (m, b, k, …) and last in tokens
         assert bias is not None
@@ -74,22 +78,6 @@ def full_gradient(model: nn.Module, images: Float[Tensor, "b c h w"], target: Ta
     return FullGradient(scores.detach(), maps, elsewhere)
 
 
-@contextmanager
-def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """All that a module returns within the block, as nodes of the graph; what follows gets copies."""
-    outputs: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        outputs.append(output)
-        return output.clone()  # an operation in place behind the module does not touch what was kept
-
-    handle = module.register_forward_hook(keep)
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
 def _bias(module: nn.Module) -> Tensor | None:
     """The bias that a module adds to each channel; None if it adds nothing, or is none of the known kinds."""
     if isinstance(module, nn.BatchNorm2d):
@@ -97,8 +85,7 @@ def _bias(module: nn.Module) -> Tensor | None:
             raise InputError(
                 "a batch norm without running statistics mixes the images of a batch; FullGrad cannot be used"
             )
-        shift = -module.running_mean / (module.running_var + module.eps).sqrt()
-        return shift if module.weight is None else shift * module.weight.detach() + module.bias.detach()
+        return batch_norm_affine(module).bias
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm) and module.bias is not None:
         return module.bias.detach()
     return None

@@ -18,7 +18,8 @@ be used several times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,8 +46,6 @@ def lift_weights(view: LayerView) -> Float[Tensor, "b m k"]:
 def lift_contributions(run: LayerRun, score: Score) -> Float[Tensor, "b m k h w"]:
     """The DeepLIFT contribution of every value of the layer's map to each score.
 
-    Summed over positions they are LIFT-CAM's weights.
-
     Source: Jung and Oh, Towards Better Explanations of Class Activation Mapping, 2021, §3.3; Shrikumar et al., Learning
     Important Features Through Propagating Activation Differences, 2017, §3.5.1.
     """
@@ -55,8 +54,7 @@ def lift_contributions(run: LayerRun, score: Score) -> Float[Tensor, "b m k h w"
         scores = score(run.beside_zero(), rows)[: score.n_images]
     (multipliers,) = jacobian(scores, [run.leaf])
     maps = run.as_map(multipliers.flatten(0, 1))
-    contributions = maps.reshape(*multipliers.shape[:2], *maps.shape[1:]) * run.activations
-    return contributions.transpose(0, 1)
+    return (maps.reshape(*multipliers.shape[:2], *maps.shape[1:]) * run.activations).transpose(0, 1)
 
 
 class _Rescaled(TorchFunctionMode):
@@ -67,7 +65,6 @@ class _Rescaled(TorchFunctionMode):
         self.n_rows = n_rows
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called in place of every function of torch's."""
         kwargs = kwargs or {}
         x = args[0] if args else kwargs.get("input")
         is_batch = isinstance(x, Tensor) and not isinstance(x, nn.Parameter) and x.shape[:1] == (self.n_rows,)
@@ -84,10 +81,8 @@ class _Rescaled(TorchFunctionMode):
             return x.copy_(out) if given == f"{name}_" else out
         if name == "max_pool2d" and x.ndim == 4:
             return _max_pooled(x, args[1:], kwargs)
-        if name == "normalize":
-            return _at_fixed_length(x, *args[1:4], **{k: kwargs[k] for k in ("p", "dim", "eps") if k in kwargs})
-        if name == "layer_norm":
-            return _at_fixed_spread(x, *args[1:], **kwargs)
+        if name in ("normalize", "layer_norm"):
+            return _held(x, func, args, kwargs)
         return func(*args, **kwargs)
 
 
@@ -110,9 +105,8 @@ def _max_pooled(x: Tensor, args: Any, kwargs: Any) -> Tensor:
     before = x.detach()
     value, places = functional.max_pool2d(before, *args[:5], **{**kwargs, "return_indices": True})
     n = len(x) // 2
-    image, reference = value[:n], value[n:]
+    (image, reference), d_in = value.chunk(2), _difference(before)
     larger = torch.maximum(image, reference)
-    d_in = _difference(before)
     share = (x[:n] * torch.where(d_in == 0, 0.0, 1 / _nonzero(d_in))).flatten(2)
     gain = sum(
         share.gather(2, where.flatten(2)).view_as(image) * change
@@ -121,25 +115,19 @@ def _max_pooled(x: Tensor, args: Any, kwargs: Any) -> Tensor:
     return torch.cat([image + (gain - gain.detach()), reference])
 
 
-def _at_fixed_length(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """`torch.nn.functional.normalize`, in which the length counts as a constant."""
-    length: Tensor = torch.linalg.vector_norm(x.detach(), p, dim, keepdim=True)
-    return x / length.clamp(min=eps)
-
-
-def _at_fixed_spread(
-    x: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`torch.nn.functional.layer_norm`, in which the standard deviation counts as a constant."""
-    over = tuple(range(-len(normalized_shape), 0))
-    spread: Tensor = (x.detach().var(over, correction=0, keepdim=True) + eps).sqrt()
+def _held(x: Tensor, function: Any, args: Any, kwargs: Any) -> Tensor:
+    """`normalize` or `layer_norm` of torch, in which the length or the standard deviation counts as a constant."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    if function.__name__ == "normalize":
+        length: Tensor = torch.linalg.vector_norm(x.detach(), given["p"], given["dim"], keepdim=True)
+        return x / length.clamp(min=given["eps"])
+    over = tuple(range(-len(given["normalized_shape"]), 0))
+    spread: Tensor = (x.detach().var(over, correction=0, keepdim=True) + given["eps"]).sqrt()
     out = (x - x.mean(over, keepdim=True)) / spread
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias
+    out = out if given["weight"] is None else out * given["weight"]
+    return out if given["bias"] is None else out + given["bias"]
 
 
 def _difference(pair: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ exhaustive transform are ours.
 
 from __future__ import annotations
 
+import cmath
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -54,7 +55,7 @@ class SimilarityTransform:
     @property
     def degrees(self) -> float:
         """Rotation from the first side to the second, clockwise on an image."""
-        return math.degrees(math.atan2(self.a.imag, self.a.real))
+        return math.degrees(cmath.phase(self.a))
 
 
 def fit_similarity(
@@ -76,7 +77,7 @@ def fit_similarity(
     dz, dw = z[second] - z[first], w[second] - w[first]
     lengths = dz.square().sum(1), dw.square().sum(1)
     squared = lengths[0].clamp(min=1e-12)
-    a = torch.stack([(dw * dz).sum(1), dw[:, 1] * dz[:, 0] - dw[:, 0] * dz[:, 1]], 1) / squared[:, None]
+    a = _turned(dz, dw) / squared[:, None]
     size = a.square().sum(1).sqrt()
     is_valid = (torch.minimum(*lengths) >= LEAST_APART**2) & (size >= SCALES[0]) & (size <= SCALES[1])
     is_valid &= a[:, 0] >= size * math.cos(LARGEST_TURN) - 1e-6
@@ -93,29 +94,24 @@ def fit_similarity(
 
 def _squared_errors(a: Tensor, b: Tensor, z: Tensor, w: Tensor) -> Float[Tensor, "m n"]:
     """|a z + b - w|² of m transforms and n pairs, multiplied out: one matrix product."""
-    turned = torch.stack([a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1], a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]], 1)
-    ones = torch.ones(len(z), 1, dtype=z.dtype, device=z.device)
-    across = torch.stack([(z * w).sum(1), z[:, 0] * w[:, 1] - z[:, 1] * w[:, 0]], 1)
-    own = [a.square().sum(1, keepdim=True), b.square().sum(1, keepdim=True), torch.ones_like(a[:, :1])]
-    theirs = [z.square().sum(1, keepdim=True), ones, w.square().sum(1, keepdim=True)]
-    return torch.cat([*own, 2 * turned, -2 * a, -2 * b], 1) @ torch.cat([*theirs, z, across, w], 1).T
+    size_a, size_b, size_z, size_w = (each.square().sum(1, keepdim=True) for each in (a, b, z, w))
+    own = [size_a, size_b, torch.ones_like(size_a), 2 * _turned(a, b), -2 * a, -2 * b]
+    return torch.cat(own, 1) @ torch.cat([size_z, torch.ones_like(size_z), size_w, z, _turned(z, w), w], 1).T
+
+
+def _turned(one: Tensor, other: Tensor) -> Float[Tensor, "n 2"]:
+    """The product of other and the conjugate of one, as complex numbers."""
+    return torch.stack([(one * other).sum(1), one[:, 0] * other[:, 1] - one[:, 1] * other[:, 0]], 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """One image as lines see it: unit vectors of its fine cells, and the map whose mean its embedding is.
+    """One image as lines see it: unit vectors of its fine cells, and the map whose mean its embedding is."""
 
-    Attributes:
-        cells: in reading order.
-        shape: rows and columns of the fine map.
-        response: see `fold`.
-        is_seen: of each cell, whether it lies on the image and not on its padding.
-    """
-
-    cells: Float[Tensor, "n c"]
-    shape: tuple[int, int]
-    response: Float[Tensor, "d h w"]
-    is_seen: Bool[Tensor, " n"]
+    cells: Float[Tensor, "n c"]  # in reading order
+    shape: tuple[int, int]  # rows and columns of the fine map
+    response: Float[Tensor, "d h w"]  # see `fold`
+    is_seen: Bool[Tensor, " n"]  # of each cell, whether it lies on the image and not on its padding
 
     @classmethod
     def of(
@@ -145,23 +141,14 @@ class Places:
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Pairs of places that answer one another, strongest first.
+    """Pairs of places that answer one another, strongest first."""
 
-    Attributes:
-        query: (row, column) of each line's cell on the query's fine map.
-        match: the same on the match's.
-        strength: D · P, at least 0.
-        transform: what most lines agree on, with its inliers; None where there is none.
-        query_shape: rows and columns of the query's fine map.
-        match_shape: of the match's.
-    """
-
-    query: Int[Tensor, "n 2"]
-    match: Int[Tensor, "n 2"]
-    strength: Float[Tensor, " n"]
-    transform: SimilarityTransform | None
-    query_shape: tuple[int, int]
-    match_shape: tuple[int, int]
+    query: Int[Tensor, "n 2"]  # (row, column) of each line's cell on the query's fine map
+    match: Int[Tensor, "n 2"]  # the same on the match's
+    strength: Float[Tensor, " n"]  # D · P, at least 0
+    transform: SimilarityTransform | None  # what most lines agree on, with its inliers; None where there is none
+    query_shape: tuple[int, int]  # rows and columns of the query's fine map
+    match_shape: tuple[int, int]  # of the match's
 
     def __len__(self) -> int:
         return len(self.strength)
@@ -189,15 +176,8 @@ def find_lines(
 ) -> Lines:
     """The `strongest` lines between two images and the similarity transform that most of their strength agrees on.
 
-    Args:
-        query: its places.
-        match: its places, of the same channels; the grids may differ.
-        tau: of the dual softmax.
-        strongest: how many lines vote for a transform; the work grows with the square.
-        metric: "cosine", "dot" or "l2", as the gallery compares.
-
-    Raises:
-        ShapeError: the fine maps differ in channels.
+    Both sides have the same channels (else a ShapeError); the grids may differ. The work grows with the square of
+    `strongest`. `tau` is of the dual softmax, and `metric` "cosine", "dot" or "l2", as the gallery compares.
     """
     if query.cells.shape[1] != match.cells.shape[1]:
         raise ShapeError(
@@ -234,5 +214,4 @@ def _mutual_best(one: Tensor, other: Tensor, tau: float) -> tuple[Tensor, Tensor
 @lru_cache(maxsize=16)
 def _bilinear(coarse: tuple[int, ...], fine: tuple[int, int]) -> Float[Tensor, "m n"]:
     """The weights by which each of m coarse positions enters each of n fine ones."""
-    count = coarse[0] * coarse[1]
-    return interpolate(torch.eye(count).reshape(1, count, *coarse), fine, mode="bilinear")[0].flatten(1)
+    return interpolate(torch.eye(math.prod(coarse)).reshape(1, -1, *coarse), fine, mode="bilinear")[0].flatten(1)

@@ -67,7 +67,7 @@ def _for_each_channel(
         raise InputError(f"batch_size={batch_size} should be 1 or more")
     n_images, n_channels = view.run.activations.shape[:2]
     pairs = torch.cartesian_prod(torch.arange(n_images), torch.arange(n_channels)).to(view.run.images.device)
-    chunks = [some for of_image in torch.split(pairs, n_channels) for some in torch.split(of_image, batch_size)]
     with torch.no_grad():
+        chunks = [some for of_image in torch.split(pairs, n_channels) for some in torch.split(of_image, batch_size)]
         scores = [view.score(output(*some.unbind(1)), some[:, 0]) for some in chunks]
     return torch.cat(scores).reshape(n_images, n_channels, -1).mT

@@ -105,34 +105,28 @@ class Surroundings:
             return [self._setting(mean), NOTHING]
         if (self.classes if is_class else self.images) < 2:
             return [NOTHING]
+        has_signs = bool(self._size.sum() > 1.001 * self.mean.clamp(min=0).sum())
         if self.border is None:
-            return [self._setting("gallery", 1.0 if is_class or self._has_signs else _ALONE), NOTHING]
-        half = self._setting("half")
-        if is_class:
-            return [self._setting("max"), half, NOTHING]
-        return [self._setting("gallery"), half, NOTHING] if self._has_signs else [half, NOTHING]
+            return [self._setting("gallery", 1.0 if is_class or has_signs else _ALONE), NOTHING]
+        first = ["max"] if is_class else ["gallery"] * has_signs
+        return [*(self._setting(name) for name in (*first, "half")), NOTHING]
 
     @property
     def _size(self) -> Tensor:
         return self.mean.abs() if self.magnitude is None else self.magnitude
 
-    @property
-    def _has_signs(self) -> bool:
-        return bool(self._size.sum() > 1.001 * self.mean.clamp(min=0).sum())
-
     def _setting(self, name: str, share: float = 1.0) -> Setting:
         mean, size = share * self.mean, share * self._size
-        if name == "gallery":
-            return Setting(name, "root_ratio", mean, size)
-        if self.border is None:
+        if name != "gallery" and self.border is None:
             raise InputError(f"`mean={name!r}` needs the gallery's background, and {_OLD}; or leave it out")
-        border, far = self.border, self.border.abs()
-        if name == "max":
-            mean, size = torch.where(mean.abs() >= far, mean, border), torch.maximum(size, far)
-        elif name == "half":
-            mean, size = (mean + border) / 2, (size + far) / 2
-        else:
-            mean, size = border, far
+        if self.border is not None and name != "gallery":
+            border, far = self.border, self.border.abs()
+            taken_off = {
+                "max": (torch.where(mean.abs() >= far, mean, border), torch.maximum(size, far)),
+                "half": ((mean + border) / 2, (size + far) / 2),
+                "border": (border, far),
+            }
+            mean, size = taken_off[name]
         return Setting(name, "root_ratio", mean, size)
 
 
@@ -150,9 +144,7 @@ def ratio_maps(
     A map without a positive place is blank, and made by the next setting instead; the last, `dot`, divides the
     similarity itself. Other arguments and errors are those of `dist_cam`; without surroundings every map is `dot`.
     """
-    settings = [NOTHING]
-    if surroundings is not None:
-        settings = surroundings.settings(mean, is_class=is_class)
+    settings = [NOTHING] if surroundings is None else surroundings.settings(mean, is_class=is_class)
     maps = settings[0].maps(response_map, references, metric)
     chosen = torch.zeros(maps.shape[:-2], dtype=torch.int64)
     for place, setting in enumerate(settings[1:], start=1):

@@ -179,10 +179,10 @@ def encoding_stream(
         weights: dict[int, Tensor | None] = {}  # of the offers that are on their way
 
         def load(offer: Offer) -> Tensor:
-            image = opened.read(offer)
+            pixels, size = opened.read(offer, inference.transform)
             if under is not None:
-                weights[id(offer)] = under.weights(offer.path, image.size)
-            return inference.transform(image)
+                weights[id(offer)] = under.weights(offer.path, size)
+            return pixels
 
         for batch in inference.stream(
             offers, load=load, workers=settings.workers, maps=store_maps or under is not None

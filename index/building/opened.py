@@ -8,9 +8,11 @@ from pathlib import Path
 from threading import Lock
 
 from PIL import Image
+from torch import Tensor
 
-from ...images.items import with_margin
-from ...images.loading import crop, image_size, read_image
+from ...images.items import crop, with_margin
+from ...images.loading import image_size, read_image
+from ...images.transform import Transform
 from .ingest import Offer, note_state, read_offer
 
 _Opened = tuple[Offer, Image.Image, float]  # with the file's state; reduced to this share of its size
@@ -28,10 +30,10 @@ class OpenedImages:
         self._held: OrderedDict[Path, Future[_Opened]] = OrderedDict()
         self._lock = Lock()
 
-    def read(self, offer: Offer) -> Image.Image:
-        """The image of an offer; ImageError where there is none, or the gallery has it as it is."""
+    def read(self, offer: Offer, transform: Transform) -> tuple[Tensor, tuple[int, int]]:
+        """The network's pixels of an offer, and the image's size; ImageError where it is unusable, or there already."""
         if offer.box is None:
-            return read_image(read_offer(offer))
+            return transform.read(read_offer(offer))
         with self._lock:
             found = self._held.get(offer.file)
             if is_first := found is None:
@@ -45,7 +47,8 @@ class OpenedImages:
                 found.set_exception(error)
         read, image, scale = found.result()
         note_state(offer, read.sha256, read.size, read.mtime_ns)
-        return crop(image, with_margin(offer.box, self._margin).scaled(scale), name=offer.path)
+        cut = crop(image, with_margin(offer.box, self._margin).scaled(scale), name=offer.path)
+        return transform(cut), cut.size
 
 
 def _opened(offer: Offer) -> _Opened:

@@ -232,7 +232,7 @@ class _Worker:
         opened = OpenedImages(self._margin, threads)
         for batch in self._inference.stream(
             offers,
-            load=lambda offer: transform(opened.read(offer)),
+            load=lambda offer: opened.read(offer, transform)[0],
             workers=self._workers,
             maps=self._spec.map_shape is not None,
         ):

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_ty
 from ...errors import CorruptGalleryError, GalleryError, NotAGalleryError
 from ...files import REMEDY, Storage, is_file, read_file
 from ...metrics.distances import METRICS, Metric
-from ...metrics.fusion import LineScale, Verification
+from ...metrics.fusion import LineScale, VerifyGain
 from ..rejection import Rejection
 from .background import Background, MapChoice
 
@@ -179,7 +179,7 @@ class Manifest:
     masks: MaskEntry | None = None  # None when whole images were pooled
     tuning: Tuning | None = None  # the measurements by which `index` was chosen
     lines: LineScale | None = None  # what lines are measured against; None where they are not kept, nor calibrated
-    verification: Verification | None = None  # None until somebody calibrates it
+    verification: VerifyGain | None = None  # None until somebody calibrates it
     background: Background | None = None  # None unless every image was measured when it came
     map_choice: MapChoice | None = None  # None: maps are distcam's default
     box_margin: float = 0.0  # share of a box's width and height by which it is cut out wider, on every side

@@ -29,6 +29,7 @@ FAMILIES = [
     "squeezenet1_1",
     "vgg11_bn",
 ]
+LARGE_ENDS = {"alexnet": 9216, "vgg11_bn": 25088}  # what enters classifiers that take seconds to be drawn
 SMALL = Transform(64)
 
 
@@ -37,7 +38,13 @@ def network(name: str) -> nn.Module:
     options: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = models.get_model(name, weights=None, **options).eval()
+        with torch.device("meta" if name in LARGE_ENDS else "cpu"):
+            model = models.get_model(name, weights=None, **options).eval()
+        if name in LARGE_ENDS:
+            model.classifier = nn.Linear(LARGE_ENDS[name], 8)
+            model.to_empty(device="cpu")
+            for module in model.modules():
+                getattr(module, "reset_parameters", int)()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.bias, std=0.3)

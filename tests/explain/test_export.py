@@ -64,7 +64,7 @@ def test_an_onnx_program_answers_as_the_encoder_and_carries_what_it_is(encoder, 
 
 
 def test_a_program_that_answers_otherwise_is_not_kept(encoder, pixels, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(export, "_run_torch", lambda _: lambda given: (torch.zeros(len(given), 5), torch.zeros(1)))
+    monkeypatch.setattr(export, "_written_torch", lambda *_: lambda given: (torch.zeros(len(given), 5), torch.zeros(1)))
     with pytest.raises(DistcamError, match="the largest difference is"):
         export.export_encoder(encoder, tmp_path / "e.pt2", pixels)
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +82,10 @@ def test_what_has_no_exact_map_or_no_such_format_is_refused(encoder, pixels, tmp
 
 @pytest.mark.parametrize(
     ("name", "built"),
-    [("resnet10t", {}), ("vit_tiny_patch16_224", {"options": {"depth": 1, "img_size": 32}, "readout": "mean"})],
+    [
+        pytest.param("resnet10t", {}, marks=pytest.mark.slow),
+        ("vit_tiny_patch16_224", {"options": {"depth": 1, "img_size": 32}, "readout": "mean"}),
+    ],
 )
 def test_means_of_maps_and_of_tokens_are_exported_with_a_free_batch(name, built, tmp_path) -> None:
     pytest.importorskip("timm", reason="needs pip install 'distcam[timm]'")

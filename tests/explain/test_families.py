@@ -93,7 +93,7 @@ def test_the_default_layer_is_the_encoders_feature_map(name: str) -> None:
             torch.testing.assert_close(run.activations, encoder(x).feature_map)
 
 
-@pytest.mark.parametrize("name", ["densenet121", "densenet169"])
+@pytest.mark.parametrize("name", ["densenet121", pytest.param("densenet169", marks=pytest.mark.slow)])
 def test_a_densenet_with_its_activation_by_name_answers_as_torchvisions(name: str) -> None:
     found = load_network(name, weights="random", n_classes=5).model
     original = models.get_model(name, weights=None, num_classes=5).eval()

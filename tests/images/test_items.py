@@ -11,7 +11,7 @@ from PIL import Image
 from distcam.errors import ImageError
 from distcam.images import Box, image_size, read_image
 from distcam.images.items import item_of, split_item, widened
-from distcam.images.loading import read_item
+from distcam.images.opening import read_item
 
 
 @pytest.fixture

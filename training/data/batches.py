@@ -33,10 +33,7 @@ _AHEAD = 3  # batches that wait for the training
 
 
 class TrainingBatches:
-    """The training loop's source of batches, for one of `world_size` processes.
-
-    `workers` threads prepare them: one for images in memory, else one per core, if left out.
-    """
+    """The training loop's source of batches, for one of `world_size` processes, by one thread per core if need be."""
 
     def __init__(
         self,
@@ -58,7 +55,7 @@ class TrainingBatches:
         self._sampler = sampler
         self._augment = AugmentSettings.none() if augment is None else augment
         self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._workers = workers or (1 if data.in_memory else min(os.cpu_count() or 1, 8))
+        self._workers = workers or (1 if data.held is not None else min(os.cpu_count() or 1, 8))
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch but the first `skip`, prepared by threads that end with the iterator."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ...encoders import Encoder
-from ...encoders.inference import has_fast_bfloat16
+from ...encoders.inference import resolved_precision
 from ...errors import InputError
 from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings
@@ -59,7 +59,7 @@ def fit(
         settings: everything else; `Settings()` if left out.
         folder: where results and checkpoints go; None writes nothing.
         resume: go on from the checkpoint in `folder`; a new run if there is none.
-        evaluate: metrics of the encoder, which comes in evaluation mode with the weights that would be kept.
+        evaluate: metrics of the encoder, in evaluation mode, with the weights that would be kept.
         config: where this run came from (a resolved recipe, say), as JSON can hold it; kept with the encoder.
         progress: called with (batches done, batches in all).
         report: called after every epoch with its row of the log.
@@ -73,7 +73,8 @@ def fit(
     with ExitStack() as stack:
         world = stack.enter_context(environment.joined(device))
         stack.enter_context(environment.own_randomness(device))
-        stack.enter_context(environment.repeatable(device, deterministic=settings.deterministic))
+        repeats = settings.deterministic
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=not repeats, deterministic=repeats))
         encoder.to(device).to(memory_format=torch.channels_last)
         objective.to(device)
         stack.enter_context(training_mode(encoder, objective, settings))
@@ -125,7 +126,7 @@ class _Run:
         steps = math.ceil(n_batches / settings.accumulate)
         self.optimisation = Optimisation(self.encoder, self.objective, settings, steps_per_epoch=steps)
         self.early_stopping = outcome.EarlyStopping(settings, self.modules)
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bfloat16(self.device))
+        bf16 = resolved_precision(settings.precision, self.device) == "bf16"
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16) if bf16 else nullcontext
         self.now = Progress(epoch=0, epochs=settings.epochs, step=0)
         self._restore(resume=resume)

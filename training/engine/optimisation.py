@@ -118,10 +118,7 @@ def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettin
 
 
 class Average:
-    """A moving average of the encoder's weights and statistics and of what the objective learns.
-
-    Source: Polyak averaging as torch.optim.swa_utils has it, with a decay that grows to its full value.
-    """
+    """A moving average of the encoder's weights and statistics and of what the objective learns."""
 
     def __init__(self, encoder: Encoder, objective: Objective, decay: float) -> None:
         self._live = nn.ModuleList([encoder, nn.ParameterList(_trainable(objective))])
@@ -153,10 +150,7 @@ class Average:
 
 @contextmanager
 def training_mode(encoder: Encoder, objective: Objective, settings: Settings) -> Iterator[None]:
-    """Encoder and objective in training mode, frozen parts frozen.
-
-    Afterwards both are in evaluation mode, and what needed a gradient before needs one again.
-    """
+    """Encoder and objective in training mode, frozen parts frozen; then in evaluation mode, gradients as before."""
     needed = [(parameter, parameter.requires_grad) for parameter in encoder.parameters()]
     for part in _frozen_parts(encoder, settings):
         part.requires_grad_(False)
@@ -210,11 +204,7 @@ def learning_rate_schedule(
 
 
 def learning_rate_factor(step: int, *, settings: ScheduleSettings, steps: int, steps_per_epoch: int) -> float:
-    """The share of the highest learning rate in optimiser step `step`, counted from 0, in [0, 1].
-
-    >>> learning_rate_factor(50, settings=ScheduleSettings(kind="cosine"), steps=100, steps_per_epoch=10)
-    0.5
-    """
+    """The share of the highest learning rate in optimiser step `step`, counted from 0, in [0, 1]."""
     warm_up = settings.warm_up * steps_per_epoch
     if step < warm_up:
         return min(1.0, (step + 1) / warm_up)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,8 @@ from torch.nn.functional import one_hot
 
 from ...encoders import Encoder, Encoding
 from ...errors import InputError
+
+Value = TypeVar("Value", Tensor, float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +155,11 @@ class Step:
             encoding: Encoding = (encoder or self.encoder)(images)
         return encoding.changed(Tensor.float)
 
+    def noted(self, name: str, value: Tensor) -> Tensor:
+        """The value, which the log gets too."""
+        self.log[name] = float(value.detach())
+        return value
+
     def need_classifier(self, who: str) -> HasClassWeights:
         """The term that owns the class weights; InputError if the objective has none."""
         if self.classifier is None:
@@ -254,11 +261,7 @@ def true_classes(batch: Batch) -> Targets:
 
 
 def is_right(logits: Float[Tensor, "b c"], labels: Tensor) -> Bool[Tensor, " b"]:
-    """True if a class that the image shows has the largest logit; a tie with one that it does not show is lost.
-
-    >>> is_right(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])).tolist()
-    [True, False]
-    """
+    """True if a class that the image shows has the largest logit; a tie with one that it does not show is lost."""
     is_shown = (labels if labels.ndim == 2 else one_hot(labels, logits.shape[1])) > 0
     best_shown, best_other = (logits.where(some, -torch.inf).amax(1) for some in (is_shown, ~is_shown))
     return best_shown > best_other
@@ -266,13 +269,15 @@ def is_right(logits: Float[Tensor, "b c"], labels: Tensor) -> Bool[Tensor, " b"]
 
 def accuracy(logits: Float[Tensor, "b c"], batch: Batch) -> float:
     """Share of images whose largest logit is (one of) their class(es), in [0, 1]; mixed images in their shares."""
+    return in_shares(batch, lambda labels: float(is_right(logits, labels).float().mean()))
 
-    def hits(labels: Tensor) -> float:
-        return float(is_right(logits, labels).float().mean())
 
+def in_shares(batch: Batch, value: Callable[[Tensor], Value]) -> Value:
+    """The value of the batch's labels; of a mixed batch that of both images' labels in their shares."""
     if batch.mix is None:
-        return hits(batch.labels)
-    return batch.mix.share * hits(batch.labels) + (1 - batch.mix.share) * hits(batch.labels[batch.mix.partner])
+        return value(batch.labels)
+    own, share = value(batch.labels), batch.mix.share
+    return share * own + (1 - share) * value(batch.labels[batch.mix.partner])
 
 
 def multi_hot(batch: Batch, who: str) -> Float[Tensor, "b c"]:

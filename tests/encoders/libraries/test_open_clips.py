@@ -55,7 +55,7 @@ def test_the_transform_of_a_network_without_published_weights_is_said_to_be_assu
 
 def test_a_module_is_read_out_as_asked_with_the_transform_that_it_carries() -> None:
     timm = pytest.importorskip("timm", reason="needs pip install 'distcam[timm]'")
-    tower = open_clip.create_model("ViT-B-32", pretrained=None).visual
+    tower = open_clip.create_model("ViT-S-32-alt", pretrained=None).visual
     encoder = Encoder.load(torch.nn.DataParallel(tower), layer="ln_post")
     assert encoder.transform.mean == tuple(tower.preprocess_cfg["mean"])
 

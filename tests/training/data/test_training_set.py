@@ -58,13 +58,13 @@ def test_a_folder_has_a_class_per_sub_folder(photos) -> None:
     assert data.class_names == tuple(sorted({record.label for record in listing}))
     assert [data.class_names[i] for i in data.labels.tolist()] == [record.label for record in listing]
     assert data.names([0]) == [next(iter(listing)).path]
-    assert data.in_memory
+    assert data.held is not None
 
 
 def test_pixels_are_the_same_from_memory_and_from_files(photos) -> None:
     listing, index = list_images(photos), torch.tensor([5, 0, 23])
     memory, files = (TrainingSet.from_listing(listing, SQUASH, cache=cache) for cache in ("memory", "none"))
-    assert not files.in_memory
+    assert files.held is None
     assert torch.equal(memory.pixels(index), files.pixels(index))
 
 

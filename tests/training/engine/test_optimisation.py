@@ -123,3 +123,8 @@ def test_lists_as_toml_has_them_become_tuples() -> None:
     assert Settings(freeze=["layer1"]) == Settings(freeze=("layer1",)) == Settings(freeze="layer1")
     assert ScheduleSettings("step", milestones=[1, 2]).milestones == (1, 2)
     assert hash(OptimiserSettings(betas=[0.8, 0.9])) == hash(OptimiserSettings(betas=(0.8, 0.9)))
+
+
+def test_half_way_down_a_cosine_is_half_the_rate() -> None:
+    schedule = ScheduleSettings(kind="cosine")
+    assert learning_rate_factor(50, settings=schedule, steps=100, steps_per_epoch=10) == 0.5
