@@ -24,8 +24,7 @@ from distcam.errors import FingerprintMismatchError, GalleryLockedError, ImageEr
 from distcam.images import Transform
 from distcam.index import Gallery, SyncReport, verify_gallery, watch_folder
 from distcam.index.backends import opened_for_writing
-from distcam.index.building import build as building
-from distcam.index.building import ingest
+from distcam.index.building import ingest, opened
 
 pytestmark = pytest.mark.usefixtures("own_state")
 
@@ -40,7 +39,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of all images that a sync encodes."""
     paths: list[str] = []
     read = ingest.read_offer
-    monkeypatch.setattr(building, "read_offer", lambda offer: paths.append(offer.path) or read(offer))
+    monkeypatch.setattr(opened, "read_offer", lambda offer: paths.append(offer.path) or read(offer))
     return paths
 
 
@@ -363,12 +362,12 @@ def test_an_interrupted_sync_keeps_what_is_encoded_and_the_next_one_completes_it
             raise KeyboardInterrupt
         return read(offer)
 
-    monkeypatch.setattr(building, "read_offer", interrupted)
+    monkeypatch.setattr(opened, "read_offer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gallery.sync(photos, encoder, batch_size=2, workers=0)
     assert Gallery.open(tmp_path / "g", verify=True).verify().is_sound
     assert {"n/0.png", "n/3.png", "a/zero.png", "b/01.png"} < set(_held(gallery))
-    monkeypatch.setattr(building, "read_offer", read)
+    monkeypatch.setattr(opened, "read_offer", read)
     report = gallery.sync(photos, encoder)
     assert (report.counts["added"], report.counts["moved"], report.counts["removed"]) == (2, 0, 1)
     _is_right(gallery, encoder, tmp_path)
