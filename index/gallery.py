@@ -284,6 +284,7 @@ class Gallery(GalleryReader):
         encoder: Encoder | LazyEncoder | str | os.PathLike[str] | None = None,
         *,
         labels: str | os.PathLike[str] | None = None,
+        boxes: GivenBoxes = None,
         checksum: bool = False,
         keep_missing: bool = False,
         max_vanishing: float = 0.5,
@@ -306,6 +307,8 @@ class Gallery(GalleryReader):
             encoder: needed only when there are new images and the gallery keeps no encoder: one, or its checkpoint.
             labels: `"folder"`, `"none"`, or a CSV, for all images; None: images keep their labels, new ones are called
                 after their folders if the gallery has labels.
+            boxes: a file of the boxes that there should be, see `build`: new ones are encoded, others leave. Without it
+                the boxes that the gallery has follow their files, and a gallery of boxes takes in no other files.
             checksum: read every file instead of trusting size and time of change.
             keep_missing: images whose files are gone stay.
             max_vanishing: the share of the folder's images that may leave at once, 0 … 1.
@@ -328,7 +331,7 @@ class Gallery(GalleryReader):
 
         self.require_segments("sync")
         settings = SyncSettings(
-            labels, checksum, keep_missing, max_vanishing, force, settle, strict, batch_size, workers, device
+            labels, checksum, keep_missing, max_vanishing, force, settle, strict, batch_size, workers, device, boxes
         )
         place = SyncFolder(Path(folder), self.root)
         load = encoder if isinstance(encoder, LazyEncoder) else LazyEncoder(self, encoder)

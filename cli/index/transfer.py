@@ -66,6 +66,7 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Make a gallery hold what a folder holds: new, changed, renamed and removed files, told apart by contents."""
+    from ...images import BoxSource
     from ...index import Gallery
 
     if watch and dry_run:
@@ -82,6 +83,7 @@ def sync(
     opened = Gallery.open(gallery, root=root)
     options: dict[str, Any] = {
         "labels": labels,
+        "boxes": BoxSource(boxes, box_format, box_confidence),
         "checksum": checksum,
         "keep_missing": keep_missing,
         "max_vanishing": max_vanishing,
