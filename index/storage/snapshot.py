@@ -246,8 +246,13 @@ class Snapshot:
 
     def places_by_path(self, among: Iterable[str] | None = None) -> dict[str, int]:
         """The place of each image, or of those under the paths `among`, by its path."""
-        wanted = None if among is None else set(among)
-        return {path: place for place, path in enumerate(self.all_paths()) if wanted is None or path in wanted}
+        if among is None:
+            return {path: place for place, path in enumerate(self.all_paths())}
+        wanted = set(among)
+        starts = zip(self._starts.tolist(), self.segments, strict=False)
+        found = {start + row: path for start, segment in starts for row, path in segment.paths.find(wanted)}
+        places = np.flatnonzero(np.isin(self._positions, list(found)))
+        return {found[self._positions[place]]: place for place in places.tolist()}
 
     def ids_of(self, paths: Sequence[str | os.PathLike[str]], root: Path) -> Ids:
         """The ids of images given by path, as stored or where the files lie; of a file that is none, of all its boxes.

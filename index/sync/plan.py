@@ -5,7 +5,6 @@ Contents decide, by SHA-256; size and time of change only spare reading. Files t
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import defaultdict
@@ -13,7 +12,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from ...errors import ImageError, InputError
 from ...images.boxes.cutting import GivenBoxes, list_items
@@ -27,8 +25,9 @@ from ...progress import Progress
 from ...remarks import Skipped
 from ..building.ingest import Offer, reason_of, status_of
 from ..reports import SyncKind
-from ..storage.segments import Segment, stored_path
+from ..storage.segments import stored_path
 from ..storage.snapshot import Snapshot
+from .rows import Carry, content_of, digest_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,8 @@ class SyncFolder:
         return path, self._splits(self.root)
 
 
-def list_folder(
-    folder: Path, labels: str | os.PathLike[str] | None, boxes: GivenBoxes = None
-) -> Listing | None:
-    """The images of a folder, or the boxes of them; None when it is empty, as the place of a disk is that is not mounted."""
+def list_folder(folder: Path, labels: str | os.PathLike[str] | None, boxes: GivenBoxes = None) -> Listing | None:
+    """The images of a folder, or the boxes of them; None when it is empty, as where no disk is mounted."""
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder; is its disk mounted?")
     try:
@@ -121,67 +118,6 @@ def list_folder(
         if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names):
             raise
         return None
-
-
-class Row(NamedTuple):
-    """An image's row in its segment."""
-
-    segment: Segment
-    row: int
-
-    @property
-    def id(self) -> int:
-        """Its id."""
-        return int(self.segment.stored_ids[self.row])
-
-    @property
-    def sha256(self) -> bytes:
-        """The checksum of the file it was read from."""
-        return bytes(self.segment.sha256[self.row])
-
-    @property
-    def state(self) -> tuple[int, int]:
-        """Size in bytes and time of change in ns of that file."""
-        return int(self.segment.size[self.row]), int(self.segment.mtime_ns[self.row])
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Label and columns, as far as it has values."""
-        named = ((name, column[self.row]) for name, column in self.segment.columns.items())
-        return {name: value for name, value in named if value is not None}
-
-
-def _content(sha256: bytes, path: str) -> bytes:
-    """What two images with the same vectors have in common: their file's contents and their box."""
-    box = split_item(path)[1]
-    return sha256 if box is None else sha256 + item_of("", box).encode()
-
-
-class Carry(NamedTuple):
-    """A new row with the vectors of a row that the gallery has under the path `origin`."""
-
-    kind: SyncKind
-    source: Row
-    offer: Offer
-    origin: str
-
-
-def _digest(file: Path) -> bytes:
-    """The SHA-256 of a file; ImageError if it cannot be read."""
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
-    except OSError as error:
-        raise ImageError(file, reason_of(error)) from error
-
-
-def rows_of(snapshot: Snapshot) -> dict[str, Row]:
-    """Every image's row by its path."""
-    return {
-        path: Row(segment, row)
-        for segment, rows in snapshot.live_parts()
-        for path, row in zip(segment.paths.take(rows), rows.tolist(), strict=True)
-    }
 
 
 class SyncPlan:
@@ -263,7 +199,7 @@ class SyncPlan:
         offer = Offer(self.folder.folder / record.path, path, record.label, box=split_item(path)[1])
         offer.size, offer.mtime_ns = status.st_size, status.st_mtime_ns
         is_trusted = row is not None and is_as_before and not self.settings.checksum
-        offer.sha256 = row.sha256 if row is not None and is_trusted else _digest(offer.file)
+        offer.sha256 = row.sha256 if row is not None and is_trusted else digest_of(offer.file)
         if row is None:
             if self._keeps_labels:
                 named = record.label if record.box is not None else self.folder.label_of(path)
@@ -295,7 +231,7 @@ class SyncPlan:
         for path in sorted(self._inside - self._seen):
             name, box = split_item(path)
             file = self.folder.root / name
-            content = _content(self.known[path].sha256, path)
+            content = content_of(self.known[path].sha256, path)
             try:
                 file.stat()
                 if box is not None and self.settings.boxes is not None:  # that file does not say it any more
@@ -312,12 +248,12 @@ class SyncPlan:
         """Find for every wanted file where its vectors come from; decide what becomes of the images that are gone."""
         wanted = {offer.sha256 for offer in self._wanted}
         same = ((path, row.sha256) for path, row in self.known.items() if row.sha256 in wanted) if wanted else ()
-        sources = {_content(sha256, path): path for path, sha256 in same}
+        sources = {content_of(sha256, path): path for path, sha256 in same}
         first: dict[bytes, str] = {}
         for offer in self._wanted:
             if self._is_moved(offer):
                 continue
-            content = _content(offer.sha256, offer.path)
+            content = content_of(offer.sha256, offer.path)
             if (origin := sources.get(content)) is not None:
                 kind: SyncKind = "duplicated" if offer.replaces is None else "changed"
                 self.carries.append(Carry(kind, self.known[origin], offer, origin))
@@ -339,7 +275,7 @@ class SyncPlan:
 
     def _is_moved(self, offer: Offer) -> bool:
         """Carry over an image that is gone and had the same contents, if possible under the same name; False: none."""
-        paths = self._gone.get(_content(offer.sha256, offer.path))
+        paths = self._gone.get(content_of(offer.sha256, offer.path))
         if offer.replaces is not None or not paths:
             return False
         name = Path(offer.path).name
