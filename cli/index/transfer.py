@@ -21,6 +21,9 @@ from ..command import refuse_unused
 from ..options import (
     AsJson,
     BatchSize,
+    BoxConfidence,
+    BoxFile,
+    BoxFormat,
     Device,
     GalleryEncoder,
     GalleryPath,
@@ -47,6 +50,9 @@ def sync(
     folder: Annotated[Path, typer.Argument(help="The folder to follow; images elsewhere are left alone.")],
     encoder: GalleryEncoder = None,
     labels: Labels = None,
+    boxes: BoxFile = None,
+    box_format: BoxFormat = None,
+    box_confidence: BoxConfidence = None,
     checksum: Annotated[
         bool, typer.Option("--checksum", help="Read every file instead of trusting size and time of change.")
     ] = False,
@@ -78,6 +84,7 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Make a gallery hold what a folder holds: new, changed, renamed and removed files, told apart by contents."""
+    from ...images import BoxSource
     from ...index import Gallery
 
     if watch and dry_run:
@@ -94,6 +101,7 @@ def sync(
     opened = Gallery.open(gallery, root=root)
     options: dict[str, Any] = {
         "labels": labels,
+        "boxes": BoxSource(boxes, box_format, box_confidence),
         "checksum": checksum,
         "keep_missing": keep_missing,
         "max_vanishing": max_vanishing,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
 from ...files import Storage
+from ...images.items import split_item, widened
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...progress import Progress
 from ...remarks import Skipped, remark
@@ -102,6 +103,7 @@ def import_gallery(
         root=str(found.root),
         index=index,
         masks=None if masks is None else MaskEntry(masks["folder"], masks.get("category")),
+        box_margin=found.about.get("box_margin", 0.0),
         background=found.about.get("background") if found.about.get("metric") == chosen else None,
         gallery_id=new_gallery_id(None if root is None else str(found.root)),
     )
@@ -234,8 +236,8 @@ def _try_out(encoder: Encoder, found: ImportSource, device: str) -> None:
     vectors: list[Array] = []
     rows = (pair for entries, block in found.blocks() for pair in zip(entries.paths, block.embedding, strict=True))
     for path, vector in islice(rows, _PROBED_ROWS):
-        if path and "\0" not in path and (file := found.root / path).is_file():
-            files.append(file)
+        if path and "\0" not in path and (found.root / split_item(path)[0]).is_file():
+            files.append(widened(found.root / path, found.about.get("box_margin", 0.0)))
             vectors.append(vector)
         if len(files) == _PROBES:
             break
