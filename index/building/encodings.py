@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import GalleryExistsError, InputError
 from ...files import Storage
+from ...images.items import item_of
 from ..reports import AddReport
 from ..storage.hdf5 import Array, FlatFile, StoredArray
 from ..storage.manifest import MANIFEST_NAME, Spec

@@ -215,9 +215,8 @@ class _Intake:
         stored = stored_names(images.root, root)
         records: dict[str, ImageRecord] = {}
         for record in images.survey():
-            if (
-                records.setdefault(item_of(stored(record.path), record.box), record) is not record
-            ):  # one file under two names
+            path = item_of(stored(record.path), record.box)
+            if records.setdefault(path, record) is not record:  # one file under two names
                 self.unchanged += 1
         known = snapshot.places_by_path(among=records)
         names = snapshot.column_names
