@@ -41,7 +41,7 @@ def evaluate(
     layer: Layer = None,
     readout: Readout = None,
     protocol: Annotated[
-        LayoutName, typer.Option(help="The benchmark; `auto` recognises CUB, Cars, SOP and In-Shop by their files.")
+        LayoutName, typer.Option(help="The benchmark; `auto` knows CUB, Cars, SOP, In-Shop and Dogs by their files.")
     ] = "auto",
     split: Annotated[str | None, typer.Option(help="Default: `test`, or the only one.")] = None,
     metric: Annotated[
