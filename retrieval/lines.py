@@ -21,6 +21,7 @@ from ..explain.methods.lines import Lines, Places, find_lines
 from ..explain.places import image_in_view, middle_of
 from ..explain.verification import SAMPLE, PlaceReader, count_alike, parse_verify
 from ..images import read_image
+from ..metrics import Metric
 from ..metrics.fusion import USUAL_FUSION, Fusion, LineScale
 from ..remarks import counted, remark
 from .evidence import Evidence, folded, gallery_weights

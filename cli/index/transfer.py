@@ -61,7 +61,7 @@ def sync(
     settle: Annotated[
         float, typer.Option(min=0, help="With --watch: seconds that a file must have been left alone.")
     ] = 2.0,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
+    root: options.Root = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",

@@ -169,11 +169,6 @@ def ingest_offers(
     return _Intake(writer, len(offers), strict=strict, progress=progress).carry_through(stream, offers)
 
 
-def stored_item(images: Listing, record: ImageRecord, root: Path) -> str:
-    """The path under which a gallery knows an image of a listing, or the box of one."""
-    return item_of(stored_path(images.file(record), root), record.box)
-
-
 class _Intake:
     """One pass over some images: the counts, and the offers on their way to the commit."""
 
