@@ -63,21 +63,21 @@ class _Found:
 
 def read_file(path: Path) -> BoxTable:
     """The boxes of one file of XML or JSON."""
-    if path.suffix.lower() == ".xml":
-        root = _xml(path, MAX_FILE)
-        if root.tag == "annotations":
-            return _cvat(path, root)
-        return _of_folder(path, [path], _voc)
-    content = _json(path)
+    is_xml = path.suffix.lower() == ".xml"
+    content: Any = _xml(path, MAX_FILE) if is_xml else _json(path)
     try:
+        if is_xml:
+            return _cvat(path, content) if content.tag == "annotations" else _of_folder(path, [path], _voc)
         if isinstance(content, dict) and "shapes" in content:
             return _of_folder(path, [path], _labelme)
         if isinstance(content, dict) and "annotations" in content:
             return _coco(path, content)
         if isinstance(content, dict) and any("detections" in each or "failure" in each for each in content["images"]):
             return _megadetector(path, content)
+    except InputError:
+        raise
     except _WRONG as error:
-        raise InputError(f"{path}: is not built as COCO, MegaDetector or Labelme write it ({error!r})") from None
+        raise InputError(f"{path}: is not built as COCO, MegaDetector, CVAT or Labelme write it ({error!r})") from None
     hint = "; a list of results names images by number, which nothing here has names for" * isinstance(content, list)
     raise InputError(f"{path}: expected JSON of COCO, MegaDetector or Labelme, found neither{hint}")
 
@@ -88,7 +88,8 @@ def read_folder(folder: Path) -> BoxTable:
         files = [file for file in sorted(folder.rglob(f"*{suffix}")) if file.stem not in ("classes", "train", "val")]
         if files:
             table = _of_folder(folder, files, read)
-            return _with_names(table) if suffix == ".txt" else table
+            is_named = suffix == ".txt" and any(each.boxes for each in table.by_stem.values())
+            return _with_names(table) if is_named else table
     raise InputError(
         f"{folder}: expected CUB's bounding_boxes.txt, ILSVRC's *.xml, Labelme's *.json or YOLO's *.txt in it, found "
         "neither"
@@ -104,8 +105,8 @@ def _of_folder(folder: Path, files: Sequence[Path], read: Callable[[Path, _Found
         try:
             found.sizes[file.stem] = read(file, found)
             stems[file.stem] = found.annotation(file.stem)
-        except InputError as error:
-            found.problems.append(str(error))
+        except (InputError, *_WRONG) as error:
+            found.problems.append(str(error) if isinstance(error, InputError) else f"{file}: {error}")
             if not stems and len(found.problems) >= MAX_BROKEN:
                 raise InputError(f"{found.problems[0]}; and so on for {MAX_BROKEN} files") from None
     known = found.table()

@@ -144,20 +144,29 @@ def test_the_class_of_a_box_wins_over_that_of_its_folder_unless_labels_are_asked
     assert {record.label for record in list_items(photos, labels="folder", boxes=boxes)} == {"camera1"}
 
 
+CVAT = '<annotations><image name="one.png" width="9" height="9">{}</image></annotations>'
+
+
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [
         ("a.json", "[1, 2]", "expected JSON of COCO"),
         ("a.json", "{", "no sound JSON"),
         ("a.json", '{"images": 3, "annotations": []}', "not built as COCO"),
+        ("a.xml", CVAT.format('<box xtl="a"/>'), "expected four numbers as a box"),
+        ("a.xml", CVAT.format('<polygon points="a,b"/>'), "not built as .*CVAT"),
+        ("one.txt", "0 .5 .5 .2 .2 sure\n", "no such file or folder|expected the columns"),
+        ("labels/one.txt", "0 .5 .5 .2 .2 sure\n", "could not convert"),
+        ("labels/one.txt", "0 .1 .1 .2 b .3 .3\n", "could not convert"),
         ("a.xml", "<annotations/>", "export it as `CVAT for images`"),
         ("a.xml", "<!DOCTYPE a><annotations/>", "document type"),
         ("a.csv", "path,a\none.png,3", "expected the columns path, x1"),
     ],
 )
 def test_what_holds_no_boxes_is_refused_in_a_line(photos: Path, name: str, text: str, why: str) -> None:
+    file = _write(photos.parent / name, text)
     with pytest.raises(InputError, match=why) as refused:
-        list_items(photos, boxes=_write(photos.parent / name, text))
+        list_items(photos, boxes=file.parent if file.parent.name == "labels" else file)
     assert "\n" not in str(refused.value)
 
 
