@@ -114,7 +114,7 @@ class MatchLines:
         """The lines and the shares of all pairs of positions as JSON-able values, in fractions of both images."""
         evidence, retriever = Evidence(self._ranking, "metric"), self._ranking.retriever
         answer = evidence.match_response((self.match.rank,))[0]
-        shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.metric)
+        shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.reader.metric)
         sizes = self._sizes
         views = [retriever.encoder.transform.view(*size) for size in sizes]
         shapes = shares.shape[:2], shares.shape[2:]
@@ -161,7 +161,7 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
         raise InputError(f"k must be at least 1 line, got {k}")
     match, finder = ranking.at_rank(rank), ranking.retriever.lines
     query, (answer,) = finder.query_places(ranking), finder.match_places(ranking, (rank,))
-    found = find_lines(query, answer, metric=finder.metric)
+    found = find_lines(query, answer, metric=finder.reader.metric)
     least = finder.scale.null[2]
     shown = found.strongest(k, inliers=found.inliers > least)
     sizes = ranking.query.size, read_image(match.file).size
@@ -177,8 +177,11 @@ class LineFinder:
 
     def __init__(self, retriever: Retriever, layer: str = "auto") -> None:
         self._retriever, self._wanted = retriever, layer
-        self._reader = PlaceReader(retriever.encoder.transform, retriever.gallery.metric)
-        self.metric = self._reader.metric
+
+    @cached_property
+    def reader(self) -> PlaceReader:
+        """The reader of places; made when lines are asked for, as a gallery's encoder may be unknown."""
+        return PlaceReader(self._retriever.encoder.transform, self._retriever.gallery.metric)
 
     @cached_property
     def layer(self) -> str:
@@ -231,7 +234,7 @@ class LineFinder:
         weights = gallery_weights(gallery, self._retriever.encoder, records, shape=(maps.shape[-2], maps.shape[-1]))
         response = folded(self._retriever.inference, maps, None if weights is None else torch.stack(weights)).map
         files = [gallery.file(record) for record in records]
-        return self._reader.measure(files, fine, response, gallery.embeddings(numbers), layer=layer)
+        return self.reader.measure(files, fine, response, gallery.embeddings(numbers), layer=layer)
 
     def query_places(self, ranking: Ranking) -> Places:
         """The places of the query, whose fine map comes from its own forward pass if lines were asked for then."""
@@ -253,7 +256,7 @@ class LineFinder:
         fine = ranking.fine_maps[[rank - 1 for rank in ranks]]
         response = Evidence(ranking, "metric").match_response(tuple(ranks))
         files = [ranking.at_rank(rank).file for rank in ranks]
-        return self._reader.places(files, fine, response, torch.tensor(scale.mean))
+        return self.reader.places(files, fine, response, torch.tensor(scale.mean))
 
 
 def sorted_by_lines(matches: Matches, verify: int | str, *, fusion: Fusion | None = None) -> Matches:
@@ -289,4 +292,4 @@ def inliers_of(matches: Ranking, count: int, name: str = "lines") -> list[int]:
     if name != "lines":
         return count_alike(name, matches.query.image, [match.file for match in matches.matches[:count]])
     query = finder.query_places(matches)
-    return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.metric)
+    return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.reader.metric)
