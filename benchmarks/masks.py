@@ -34,7 +34,8 @@ from distcam.images.boxes.formats import read_boxes
 from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
-from distcam.retrieval.localisation.references import EncodedBothWays, LinearClassifier, encode_both_ways, linear_probe
+from distcam.retrieval.localisation.classifiers import LinearClassifier, linear_probe
+from distcam.retrieval.localisation.references import Photograph
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import SceneSet, write_scenes
 from distcam.training.data.training_set import TrainingSet
@@ -42,6 +43,16 @@ from distcam.training.data.training_set import TrainingSet
 WEIGHTINGS = ("dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered")
 THRESHOLDS = tuple(step / 20 for step in range(20))
 WAYS = ("whole", "masked")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBothWays:
+    """Pictures as a whole and under their masks, each as pooled vectors and embeddings."""
+
+    files: tuple[Path, ...]
+    whole: tuple[Tensor, Tensor]
+    masked: tuple[Tensor, Tensor]
+    masks: float  # share of the pictures that have one
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,11 @@ class Side:
         return cls([listing.file(r) for r in records], [r.path for r in records], [str(r.label) for r in records])
 
     def encoded(self, inference: Inference, masks: Path) -> EncodedBothWays:
-        return encode_both_ways(zip(self.files, self.paths, strict=True), inference, MaskFolder(masks))
+        named = [Photograph(*each) for each in zip(self.files, self.labels, self.paths, strict=True)]
+        found = [References.encode(named, inference, masks=own) for own in (None, MaskFolder(masks))]
+        whole, masked = ((each.pooled, each.embeddings) for each in found)
+        drawn = [MaskFolder(masks).file(path).is_file() for path in self.paths]
+        return EncodedBothWays(found[0].files, whole, masked, sum(drawn) / len(drawn))
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -274,7 +289,7 @@ def photographs(options: argparse.Namespace, work: Path) -> Iterator[str]:
     if classifier is None:
         yield "no classifier in the weights, so no pseudo masks"
         return
-    named = encode_both_ways(zip(gallery.files, gallery.paths, strict=True), inference, MaskFolder(work))
+    named = gallery.encoded(inference, work)
     references = References.of([gallery.labels[gallery.files.index(f)] for f in named.files], *named.whole)
     rows = classifier.for_references(references)
     sides = {"gallery": gallery, "query": query}
@@ -301,7 +316,7 @@ def compared(
     asked = query[0].encoded(inference, query[1])
     held = asked if gallery is None else gallery[0].encoded(inference, gallery[1])
     labels = labels_of(query[0] if gallery is None else gallery[0], held)
-    share = f"{float(asked.has_mask.double().mean()):.0%} of the queries and {float(held.has_mask.double().mean()):.0%}"
+    share = f"{asked.masks:.0%} of the queries and {held.masks:.0%}"
     yield f"\n### {title}\n\n{share} of the gallery have a mask.\n"
     yield retrieval_table(asked, labels_of(query[0], asked), held, labels, is_same=gallery is None, seed=options.seed)
     if boxed is not None:
