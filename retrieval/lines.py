@@ -21,7 +21,6 @@ from ..explain.methods.lines import Lines, Places, find_lines
 from ..explain.places import image_in_view, middle_of
 from ..explain.verification import SAMPLE, PlaceReader, count_alike, parse_verify
 from ..images import read_image
-from ..metrics import Metric
 from ..metrics.fusion import USUAL_FUSION, Fusion, LineScale
 from ..remarks import counted, remark
 from .evidence import Evidence, folded, gallery_weights
@@ -30,7 +29,6 @@ from .ranking import Match, Ranking
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..metrics.distances import Metric
     from .matches import Matches
     from .retriever import Retriever
 
@@ -116,7 +114,7 @@ class MatchLines:
         """The lines and the shares of all pairs of positions as JSON-able values, in fractions of both images."""
         evidence, retriever = Evidence(self._ranking, "metric"), self._ranking.retriever
         answer = evidence.match_response((self.match.rank,))[0]
-        shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.metric)
+        shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.reader.metric)
         sizes = self._sizes
         views = [retriever.encoder.transform.view(*size) for size in sizes]
         shapes = shares.shape[:2], shares.shape[2:]
@@ -163,7 +161,7 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
         raise InputError(f"k must be at least 1 line, got {k}")
     match, finder = ranking.at_rank(rank), ranking.retriever.lines
     query, (answer,) = finder.query_places(ranking), finder.match_places(ranking, (rank,))
-    found = find_lines(query, answer, metric=finder.metric)
+    found = find_lines(query, answer, metric=finder.reader.metric)
     least = finder.scale.null[2]
     shown = found.strongest(k, inliers=found.inliers > least)
     sizes = ranking.query.size, read_image(match.item).size
@@ -181,13 +179,9 @@ class LineFinder:
         self._retriever, self._wanted = retriever, layer
 
     @cached_property
-    def _reader(self) -> PlaceReader:  # not before it is needed: nobody may have the encoder
+    def reader(self) -> PlaceReader:
+        """The reader of places; made when lines are asked for, as a gallery's encoder may be unknown."""
         return PlaceReader(self._retriever.encoder.transform, self._retriever.gallery.metric)
-
-    @property
-    def metric(self) -> Metric:
-        """By which shares are divided, see `PlaceReader`."""
-        return self._reader.metric
 
     @cached_property
     def layer(self) -> str:
@@ -240,7 +234,7 @@ class LineFinder:
         weights = gallery_weights(gallery, self._retriever.encoder, records, shape=(maps.shape[-2], maps.shape[-1]))
         response = folded(self._retriever.inference, maps, None if weights is None else torch.stack(weights)).map
         files = [gallery.item(record) for record in records]
-        return self._reader.measure(files, fine, response, gallery.embeddings(numbers), layer=layer)
+        return self.reader.measure(files, fine, response, gallery.embeddings(numbers), layer=layer)
 
     def query_places(self, ranking: Ranking) -> Places:
         """The places of the query, whose fine map comes from its own forward pass if lines were asked for then."""
@@ -262,7 +256,7 @@ class LineFinder:
         fine = ranking.fine_maps[[rank - 1 for rank in ranks]]
         response = Evidence(ranking, "metric").match_response(tuple(ranks))
         files = [ranking.at_rank(rank).item for rank in ranks]
-        return self._reader.places(files, fine, response, torch.tensor(scale.mean))
+        return self.reader.places(files, fine, response, torch.tensor(scale.mean))
 
 
 def sorted_by_lines(matches: Matches, verify: int | str, *, fusion: Fusion | None = None) -> Matches:
@@ -298,4 +292,4 @@ def inliers_of(matches: Ranking, count: int, name: str = "lines") -> list[int]:
     if name != "lines":
         return count_alike(name, matches.query.image, [match.item for match in matches.matches[:count]])
     query = finder.query_places(matches)
-    return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.metric)
+    return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.reader.metric)
