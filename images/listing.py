@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..remarks import remark
-from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable, source_of
+from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable
+from .inputs import given_source
 from .joining import Join, Names, likely_cause, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES
@@ -117,10 +119,11 @@ class Listing:
 
 
 def list_images(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Any,
     *,
-    labels: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | Sequence[Any] | None = None,
     strict: bool = False,
+    keep: str | os.PathLike[str] | None = None,
 ) -> Listing:
     r"""A listing of images, which are looked up but not opened; at least one.
 
@@ -138,6 +141,14 @@ def list_images(
       boxes in them are not cut out.
     - **one image file** or a **sequence of files**, relative to the current folder. Neither the files of a sequence nor
       those of a table are looked up, but for a sample: what is missing fails when it is read.
+    - a **table in memory** with the columns of a CSV: a DataFrame of pandas, polars or pyarrow, or a mapping of
+      columns; its paths are relative to the current folder. The column `path` may be called `image`, `img`, `bytes`
+      or `url`.
+    - a **pair** `(images, labels)`, or a **sequence** of images or of pairs `(image, label)`. An image is a path, a URL
+      (`https://`, or `s3://` and whatever else fsspec opens), bytes of a file, a Pillow image, an array (rows, columns,
+      3), or a tensor (3, rows, columns) of bytes or of intensities in [0, 1].
+    - a **data set** of torch with items (image, label), of torchvision's ImageFolder by its files, or of Hugging Face.
+    - a **Parquet file** as such a table, and **tar files** of webdataset's samples, `shards-{000..003}.tar`.
 
     `labels` is one of:
 
@@ -145,6 +156,7 @@ def list_images(
     - `"split"`: as left out, where sub-folders have to be splits and nothing need be said of it.
     - `"none"`: no labels.
     - a CSV file with the columns `path` and `label`; its paths are relative to the listing's root or to its own folder.
+    - a sequence with one for each image of a sequence.
     - `"column"`: the column `label` of a CSV if it has one, and not a word about labels that are missing.
     - left out: for folders and patterns as "folder", but that sub-folders such as `train` and `val` are splits (see
       `find_split_folders`): the class is then the folder beneath, and the column `split` says which split it is; the
@@ -160,33 +172,38 @@ def list_images(
         source: see above.
         labels: see above.
         strict: refuse what would be remarked on.
+        keep: a folder for images that are no files, which are written there once; without it they are refused.
 
     Raises:
-        InputError: the source does not exist or holds no image; a table cannot be read or lacks `path`; or `labels`
-            fits no image at all.
+        InputError: the source is none of those, does not exist or holds no image; a table cannot be read or lacks
+            `path`; or `labels` fits no image at all.
     """
-    listing = quiet_listing(source, labels, strict=strict)
+    listing = quiet_listing(source, labels, strict=strict, keep=keep)
     for sentence in listing.remarks:
         remark(sentence, strict=strict)
     return listing
 
 
 def quiet_listing(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    labels: str | os.PathLike[str] | None = None,
+    source: Any,
+    labels: str | os.PathLike[str] | Sequence[Any] | None = None,
     *,
     strict: bool = False,
     needs_no_cut: bool = False,
+    keep: str | os.PathLike[str] | None = None,
 ) -> Listing:
     """`list_images` without its remarks about splits, which are in `Listing.remarks`.
 
     `needs_no_cut`: the boxes in a table's columns are used, or its images' vectors come along: no remark on them.
     """
-    resolved = source_of(source, strict=strict)
+    own = None if labels is None or isinstance(labels, (str, os.PathLike)) else labels
+    labels = labels if own is None else None
+    resolved = given_source(source, own, keep=keep, strict=strict)
     listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
     first = next(iter(listing), None)
     if first is None:
-        what = f"no image in {source}: it is empty"
+        named = resolved.table.name if isinstance(resolved, TableSource) else source
+        what = f"no image in {named}: {'none can be used' if listing.problems else 'it is empty'}"
         if isinstance(resolved, FolderSource):
             what = f"no image in {source}; looked for the suffixes {' '.join(sorted(IMAGE_SUFFIXES))} in any case"
         raise InputError("; ".join([what, *listing.problems[:3]]))
