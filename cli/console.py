@@ -274,7 +274,7 @@ def listed_images(sources: Sequence[str]) -> list[Path]:
 
 def readable_images(images: list[Path]) -> tuple[list[Path], list[Path]]:
     """The images that can be read, and the others, which are named on stderr."""
-    from ..images.loading import unreadable
+    from ..images.opening import unreadable
 
     skipped = {images[place]: reason for place, reason in unreadable(images).items()}
     report_skipped([Skipped(str(image), reason) for image, reason in skipped.items()])

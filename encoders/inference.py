@@ -12,10 +12,9 @@ from itertools import islice
 from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
@@ -23,11 +22,9 @@ from ..images.transform import Transform
 from .encoder import Encoder
 from .encoding import Encoding
 from .fine import FineTap
-from .layers import unwrapped, watch_parts
-from .names import library_of
+from .fusing import absorb_batch_norms, cast_once
+from .layers import unwrapped
 from .readouts import making_maps
-
-_PROBE = 64  # pixels
 
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
@@ -93,12 +90,10 @@ class Inference:
         copy = _copied(encoder).eval().requires_grad_(False).to(self.device, torch.float32)
         for parameter in copy.parameters():
             parameter.grad = None
-        _fuse(copy, self.device)
+        absorb_batch_norms(copy, self.device)
         self.encoder = copy.to(memory_format=torch.channels_last)
         if self.precision == "bf16":
-            for part in self.encoder.backbone.modules():
-                if type(part) is nn.Conv2d and "weight" in part._parameters:
-                    _CastOnce.make(part)
+            cast_once(self.encoder.backbone)
         self.fine = FineTap(self.encoder)
         self._process = os.getpid()
         make_forks_safe()
@@ -292,94 +287,3 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return False
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
     return bool(capabilities.get("amx_bf16"))
-
-
-class _CastOnce(nn.Conv2d):
-    """A frozen convolution that keeps its weights in bfloat16 too: autocast would cast them anew at every call."""
-
-    @staticmethod
-    def make(convolution: nn.Conv2d) -> None:
-        """Make a convolution one of these."""
-        bias = convolution.bias
-        low = convolution.weight.bfloat16(), None if bias is None else bias.bfloat16()
-        convolution.__class__, convolution.__dict__["low"] = _CastOnce, low
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type):
-            weight, bias = self.__dict__["low"]
-        output: Tensor = super()._conv_forward(input, weight, bias)
-        return output
-
-
-def _fuse(encoder: Encoder, device: torch.device) -> None:
-    """Absorb the batch norms of the backbone; a small image tells enough of a network that is known by name."""
-    size = (encoder.transform.height, encoder.transform.width)
-    is_known = encoder.options is not None and library_of(encoder.architecture) is None
-    small = (min(_PROBE, size[0]), min(_PROBE, size[1])) if is_known else size
-    for rows, columns in (small, size):
-        probe = torch.randn(1, 3, rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
-        try:
-            fuse_batch_norms(encoder.backbone, probe)
-            break
-        except (RuntimeError, ValueError, AssertionError):  # of networks that take no image but of their own size
-            if (rows, columns) == size:
-                raise
-
-
-@torch.no_grad()
-def fuse_batch_norms(network: nn.Module, probe: Float[Tensor, "b 3 h w"]) -> None:
-    """Let the convolutions of a network in evaluation mode absorb the batch norms that follow them.
-
-    The order is seen by watching one forward pass, so any code will do, and the result is believed only if it gives the
-    probe the same output; else the network is as it was.
-    """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        return
-    expected, pairs = _watched_pairs(network, probe)
-    before = [(convolution, convolution.weight, convolution.bias) for convolution, _ in pairs]
-    norms = {norm for _, norm in pairs}
-    places = [
-        (parent, name, child)
-        for parent in network.modules()
-        for name, child in parent._modules.items()
-        if child in norms
-    ]
-    for convolution, norm in pairs:
-        mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert variance is not None
-        convolution.weight, convolution.bias = fuse_conv_bn_weights(
-            convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
-        )
-    for parent, name, _ in places:
-        setattr(parent, name, nn.Identity())
-    if not (network(probe) - expected).abs().max() <= 1e-3 * expected.abs().max():
-        for convolution, weight, bias in before:
-            convolution.weight, convolution.bias = weight, bias
-        for parent, name, norm in places:
-            setattr(parent, name, norm)
-
-
-def _watched_pairs(network: nn.Module, probe: Tensor) -> tuple[Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
-    """The output, and convolutions whose output went straight into a batch norm, where both ran once."""
-    outputs: list[tuple[nn.Conv2d, Tensor]] = []
-    inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
-
-    def after(_name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
-        # A weight that hooks compute anew before each pass (old weight norm, pruning) is no parameter to be replaced.
-        if type(module) is nn.Conv2d and "weight" in module._parameters:
-            outputs.append((module, output))
-
-    def before(_name: str, module: nn.Module, args: Any) -> None:
-        if type(module) is nn.BatchNorm2d and module.track_running_stats:
-            inputs.append((module, args[0]))
-
-    output = watch_parts(network, probe, before=before, after=after)
-    runs = [module for module, _ in [*outputs, *inputs]]
-    # The tensors are held until here, so that `is` means the same tensor and not the same address used again.
-    return output, [
-        (convolution, norm)
-        for convolution, made in outputs
-        for norm, value in inputs
-        if value is made and runs.count(convolution) == runs.count(norm) == 1
-    ]

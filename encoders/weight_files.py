@@ -23,12 +23,12 @@ from ..files import is_file
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones.registry import available_architectures, require_architecture
+from .backbones.torchvisions import models, transforms
 from .heads import GAP, BNNeck, GeM, Pooling
 from .libraries import open_clips
 from .libraries.timms import transform_of
 from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, library_of, needs_weights, program_in, refuse_weight_file
 from .state_dicts import StateDict, load_state
-from .torchvisions import models, transforms
 
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
 _PLACES = (

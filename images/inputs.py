@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,6 @@ from .loading import IMAGE_SUFFIXES
 from .remote import fetch, is_url
 from .tables import PATH_NAMES, RowTable, look_alike
 
-KEPT_NAME = "images"  # of the folder in a gallery with its images that were no files
 IMAGE_KINDS = "a path, URL, Pillow image, array (rows, columns, 3), tensor (3, rows, columns), or the bytes of a file"
 _ACCEPTED = (
     "a folder, image, pattern, CSV or Parquet file, tar files, or a URL; a sequence of paths, URLs, Pillow images, "
@@ -36,14 +34,15 @@ _ACCEPTED = (
     "data set of torch, torchvision or Hugging Face"
 )
 _IMAGE_COLUMNS = ("path", "image", "img", "bytes", "url")
-_KEPT = re.compile(r"[0-9a-f]{32}(-\d+)?\.[a-z0-9]{3,4}")
 _TYPES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"GIF8", ".gif"), (b"BM", ".bmp"))
 _AT_ONCE, _THREADS = 64, 8
 _Row = Mapping[str, Any]
 
 
-def given_source(source: Any, labels: Any = None, *, keep: str | os.PathLike[str] | None, strict: bool) -> Source:
-    """The source that `list_images` describes; `labels` are a sequence, or None.
+def given_source(
+    source: Any, labels: Any = None, *, keep: str | os.PathLike[str] | None, strict: bool, is_cut: bool = False
+) -> Source:
+    """The source that `list_images` describes; `labels` are a sequence, or None; `is_cut` see `quiet_listing`.
 
     Raises:
         InputError: the source is nothing of the kind, or holds images that are no files and `keep` is None.
@@ -67,14 +66,9 @@ def given_source(source: Any, labels: Any = None, *, keep: str | os.PathLike[str
             else:
                 rows = iter(listed)
     if rows is None:
-        return source_of(source, strict=strict)
+        return source_of(source, strict=strict, is_cut=is_cut)
     folder = None if keep is None else Path(os.path.abspath(keep))  # noqa: PTH100  (as `source_of`)
-    return TableSource.read(_Rows(name, base, folder, strict=strict).table(rows), strict=strict)
-
-
-def holds_kept_images(folder: Path) -> bool:
-    """True if nothing but images that were no files lie in a folder, under the names that they got here."""
-    return folder.is_dir() and all(_KEPT.fullmatch(file.name) or file.name[0] == "." for file in folder.iterdir())
+    return TableSource.read(_Rows(name, base, folder, strict=strict).table(rows), strict=strict, is_cut=is_cut)
 
 
 def kind_of(value: object) -> str:

@@ -20,6 +20,8 @@ from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from .tables import rows_of
 
+GivenLabels = str | os.PathLike[str] | Sequence[Any] | None
+
 
 class Listing:
     """The images of a folder, pattern, table or list, with labels: iterable any number of times, in the same order.
@@ -29,6 +31,7 @@ class Listing:
 
     Attributes:
         root: the absolute folder that record paths are relative to.
+        name: of the table, else of the folder.
         splits: which of a folder's sub-folders are splits, if any are.
         column_names: the columns of a CSV listing besides `path` and `label`, in the file's order; `split` where
             folders are those of splits; else empty.
@@ -40,6 +43,7 @@ class Listing:
         self._strict = strict
         self._needs_no_cut = needs_no_cut
         self.root = source.root
+        self.name = str(source.table if isinstance(source, TableSource) else source.root)
         self.splits = labels.splits if labels.splits is not None and labels.splits.names else None
         self.column_names = (*source.column_names, *((SPLIT_COLUMN,) if self.splits is not None else ()))
 
@@ -121,7 +125,7 @@ class Listing:
 def list_images(
     source: Any,
     *,
-    labels: str | os.PathLike[str] | Sequence[Any] | None = None,
+    labels: GivenLabels = None,
     strict: bool = False,
     keep: str | os.PathLike[str] | None = None,
 ) -> Listing:
@@ -186,23 +190,25 @@ def list_images(
 
 def quiet_listing(
     source: Any,
-    labels: str | os.PathLike[str] | Sequence[Any] | None = None,
+    labels: GivenLabels = None,
     *,
     strict: bool = False,
     needs_no_cut: bool = False,
+    is_cut: bool = False,
     keep: str | os.PathLike[str] | None = None,
 ) -> Listing:
     """`list_images` without its remarks about splits, which are in `Listing.remarks`.
 
     `needs_no_cut`: the boxes in a table's columns are used, or its images' vectors come along: no remark on them.
+    `is_cut`: they are cut out, so that a file may have several lines.
     """
     own = None if labels is None or isinstance(labels, (str, os.PathLike)) else labels
-    labels = labels if own is None else None
-    resolved = given_source(source, own, keep=keep, strict=strict)
+    labels, needs_no_cut = labels if own is None else None, needs_no_cut or is_cut
+    resolved = given_source(source, own, keep=keep, strict=strict, is_cut=is_cut)
     listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
     first = next(iter(listing), None)
     if first is None:
-        named = resolved.table.name if isinstance(resolved, TableSource) else source
+        named = listing.name if isinstance(resolved, TableSource) else source
         what = f"no image in {named}: {'none can be used' if listing.problems else 'it is empty'}"
         if isinstance(resolved, FolderSource):
             what = f"no image in {source}; looked for the suffixes {' '.join(sorted(IMAGE_SUFFIXES))} in any case"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import InputError
+from ..images.items import KEPT_NAME
 from ..metrics.distances import Metric
 from ..remarks import counted
-from .backends import newest_snapshot
+from .backends import existing_gallery, newest_snapshot
 from .filters.tree import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
@@ -20,10 +21,12 @@ from .storage.hdf5 import Array
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
+    from ..images.boxes.cutting import GivenBoxes
+    from ..images.listing import GivenLabels
     from ..images.masks import MaskFolder
     from ..metrics.fusion import LineScale, VerifyGain
     from ..progress import Progress
-    from .building.build import ImageFiles, Precision
+    from .building.build import Precision
     from .building.ray import RayEngine
     from .faiss.tuning import TuningReport
     from .sync.sync import LazyEncoder
@@ -37,16 +40,18 @@ class Gallery(GalleryReader):
     @classmethod
     def build(
         cls,
-        source: ImageFiles,
+        source: Any,
         encoder: Encoder,
         *,
         out: str | os.PathLike[str],
         metric: Metric = "cosine",
-        labels: str | os.PathLike[str] | None = None,
+        labels: GivenLabels = None,
         store_maps: bool = False,
         store_lines: bool | str = False,
         masks: MaskFolder | str | os.PathLike[str] | None = None,
         mask_class: int | None = None,
+        boxes: GivenBoxes = None,
+        box_margin: float = 0.0,
         batch_size: int | None = None,
         workers: int | None = None,
         device: str = "auto",
@@ -63,17 +68,22 @@ class Gallery(GalleryReader):
         Ctrl-C keeps what is encoded; the same call goes on. Files that cannot be used are listed in `skipped`.
 
         Args:
-            source: a folder, a CSV, a pattern, files, or a `Listing`.
+            source: what `list_images` takes (files, tables, data sets, arrays, URLs), or a `Listing`. Images that are
+                no files are written once into the gallery's own folder `images`, and so are those behind URLs.
             encoder: a copy of its checkpoint goes into the gallery when it can be saved.
             out: the gallery's folder.
             metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`.
-            labels: `"folder"`, `"split"`, `"none"`, or a CSV; see `list_images`.
+            labels: `"folder"`, `"split"`, `"none"`, a CSV, or a sequence with one for each image; see `list_images`.
             store_maps: keep the feature maps, to explain the gallery's side of a match without the image.
             store_lines: keep maps and fine maps, for lines and `verify`: True, or the name of a layer with stride 8.
             masks: a folder with a PNG for each image under the same path: vectors are pooled under the masks, of images
                 without one over the whole image. The folder is remembered, for what is added later too; the column
                 `mask` says under which mask an image was pooled, and a changed mask counts as a changed image.
             mask_class: the number that marks the object in the masks; by default everything that is not black.
+            boxes: a file or folder of boxes, or a `BoxSource` that says more about it: each box is an image of the
+                gallery, called `photo.jpg#xywh=x,y,w,h`. Left out: the columns of a table that hold boxes, if any do;
+                `"none"` takes whole images all the same.
+            box_margin: share of a box's width and height by which it is cut out wider on every side; kept.
             batch_size: images per forward pass; see `Inference` for this and the next three.
             workers: threads that decode images.
             device: `"auto"`, `"cpu"` or `"cuda"`.
@@ -99,7 +109,8 @@ class Gallery(GalleryReader):
             from .building.ray import RayEngine
 
             encode = RayEngine.named(engine).stream
-        listing = listing_of(source, labels, strict=strict)
+        existing_gallery(Path(out), overwrite=overwrite)  # before images that are no files are written there
+        listing = listing_of(source, labels, keep=Path(out) / KEPT_NAME, boxes=boxes, strict=strict)
         store_maps, layer = store_maps or bool(store_lines), "auto" if store_lines is True else store_lines or None
         with opened_for_building(
             Path(out),
@@ -110,6 +121,7 @@ class Gallery(GalleryReader):
             store_maps=store_maps,
             store_lines=bool(store_lines),
             masks=given_masks(masks, mask_class),
+            box_margin=box_margin,
             backend=backend,
             overwrite=overwrite,
         ) as writer:
@@ -240,10 +252,11 @@ class Gallery(GalleryReader):
 
     def add(
         self,
-        source: ImageFiles,
+        source: Any,
         encoder: Encoder,
         *,
-        labels: str | os.PathLike[str] | None = None,
+        labels: GivenLabels = None,
+        boxes: GivenBoxes = None,
         batch_size: int | None = None,
         workers: int | None = None,
         device: str = "auto",
@@ -253,6 +266,8 @@ class Gallery(GalleryReader):
     ) -> AddReport:
         """Encode more images into the gallery; a path that is there already is replaced if its file or label changed.
 
+        `boxes` are those of `build`, and get the margin that the gallery was built with.
+
         Raises:
             FingerprintMismatchError: another encoder built the gallery.
             GalleryLockedError: another process is writing to it.
@@ -260,7 +275,7 @@ class Gallery(GalleryReader):
         from .building.build import InferenceSettings, add_images, listing_of
 
         self.check_encoder(encoder)
-        listing = listing_of(source, labels, strict=strict)
+        listing = listing_of(source, labels, keep=self.folder / KEPT_NAME, boxes=boxes, strict=strict)
         settings = InferenceSettings(batch_size, workers, device, precision)
         with self._writing() as writer:
             self.check_encoder(encoder)  # again: somebody may have built the gallery anew since it was opened

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
 from ..files import after_commit
+from ..images.items import KEPT_NAME, item_of, split_item, widened
 from ..metrics.distances import Metric
 from ..remarks import Skipped, counted
 from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder, verify_gallery
@@ -48,7 +49,7 @@ class GalleryReader:
 
     def __init__(self, snapshot: Snapshot, *, root: Path | None = None, verify: Verify = "auto") -> None:
         self.folder = snapshot.folder
-        self.root = Path(snapshot.manifest.root) if root is None else root
+        self.root = _recorded_root(snapshot) if root is None else root
         self._cache = GalleryCache(snapshot)
         self._verify: Verify = verify
         self._checked_copy: FileEntry | None = None
@@ -156,7 +157,12 @@ class GalleryReader:
     def file(self, image: Record | int) -> Path:
         """The place of an image's file, or that at the time of encoding."""
         record = image if isinstance(image, Record) else self.records([image])[0]
-        return located(record.path, self.root)
+        return located(split_item(record.path)[0], self.root)
+
+    def item(self, image: Record | int) -> Path:
+        """What `read_image` reads of an image: its file, or the crop of a box with the gallery's margin as an item."""
+        record = image if isinstance(image, Record) else self.records([image])[0]
+        return widened(item_of(self.file(record), split_item(record.path)[1]), self.manifest.box_margin)
 
     def pooled(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
         """Raw pooled vectors, (n, K): what Dist-CAM compares."""
@@ -233,9 +239,13 @@ class GalleryReader:
                     f"{self.folder} holds imported vectors, and which encoder made them is not known: stored images "
                     "and vectors can be queried, other images cannot; if you know it, import again with --encoder"
                 )
+            decoded, stored = getattr(encoder, "transform", None), mine.description.get("transform", {})
+            remedy = ""
+            if getattr(decoded, "decoding", "full") != stored.get("decoding", "full"):
+                remedy = "give the encoder Transform(…, decoding='full'), as version 0.1 decoded images, "
             raise FingerprintMismatchError(
                 f"{self.folder} was built with {mine.short_name}, the encoder given is {encoder.short_name}; "
-                "leave --encoder out to use the gallery's own, or build the gallery again"
+                f"{remedy}leave --encoder out to use the gallery's own, or build the gallery again"
             )
 
     @property
@@ -323,3 +333,9 @@ class GalleryReader:
         """InputError for what is not done where the rows lie in Milvus."""
         remedy = f"`{command}` is not for them: use `add` and `remove`, and choose the index with `build --index`"
         require_rows_in_folder(self.folder, self.manifest, remedy)
+
+
+def _recorded_root(snapshot: Snapshot) -> Path:
+    """The root that a gallery records; of one that was moved with its own images, where these are now."""
+    root, kept = Path(snapshot.manifest.root), snapshot.folder / KEPT_NAME
+    return kept if root.name == KEPT_NAME and not root.is_dir() and kept.is_dir() else root

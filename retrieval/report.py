@@ -118,7 +118,7 @@ def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbna
         "label": reference.label,
         "name": name,
         "similarity": explanation._evidence.figures(reference),
-        "image": None if image is None else images.add(f"gallery {number}", image),
+        "image": None if image is None else images.add(f"gallery {number}", image, explanation.photograph(index)),
         "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants}
         if explanation.matches.query.has_image
         else None,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ..torchvisions import ops
+from .torchvisions import ops
 
 
 class Conv4(nn.Module):

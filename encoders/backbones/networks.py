@@ -19,9 +19,9 @@ from ...images.transform import Transform
 from ..layers import closest
 from ..names import needs_weights
 from ..state_dicts import load_state, say_what_is_left
-from ..torchvisions import models
 from ..weight_files import drawn_from, fetch_imagenet, read_state_dict, uninitialised, usual_transform
 from .registry import with_last_stage
+from .torchvisions import models
 
 Kind = Literal["classifier", "segmenter"]
 

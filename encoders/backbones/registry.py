@@ -21,9 +21,9 @@ from ..layers import Tap, closest, cut
 from ..libraries.models import build_model
 from ..names import library_of
 from ..readouts import ReadOut, read_out
-from ..torchvisions import models
 from .few_shot import Conv4, ResNet12, WideResNet
 from .resnet38 import RESNET38_SPARE, ResNet38
+from .torchvisions import models
 
 _OWN: dict[str, tuple[Callable[..., nn.Module], str, frozenset[str]]] = {  # with the last layer, and spare weights
     "conv4": (Conv4, "encoder.3", frozenset()),

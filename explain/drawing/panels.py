@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -25,16 +25,38 @@ MISSING = Image.new("RGB", (96, 96), (214, 217, 222))  # stands for an image tha
 
 
 @dataclass(frozen=True)
+class Photograph:
+    """The whole photograph that a crop comes from, the place of the crop, and that of its box without the margin."""
+
+    image: Image.Image
+    place: Box
+    box: Box
+
+    def around(self, crop: Image.Image) -> Image.Image:
+        """The photograph with the crop, which may have been drawn on, back in its place, and the outline of the box."""
+        drawn = self.image.convert("RGB")
+        drawn.paste(crop, (round(self.place.left), round(self.place.top)))
+        return draw_box(drawn, self.box)
+
+
+@dataclass(frozen=True)
 class Tile:
     """One image of a grid: `title` stands above it, `caption` below; `frame` colours its edge.
 
-    Of the colours that colour-blind readers keep apart, (0, 114, 178) and (213, 94, 0) serve for right and wrong.
+    Of the colours that colour-blind readers keep apart, (0, 114, 178) and (213, 94, 0) serve for right and wrong. With
+    `within` the image is a crop, which is shown in its photograph.
     """
 
     image: Image.Image
     title: str = ""
     caption: str = ""
     frame: Colour | None = None
+    within: Photograph | None = None
+
+    @property
+    def shown(self) -> Image.Image:
+        """The image as it is shown."""
+        return self.image if self.within is None else self.within.around(self.image)
 
 
 def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_after_first: int = GAP) -> Image.Image:
@@ -50,7 +72,7 @@ def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_aft
     heights = []
     for row in rows:  # a line for the titles, if any, and the tallest tile with its caption
         tiles = [tile for tile in row if tile is not None]
-        tallest = max((_fitted(tile.image, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
+        tallest = max((_fitted(tile.shown, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
         heights.append(tallest + step * any(tile.title for tile in tiles))
     width = 2 * GAP + n_columns * tile_size + (n_columns - 1) * GAP + (gap_after_first - GAP) * (n_columns > 1)
     sheet = Image.new("RGB", (width, 2 * GAP + sum(heights) + GAP * (len(rows) - 1)), WHITE)
@@ -109,9 +131,10 @@ def _place(sheet: Image.Image, tile: Tile, x: int, y: int, tile_size: int, *, ha
     if tile.title:
         draw.text((middle, y), _shortened(draw, tile.title, tile_size, line), fill=INK, font=font, anchor="ma")
     y += round(1.6 * line) * has_titles
-    width, height = _fitted(tile.image, tile_size)
+    image = tile.shown
+    width, height = _fitted(image, tile_size)
     left = x + (tile_size - width) // 2
-    sheet.paste(tile.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, y))
+    sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, y))
     if tile.frame is not None:
         edge = max(3, tile_size // 48)
         draw.rectangle((left, y, left + width - 1, y + height - 1), outline=tile.frame, width=edge)
@@ -289,7 +312,9 @@ def map_panel(
         there = [index for index, seen in enumerate(views) if seen is not None]
         images, seen = [references[index].image for index in there], [each for each in views if each is not None]
         drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
-        on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
+        on_references = [
+            replace(drawn.get(index, Tile(MISSING)), within=references[index].within) for index in range(n)
+        ]
         rows.append([Tile(bar if query_maps is None else blank, caption="on the match"), *on_references])
     if beside is not None:
         plain = DrawStyle(style=look.style, scale=look.scale, opacity=look.opacity, level=look.level)

@@ -18,13 +18,15 @@ from ...files import Storage
 from ..reports import AddReport
 from ..storage.hdf5 import Array, FlatFile, StoredArray
 from ..storage.manifest import MANIFEST_NAME, Spec
-from ..storage.segments import Entries, Record, Segment, Vectors, located, stored_path, write_segment
+from ..storage.segments import Entries, Record, Segment, Vectors, located, write_segment
 from ..storage.snapshot import Snapshot
+from .ingest import stored_item
 
 if TYPE_CHECKING:  # what encodes images imports torch, which reading does without
     from ...encoders import Encoder
+    from ...images.listing import GivenLabels
     from ...progress import Progress
-    from .build import ImageFiles, Precision
+    from .build import Precision
 
 FORMAT = "distcam-encodings"
 VERSION = 1
@@ -95,11 +97,11 @@ class Encodings:
 
 
 def encode_to_file(
-    source: ImageFiles,
+    source: Any,
     encoder: Encoder,
     out: str | os.PathLike[str],
     *,
-    labels: str | os.PathLike[str] | None = None,
+    labels: GivenLabels = None,
     store_maps: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -126,7 +128,7 @@ def encode_to_file(
     is_continued = (partial / MANIFEST_NAME).exists()
     if target.is_dir() or (target.exists() and not overwrite and not is_continued):
         raise GalleryExistsError(f"{target}: is there already; choose another --out, or give --overwrite")
-    listing = listing_of(source, labels, strict=strict)
+    listing = listing_of(source, labels, keep=target.with_name(f"{target.name}.images"), strict=strict)
     settings = InferenceSettings(batch_size, workers, device, precision)
     with opened_for_building(
         partial, listing, encoder, metric="dot", store_maps=store_maps, overwrite=overwrite
@@ -135,7 +137,7 @@ def encode_to_file(
             writer, listing, encoder, settings=settings, store_maps=store_maps, strict=strict, progress=progress
         )
         snapshot, root = Snapshot(partial, writer.manifest, verify=False), Path(writer.manifest.root)
-        listed = {stored_path(listing.file(record), root) for record in listing}
+        listed = {stored_item(listing, record, root) for record in listing}
         others = [place for path, place in snapshot.places_by_path().items() if path not in listed]
         writer.remove(snapshot.ids[others].tolist())  # an interrupted run encoded them; they are not asked for any more
         writer.commit()

@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import GalleryError, ImageError, InputError, is_out_of_descriptors, too_many_files
+from ...images.geometry import Box
+from ...images.image_sources import ImageRecord
+from ...images.items import item_of
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
 from ...metrics import Metric
@@ -42,6 +45,7 @@ class Offer:
     columns: Mapping[str, str] = field(default_factory=dict)
     replaces: int | None = None  # the id of the image that the gallery has under this path
     known_sha256: bytes | None = None  # that image's checksum, when an equal file needs no encoding
+    box: Box | None = None  # the part of the image that is encoded, before the gallery's margin
     sha256: bytes = bytes(32)  # this and the rest are filled in when the file is read
     size: int = 0
     mtime_ns: int = 0
@@ -91,10 +95,15 @@ def read_offer(offer: Offer) -> bytes:
         raise ImageError(offer.file, reason_of(error)) from error
     except UnicodeEncodeError as error:
         raise ImageError(offer.file, "the name is not UTF-8, which galleries store; rename it") from error
-    offer.sha256, offer.size, offer.mtime_ns = hashlib.sha256(data).digest(), len(data), status.st_mtime_ns
-    if offer.sha256 == offer.known_sha256:
-        raise _Unchanged(offer.file, "unchanged")
+    note_state(offer, hashlib.sha256(data).digest(), len(data), status.st_mtime_ns)
     return data
+
+
+def note_state(offer: Offer, sha256: bytes, size: int, mtime_ns: int) -> None:
+    """Note the state of an offer's file; ImageError if the gallery has it as it is."""
+    offer.sha256, offer.size, offer.mtime_ns = sha256, size, mtime_ns
+    if sha256 == offer.known_sha256:
+        raise _Unchanged(offer.file, "unchanged")
 
 
 def ingest(
@@ -117,6 +126,8 @@ def ingest(
         root = Path(writer.manifest.root)
         fit = masks.join(stored_path(images.file(record), root) for record in images)
         fit.tell(what="a mask", lines=f"masks in {masks.folder}", is_needed=writer.is_new)
+    if masks is not None and any(record.box is not None for record in images):
+        raise InputError("a gallery pools either boxes or under masks; leave out one of both")
     intake = _Intake(writer, 0 if progress is None else len(images), strict=strict, progress=progress)
     return intake.carry_through(stream, intake.offers_of(images, masks), images)
 
@@ -132,6 +143,11 @@ def ingest_offers(
     """Bring images into the gallery that somebody has compared with it already; else as `ingest`."""
     _check_columns(writer, {name for offer in offers for name in offer.columns})
     return _Intake(writer, len(offers), strict=strict, progress=progress).carry_through(stream, offers)
+
+
+def stored_item(images: Listing, record: ImageRecord, root: Path) -> str:
+    """The path under which a gallery knows an image of a listing, or the box of one."""
+    return item_of(stored_path(images.file(record), root), record.box)
 
 
 class _Intake:
@@ -177,11 +193,11 @@ class _Intake:
         root = Path(manifest.root)
         snapshot = open_snapshot(self.writer.folder, manifest)
         snapshot.preload()  # the commits to come may merge its files away
-        known = snapshot.places_by_path(among=(stored_path(images.file(record), root) for record in images))
+        known = snapshot.places_by_path(among=(stored_item(images, record, root) for record in images))
         seen: set[str] = set()
         for record in images:
-            file = images.file(record)
-            offer = Offer(file, stored_path(file, root), record.label, record.columns)
+            path = stored_item(images, record, root)
+            offer = Offer(images.file(record), path, record.label, record.columns, box=record.box)
             if offer.path in seen:  # one file under two names
                 self.unchanged += 1
                 continue

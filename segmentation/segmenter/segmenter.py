@@ -21,11 +21,11 @@ from torch.nn import functional
 from ...encoders import Encoder, Encoding
 from ...encoders.backbones.networks import Network, available_networks
 from ...encoders.backbones.registry import build_backbone
+from ...encoders.backbones.torchvisions import models
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...encoders.layers import closest, evaluating
 from ...encoders.names import library_of, needs_weights
 from ...encoders.state_dicts import best_match, load_state, say_what_is_left
-from ...encoders.torchvisions import models
 from ...encoders.trained_on import TrainedOn
 from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
 from ...errors import InputError, WeightsError

@@ -14,7 +14,7 @@ def python(code: str) -> None:
 
 def test_the_compiler_is_loaded_when_it_is_asked_for_and_not_before() -> None:
     python(
-        "import sys; from distcam.encoders.torchvisions import models, ops, transforms\n"
+        "import sys; from distcam.encoders.backbones.torchvisions import models, ops, transforms\n"
         "assert not [name for name in sys.modules if name.startswith('torch._dynamo')]\n"
         "import torch, torchvision\n"
         "boxes = torch.tensor([[0, 0, 0, 2.0, 2.0]])\n"
@@ -28,13 +28,13 @@ def test_the_compiler_is_loaded_when_it_is_asked_for_and_not_before() -> None:
 def test_what_is_loaded_already_stays(first: str) -> None:
     python(
         f"import sys, {first}; before = sys.modules['torch._dynamo.utils']\n"
-        "import distcam.encoders.torchvisions; assert sys.modules['torch._dynamo.utils'] is before"
+        "import distcam.encoders.backbones.torchvisions; assert sys.modules['torch._dynamo.utils'] is before"
     )
 
 
 def test_whoever_asks_while_torchvision_is_imported_gets_the_compiler_itself() -> None:
     python(
-        "import sys; from distcam.encoders.torchvisions import _Deferred\n"
+        "import sys; from distcam.encoders.backbones.torchvisions import _Deferred\n"
         "sys.modules['torch._dynamo.utils'] = stand_in = _Deferred('torch._dynamo.utils')\n"
         "from torch._dynamo.utils import counters\n"
         "assert sys.modules['torch._dynamo.utils'] is not stand_in"
