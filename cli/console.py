@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -237,11 +240,13 @@ def require_model(path: Path) -> None:
 
 
 def require_images(sources: Iterable[str | Path]) -> None:
-    """Refuse sources that are not there, and patterns that fit no file."""
+    """Refuse sources that are not there, and patterns that fit no file; URLs are looked up when they are read."""
     from ..images import list_images
+    from ..images.archives import in_archives
+    from ..images.remote import is_url
 
     for source in map(str, sources):
-        if not Path(source).exists():
+        if not Path(source).exists() and not is_url(source) and in_archives(source) is None:
             list_images(source, labels="none")
 
 
@@ -257,15 +262,23 @@ def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
 
 
 def listed_images(sources: Sequence[str]) -> list[Path]:
-    """The query images that the arguments name: files as they are, and what folders, tables and patterns hold."""
+    """The query images that the arguments name: files as they are, and what folders, tables and patterns hold.
+
+    Images that are no files, and those behind URLs, lie in a folder that is removed when the process ends.
+    """
     found: list[Path] = []
     for source in sources:
-        if Path(source).is_file() and not source.lower().endswith(".csv"):
+        if Path(source).is_file() and not source.lower().endswith((".csv", ".parquet", ".tar", ".tgz")):
             found.append(Path(source))
             continue
         from ..images import list_images
+        from ..images.archives import in_archives
+        from ..images.remote import is_url
 
-        listing = list_images(source, labels="none")
+        keep = tempfile.mkdtemp() if is_url(source) or in_archives(source) is not None else None
+        if keep is not None:
+            atexit.register(shutil.rmtree, keep, ignore_errors=True)
+        listing = list_images(source, labels="none", keep=keep)
         found += [listing.file(record) for record in listing]
         for problem in listing.problems:
             note(problem)

@@ -18,7 +18,7 @@ from .joining import Join, Names, likely_cause, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
-from .tables import rows_of
+from .tables import header_of, rows_of
 
 GivenLabels = str | os.PathLike[str] | Sequence[Any] | None
 
@@ -75,6 +75,13 @@ class Listing:
     def doubt(self) -> str:
         """Why a folder named like a split was taken for a class; empty if none was."""
         return "" if self._labels.splits is None else self._labels.splits.doubt
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """All columns of a table as they stand there; of anything else those of its records."""
+        if isinstance(self._source, TableSource):
+            return header_of(self._source.table)
+        return ("path", "label", *self.column_names)
 
     @cached_property
     def has_labels(self) -> bool:

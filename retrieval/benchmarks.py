@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..datasets.retrieval import Dataset
+from ..datasets.retrieval import Dataset, load_dataset
 from ..encoders import Encoder, Overlap, TrainedOn
 from ..encoders.trained_on import say_overlap
 from ..errors import FingerprintMismatchError, InputError
@@ -129,7 +129,7 @@ def default_protocol(dataset: Dataset, gallery: Gallery | None = None) -> Protoc
 
 
 def evaluate_dataset(
-    dataset: Dataset,
+    dataset: Any,
     encoder: Encoder,
     *,
     gallery: Gallery | None = None,
@@ -142,7 +142,7 @@ def evaluate_dataset(
     """Encode a data set (one split of it, usually) and evaluate; nothing is left on disk without `cache`.
 
     Args:
-        dataset: its records say what is query and what is gallery.
+        dataset: a `Dataset`, whose records say what is query and what is gallery, or what `load_dataset` takes.
         encoder: what is evaluated.
         gallery: search this gallery instead of the data set's own; its precision is used.
         protocol: the decisions; by default the k of R@k that papers report on this benchmark.
@@ -155,6 +155,18 @@ def evaluate_dataset(
         FingerprintMismatchError: `cache` or `gallery` is another encoder's.
         InputError: `cache` holds other images, labels or roles.
     """
+    if not isinstance(dataset, Dataset):
+        with tempfile.TemporaryDirectory() as kept:
+            return evaluate_dataset(
+                load_dataset(dataset, keep=kept),
+                encoder,
+                gallery=gallery,
+                protocol=protocol,
+                cache=cache,
+                settings=settings,
+                progress=progress,
+                ranking_progress=ranking_progress,
+            )
     settings = settings or EncodingSettings()
     protocol = protocol or default_protocol(dataset, gallery)
     roles = {record.role for record in dataset.records}
