@@ -47,7 +47,8 @@ def given_source(
     Raises:
         InputError: the source is nothing of the kind, or holds images that are no files and `keep` is None.
     """
-    base, rows = Path.cwd(), None
+    rows: Iterator[_Row] | None = None
+    base = Path.cwd()
     if labels is None and isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         if is_url(source):
@@ -57,14 +58,13 @@ def given_source(
     else:
         name, given = _rows_of(source if labels is None else (source, labels))
         rows = iter(given)
-        if (first := next(rows, None)) is not None:
-            rows = chain([first], rows)
-        if first is not None and _is_bare_path(first):
-            listed = list(rows)
-            if all(map(_is_bare_path, listed)):
-                source, rows = [row["image"] for row in listed], None
-            else:
-                rows = iter(listed)
+        first = next(rows, {})
+        if not _is_bare_path(first):
+            rows = chain([first] if first else [], rows)
+        elif all(map(_is_bare_path, listed := [first, *rows])):
+            source, rows = [row["image"] for row in listed], None
+        else:
+            rows = iter(listed)
     if rows is None:
         return source_of(source, strict=strict, is_cut=is_cut)
     folder = None if keep is None else Path(os.path.abspath(keep))  # noqa: PTH100  (as `source_of`)
@@ -230,7 +230,7 @@ class _Rows:
     def _cells(self, others: _Row, number: int, image: Any, content: str | bytes | Exception) -> list[dict[str, str]]:
         """The one row of an image, or none."""
         hint = image.get("path") if isinstance(image, Mapping) else image
-        where = hint if is_url(hint) else f"{self.name}, item {number}"
+        where = str(hint) if is_url(hint) else f"{self.name}, item {number}"
         if isinstance(content, ImageError) and not self.strict:
             self._problems.append((where, content.reason))
             return []

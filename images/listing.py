@@ -209,14 +209,14 @@ def quiet_listing(
     `needs_no_cut`: the boxes in a table's columns are used, or its images' vectors come along: no remark on them.
     `is_cut`: they are cut out, so that a file may have several lines.
     """
-    own = None if labels is None or isinstance(labels, (str, os.PathLike)) else labels
-    labels, needs_no_cut = labels if own is None else None, needs_no_cut or is_cut
+    named = labels if labels is None or isinstance(labels, (str, os.PathLike)) else None
+    own, needs_no_cut = None if named is not None else labels, needs_no_cut or is_cut
     resolved = given_source(source, own, keep=keep, strict=strict, is_cut=is_cut)
-    listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
+    listing = Listing(resolved, _labels(resolved, named, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
     first = next(iter(listing), None)
     if first is None:
-        named = listing.name if isinstance(resolved, TableSource) else source
-        what = f"no image in {named}: {'none can be used' if listing.problems else 'it is empty'}"
+        where = listing.name if isinstance(resolved, TableSource) else source
+        what = f"no image in {where}: {'none can be used' if listing.problems else 'it is empty'}"
         if isinstance(resolved, FolderSource):
             what = f"no image in {source}; looked for the suffixes {' '.join(sorted(IMAGE_SUFFIXES))} in any case"
         raise InputError("; ".join([what, *listing.problems[:3]]))

@@ -90,7 +90,7 @@ def _looked_up(url: str) -> tuple[tuple[str, int], bool]:
 def _connected(url: str, address: tuple[str, int]) -> HTTPConnection:
     parts = urlsplit(url)
     stream, host = socket.create_connection(address, timeout=_SECONDS), parts.hostname or ""
-    kind = HTTPConnection
+    kind: type[HTTPConnection] = HTTPConnection
     if parts.scheme.lower() == "https":
         stream, kind = ssl.create_default_context().wrap_socket(stream, server_hostname=host), HTTPSConnection
     connection = kind(host, address[1])

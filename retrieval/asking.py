@@ -75,5 +75,5 @@ def _source_of(given: Any, width: int) -> Any:
 
 def _name(source: Any, position: int) -> str:
     if isinstance(source, (str, os.PathLike)):
-        return source if is_url(source) else str(Path(source))
+        return str(source if is_url(source) else Path(source))
     return getattr(source, "filename", "") or f"query {position + 1}"
