@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
 from ..images.transform import Transform
+from .devices import Graphs, SideStream, at_once, in_order, one_late, resolved_precision, stacked
 from .encoder import Encoder
 from .encoding import Encoding
 from .fine import FineTap
 from .fusing import absorb_batch_norms, cast_once
 from .layers import unwrapped
-from .readouts import making_maps
+from .readouts import makes_maps, making_maps
 
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
@@ -56,7 +56,8 @@ class Inference:
         device: "auto" (CUDA if there is any), or a torch device.
         precision: of the backbone's arithmetic: "fp32", "bf16", or "auto", the one default of every command: bfloat16
             where the hardware gains by it (`has_fast_bfloat16`). Results are float32 in any case.
-        batch_size: images per forward pass; 16 on a CPU and 64 elsewhere if left out. On a CPU larger is slower.
+        batch_size: images per forward pass; 16 on a CPU and 256 elsewhere if left out. On a CPU larger is slower.
+        graphs: launch whole batches as CUDA graphs, for small networks that always do the same; refused on a CPU.
 
     Attributes:
         encoder: the copy; its backbone has other weights than the original's, since batch norms are absorbed.
@@ -71,6 +72,7 @@ class Inference:
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int | None = None,
+        graphs: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"expected a batch size of at least 1, got {batch_size}")
@@ -83,7 +85,7 @@ class Inference:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {device!r} was asked for, but torch sees no CUDA device; use 'cpu' or 'auto'")
         self.precision = resolved_precision(precision, self.device)
-        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
+        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 256)
         encoder = whole_encoder(encoder)
         self.fingerprint = encoder.fingerprint
         self.short_name = encoder.short_name
@@ -95,6 +97,9 @@ class Inference:
         if self.precision == "bf16":
             cast_once(self.encoder.backbone)
         self.fine = FineTap(self.encoder)
+        if graphs and self.device.type != "cuda":
+            raise InputError(f"graphs are for CUDA, and the device is {self.device}; leave graphs out")
+        self._graphs = Graphs(self._forward, size=self.batch_size) if graphs else None
         self._process = os.getpid()
         make_forks_safe()
 
@@ -112,7 +117,7 @@ class Inference:
     def default_workers(self) -> int:
         """Threads that decode beside the network."""
         cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-        return 1 if self.device.type == "cpu" else max(1, min(8, (cores or 2) - 1))
+        return 1 if self.device.type == "cpu" else max(1, (cores or 2) - 1)
 
     def __call__(self, pixels: UInt8[Tensor, "b 3 rows columns"]) -> Encoding:
         """The encoding of pixels as `transform` returns them, float32, on `device`, without gradient."""
@@ -159,7 +164,7 @@ class Inference:
         it, ends the threads as soon as the images they are at are decoded; every batch is complete when it is yielded.
 
         Args:
-            items: file names, or whatever `load` takes; read no further ahead than two batches.
+            items: file names, or whatever `load` takes; read no further ahead than two batches, on a GPU three.
             load: from an item to its pixels (3, H, W); `read` if left out. An `ImageError` becomes a `Failure`, any
                 other exception ends the stream.
             workers: decoding threads; 0 decodes between forward passes. `default_workers` if left out.
@@ -170,14 +175,21 @@ class Inference:
         if workers is not None and workers < 0:
             raise InputError(f"expected 0 or more decoding threads, got {workers}")
         threads = self.default_workers if workers is None else workers
-        decoded = _in_order(decode, items, workers=threads, ahead=2 * self.batch_size)
-        try:
+        decoded = in_order(decode, items, workers=threads, ahead=2 * self.batch_size)
+        launch = SideStream(self.device).launch if self.device.type == "cuda" else at_once
+
+        def begun() -> Iterator[tuple[Batch[T], Callable[[], Encoding] | None]]:
             while chunk := list(islice(decoded, self.batch_size)):
                 good = [(item, pixels) for item, pixels in chunk if not isinstance(pixels, ImageError)]
                 bad = [Failure(item, error) for item, error in chunk if isinstance(error, ImageError)]
                 with making_maps(maps):
-                    encoding = self._encode(torch.stack([pixels for _, pixels in good])) if good else None
-                yield Batch([item for item, _ in good], bad, encoding)
+                    pixels = [pixels for _, pixels in good]
+                    ready = launch(partial(self._encode, stacked(pixels, self.device))) if good else None
+                yield Batch([item for item, _ in good], bad, None), ready
+
+        try:
+            for batch, ready in begun() if launch is at_once else one_late(begun()):
+                yield batch if ready is None else batch._replace(encoding=ready())
         finally:
             decoded.close()
 
@@ -189,9 +201,13 @@ class Inference:
                     "this process was forked after CUDA was in use, which it cannot use; start it with "
                     'multiprocessing.get_context("spawn")'
                 )
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            pixels = (pixels if pixels.is_pinned() else pixels.pin_memory()).to(self.device, non_blocking=True)
         images = self.transform.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        state = (self.fine.layer, makes_maps())
+        return self._forward(images) if self._graphs is None else self._graphs(images, state=state)
+
+    def _forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Encoding:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             encoding: Encoding = self.fine(images)
         return encoding.changed(Tensor.contiguous)
 
@@ -202,34 +218,6 @@ class Inference:
 
     def __repr__(self) -> str:
         return f"Inference({self.short_name}, {self.device}, {self.precision}, batches of {self.batch_size})"
-
-
-def _in_order(
-    load: Callable[[T], Tensor], items: Iterable[T], *, workers: int, ahead: int
-) -> Generator[tuple[T, Tensor | ImageError], None, None]:
-    """Items with their pixels or the reason there are none, in order; threads work up to `ahead` items ahead."""
-
-    def attempt(item: T) -> Tensor | ImageError:
-        try:
-            return load(item)
-        except ImageError as error:
-            return error
-
-    if not workers:
-        yield from ((item, attempt(item)) for item in items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="distcam-decode")
-    waiting: deque[tuple[T, Future[Tensor | ImageError]]] = deque()
-    rest = iter(items)
-    try:
-        while True:
-            waiting.extend((item, pool.submit(attempt, item)) for item in islice(rest, ahead - len(waiting)))
-            if not waiting:
-                return
-            item, future = waiting.popleft()
-            yield item, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def whole_encoder(encoder: object) -> Encoder:
@@ -264,26 +252,3 @@ def _copied(encoder: Encoder) -> Encoder:
             f"{encoder.architecture} cannot be copied ({culprit}: {str(error).splitlines()[0]}); remove what is no "
             "weight from it, such as a lock, an open file, or a tensor kept from a forward pass"
         ) from error
-
-
-def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision that a choice, "auto" among them, means on a device."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise InputError(f"unknown precision {precision!r}: expected 'auto', 'fp32', or 'bf16'")
-    if precision == "auto":
-        return "bf16" if has_fast_bfloat16(device) else "fp32"
-    return "bf16" if precision == "bf16" else "fp32"
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """True where the hardware multiplies matrices in bfloat16 faster than in float32: CUDA, and CPUs with AMX.
-
-    AVX512_BF16 alone is no gain: one thread of such a Xeon was slower in bfloat16 for all of 18 architectures.
-    Anywhere else torch would emulate it.
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
-    return bool(capabilities.get("amx_bf16"))

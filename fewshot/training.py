@@ -126,7 +126,7 @@ class PrototypicalTerm(Term):
         logits = self._closeness(query.flatten(0, 1), prototypes)
         target = torch.arange(len(ways), device=logits.device).repeat_interleave(query.shape[1])
         with torch.no_grad():
-            step.log["accuracy"] = float(is_right(logits, target).float().mean())
+            step.log["accuracy"] = is_right(logits, target).float().mean()
         return cross_entropy(logits, target)
 
     def _closeness(self, query: Tensor, prototypes: Tensor) -> Tensor:

@@ -178,7 +178,8 @@ class Tally:
 
     def tell_labels(self, table: str, *, has_column: bool, strict: bool = False) -> None:
         """Say how many lines of a table have no label; of a table without any, which column looks like one."""
-        similar = None if has_column or "labels" in self.columns else look_alike(self.columns, LABEL_NAMES)
+        others = [name for name in self.columns if name not in self._boxes]
+        similar = None if has_column or "labels" in others else look_alike(others, LABEL_NAMES)
         if has_column and self.count != self.labelled:
             lacking = self.count - self.labelled
             message = f"{lacking:,} of {self.count:,} images in {table} have no label, such as {self.unlabelled}"

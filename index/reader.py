@@ -316,6 +316,7 @@ class GalleryReader:
         """The lock, with the gallery at its newest generation before and after, and its caches stored at the end."""
         with opened_for_writing(self.folder, patience=patience) as writer:
             self.refresh()
+            self._cache.hold()
             try:
                 yield writer
             except BaseException:

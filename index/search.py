@@ -20,7 +20,9 @@ Ids: TypeAlias = npt.NDArray[np.uint64]
 Rows: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
+EXACT_UP_TO = 1_000_000  # vectors for which "auto" means an exact index, which is never written to a file
 _NO_ROW = -1
+_SMALL_LEAST, _SMALL_SHARE = 256, 100
 
 
 class Hits(NamedTuple):
@@ -172,6 +174,15 @@ def _nearest(k: int, ids: Ids, distances: Distances) -> Hits:
         first = np.append(True, ids[1:] != ids[:-1])  # one id has one distance, so its repeats stand side by side
         ids, distances = ids[first], distances[first]
     return Hits(ids[:k], distances[:k])
+
+
+def small_change(count: int) -> int:
+    """Number of vectors that may come to an approximate index of `count` before it takes them in and is written again.
+
+    >>> small_change(1_000), small_change(1_000_000)
+    (256, 10000)
+    """
+    return max(_SMALL_LEAST, count // _SMALL_SHARE)
 
 
 class MemoryVectors:

@@ -17,8 +17,8 @@ from ..encoders.regions import region_mask
 from ..errors import ImageError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
 from ..explain.drawing.page import save_drawing
-from ..explain.drawing.panels import MISSING, DrawStyle, Photograph, Tile, below, map_panel
-from ..explain.drawing.rendering import contour, draw_box
+from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
+from ..explain.drawing.rendering import Photograph, contour, draw_box
 from ..explain.methods.dist_cam import WeightOptions
 from ..explain.weightings import DEPENDS, RECTIFIED, SIGNED, WORDS
 from ..images import Box, image_size, read_image, split_item

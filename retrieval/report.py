@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from ..explain.drawing.page import Thumbnails, numbers, write_html
 from ..explain.weightings import NEEDS_MEAN, RECOMMENDED, RECTIFIED, SIGNED, WEIGHTINGS, Weighting
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .explanation import Explanation
 
 
@@ -56,7 +58,7 @@ def write_report(
         for each, label in zip(explanations, labels or [None] * len(explanations), strict=True)
     ]
     for query, each in zip(queries, explanations, strict=True) if lines else ():
-        query["lines"] = [_lines_data(each, index) for index in range(len(each))]
+        query["lines"] = [_lines_data(each, index, images) for index in range(len(each))]
     data = {
         "weightings": weightings,
         "rectified": sorted(RECTIFIED),
@@ -69,24 +71,29 @@ def write_report(
     return write_html(path, "report.html", package=__package__, title=title, notes=notes, data=data, lines=lines)
 
 
-def _lines_data(explanation: Explanation, index: int) -> dict[str, Any]:
+def _lines_data(explanation: Explanation, index: int, images: Thumbnails) -> dict[str, Any]:
     """The lines of one reference with its title, and the name under which the report holds its image."""
     reference, found = explanation.references[index], explanation.lines(index)
     title = f"{reference.match.rank} · {reference.label or '–'}" if reference.match else reference.name
     if found is None:
         return {"title": title, "image": None, "caption": "no lines: there is no image, or no longer one"}
-    return {"title": title, "image": f"gallery {found.match.id}", **found.to_dict()}
+    name, crop = f"gallery {found.match.id}", explanation.reference_image(index)
+    if found.match.box is not None and crop is not None:  # lines join places of the crop
+        name = images.add(f"crop {found.match.id}", crop)
+    return {"title": title, "image": name, **found.to_dict()}
 
 
 def _query_data(explanation: Explanation, weightings: Sequence[Weighting], images: Thumbnails) -> dict[str, Any]:
     """A query with its references under every weighting."""
     query = explanation.matches.query
     variants = [explanation.weighted(weighting) for weighting in weightings]
-    references = [_reference_data(variants, index, images) for index in range(len(explanation))]
+    answers = {each.weighting: each.found_reference_maps for each in variants}
+    references = [_reference_data(variants, answers, index, images) for index in range(len(explanation))]
     is_ranking = explanation.references[0].match is not None and explanation.versus is None and query.has_image
     if is_ranking and explanation.matches.prototype is not None:  # a contrast has none: its colours name two sides
         against = explanation.against("prototype")
-        references.insert(0, _reference_data([against.weighted(weighting) for weighting in weightings], 0, images))
+        by_weighting = [against.weighted(weighting) for weighting in weightings]
+        references.insert(0, _reference_data(by_weighting, {}, 0, images))
     notes = []
     if query.region is not None:
         notes.append("Only the region marked on the query was searched for.")
@@ -102,23 +109,24 @@ def _query_data(explanation: Explanation, weightings: Sequence[Weighting], image
     }
 
 
-def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbnails) -> dict[str, Any]:
+def _reference_data(
+    variants: Sequence[Explanation], answers: Mapping[Weighting, Tensor | None], index: int, images: Thumbnails
+) -> dict[str, Any]:
     """One reference under every weighting: the maps on the query, and on the match where they can be had."""
     explanation = variants[0]
     reference, member = explanation.references[index], explanation.nearest_member(index)
     match, name = reference.match, reference.name
-    image, number = explanation.reference_image(index), match.id if match else None
+    image, number = explanation.reference_image(index), f"gallery {match.id}" if match else ""
     if member is not None:
-        image, number = explanation.member_image(index), member.id
+        image, number = explanation.member_image(index), f"member {member.id}"
         name = f"the member nearest to it: {member.path}"
-    answers = {each.weighting: each.found_reference_maps for each in variants}
     maps = {name: each[index] for name, each in answers.items() if each is not None}
     return {
         "title": f"{match.rank} · {reference.label or '–'}" if match else f"prototype · {reference.label}",
         "label": reference.label,
         "name": name,
         "similarity": explanation._evidence.figures(reference),
-        "image": None if image is None else images.add(f"gallery {number}", image, explanation.photograph(index)),
+        "image": None if image is None else images.add(number, image, explanation.photograph(index)),
         "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants}
         if explanation.matches.query.has_image
         else None,

@@ -17,9 +17,9 @@ import numpy as np
 
 from ...metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to, lengths_of
 from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch
-from .factory import efforts_of, faiss_metric, inner_index, is_coarse
+from .factory import SearchSettings, efforts_of, faiss_metric, inner_index, is_coarse, row_selector, search_parameters
 from .gpu import GPU_MAX_K, GpuIndex
-from .index_store import STAND_IN, IndexStore, Precision, SearchSettings, row_selector, stored_blocks
+from .index_store import STAND_IN, IndexStore, Precision, stored_blocks
 from .runtime import searched, threads_for
 
 faiss: Any = typed_faiss
@@ -127,12 +127,15 @@ class Candidates:
             found, distances = self._gather(queries, n)
         else:
             found, distances = self._ask_index(queries, n, way=way, growth=growth)
+            if store.tail.ntotal:
+                nearest, numbers = self._ask_tail(queries, n)
+                found, distances = np.hstack([nearest, found]), np.hstack([numbers, distances])
         keep = self._mask() if way == "all" and self.rows is not None else None
         bound = self._bound(queries)
         floors, kept = [], []
         for rows, numbers in zip(found, distances, strict=True):
             floors.append(bound.floor(float(numbers[-1])) if bound else UNKNOWN_FLOOR)
-            if keep is not None or rows[-1] < 0:
+            if keep is not None or rows.min() < 0:
                 wanted = rows >= 0 if keep is None else (rows >= 0) & keep[rows]
                 rows, numbers = rows[wanted], numbers[wanted]
             if bound and len(rows) > k:
@@ -210,6 +213,15 @@ class Candidates:
                 store.index, queries, n, params=store.parameters(selector, growth=1.0 if store.is_exact else growth)
             )
         return rows, distances
+
+    def _ask_tail(self, queries: Vectors, n: int) -> tuple[Rows, Any]:
+        """The same out of the rows that the index does not hold yet."""
+        store, start = self.store, self.store.index.ntotal
+        selector, _bits = (None, None) if self.rows is None else row_selector(self._mask()[start:])
+        params = None if selector is None else search_parameters(store.tail, effort=None, selector=selector)
+        with threads_for(len(queries)):
+            distances, places = searched(store.tail, queries, min(n, store.tail.ntotal), params=params)
+        return np.where(places < 0, -1, places + start), distances
 
     def _gather(self, queries: Vectors, n: int) -> tuple[Rows, Any]:
         """The same out of the allowed rows alone, compared block by block."""

@@ -141,7 +141,7 @@ class Cpn(MapTerm):
         for other in (hidden, complement):
             value = value + functional.multilabel_soft_margin_loss(other.mean((-2, -1)), labels)
         total = step.noted("cls", value / 3)
-        step.log["whole_pairs"] = float(pair.is_whole.float().mean())
+        step.log["whole_pairs"] = pair.is_whole.float().mean()
         return total + self.regularisation(step, maps, features, labels=labels, share=pair.share)
 
     def branches(self, step: Step, images: Tensor, pair: PatchPair) -> tuple[Tensor, Tensor | None]:

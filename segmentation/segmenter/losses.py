@@ -71,7 +71,7 @@ class PixelCrossEntropy(Term):
         decided = labels != VOID
         with torch.no_grad():
             right = (enlarged.argmax(1) == labels)[decided]
-            step.log["accuracy"] = float(right.float().mean()) if len(right) else 0.0
+            step.log["accuracy"] = right.float().mean() if len(right) else 0.0
         values = functional.cross_entropy(enlarged, labels, ignore_index=VOID, reduction="none")
         parts = [decided] if self.balance == "no" else [labels == 0, decided & (labels > 0)]
         means = [values[part].mean() for part in parts if part.any()]

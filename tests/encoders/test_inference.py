@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from distcam.encoders import BNNeck, Encoder, Inference, Linear, Sequential
+from distcam.encoders.devices import resolved_precision
 from distcam.encoders.fusing import fuse_batch_norms
-from distcam.encoders.inference import resolved_precision
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
 

@@ -228,8 +228,8 @@ def mix_images(
     cuts = settings.cutmix > 0 and (settings.mixup == 0 or generator.random() < 0.5)
     strength = settings.cutmix if cuts else settings.mixup
     share = float(generator.beta(strength, strength))
-    place = torch.from_numpy(generator.random((1, 2))).float()
-    partner = torch.from_numpy(generator.permutation(len(images)))
+    place = torch.from_numpy(generator.random((1, 2))).to(images.device, torch.float32)
+    partner = torch.from_numpy(generator.permutation(len(images))).to(images.device)
     if not cuts:
         return torch.lerp(images[partner], images, share), Mix(partner, share), regions
     height, width = images.shape[-2:]

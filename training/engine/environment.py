@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -127,13 +127,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def batch_on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the training device, its images with channels last in memory."""
+    """The batch on the training device, finished there, its images with channels last in memory."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Batch | Regions | Mix):
             return replace(value, **{each.name: moved(getattr(value, each.name)) for each in fields(value)})
         return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
+    if batch.finish is not None:
+        with nullcontext() if device.type == "cpu" else device:  # what is made on the way is made there
+            batch = batch.finish(moved(batch))
     images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
     found: Batch = moved(replace(batch, images=images))
     return found

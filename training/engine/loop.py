@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from ...encoders import Encoder
-from ...encoders.inference import resolved_precision
+from ...encoders.devices import resolved_precision
 from ...errors import InputError
 from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings
 from . import environment, outcome
 from .optimisation import Optimisation, set_training, training_mode
-from .step import Batch, BatchSource, Objective, Progress, Step
+from .step import Batch, BatchSource, Losses, Objective, Progress, Step, as_numbers
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
 _FREE = ("device", "checkpoint_every_steps", "tensorboard")  # settings that a resumed run may change
@@ -120,6 +120,8 @@ class _Run:
         settings, n_batches = self.settings, self.batches.steps_per_epoch
         if n_batches < 1:
             raise InputError("the training data make no batch; add images or choose a smaller batch size")
+        if self.device.type == "cuda" and hasattr(self.batches, "finish_on"):
+            self.batches.finish_on(self.device)
         self.modules: dict[str, torch.nn.Module] = {"encoder": self.encoder, "objective": self.objective}
         for module in self.modules.values():
             environment.spread([*module.parameters(), *module.buffers()], self.world)
@@ -187,34 +189,42 @@ class _Run:
 
     def _optimiser_step(self, group: Sequence[Batch]) -> None:
         images = sum(len(batch) for batch in group)
-        failures = [self._backward(batch, share=len(batch) / images) for batch in group]
+        begun = [self._backward(batch, place, share=len(batch) / images) for place, batch in enumerate(group)]
+        norm = self.optimisation.gradient_norm() if self.world.size == 1 else None
+        failures = [self._read(batch, *values) for batch, values in zip(group, begun, strict=True)]
         failure = next(filter(None, failures), None)
         if environment.average_gradients(self.optimisation.parameters, self.world, failed=failure is not None):
             raise InputError(failure or self._failure("another process's loss is not finite", group))
         numbers = {"learning_rate": self.optimisation.learning_rate, **self.last_losses}
-        if not self.optimisation.step():
+        if not self.optimisation.step(norm):
             raise InputError(self._failure("the losses are finite, but their gradient is not", group))
         self.now = replace(self.now, step=self.now.step + 1)
         if self.board is not None:
             self.board.add("step", self.now.step, numbers)
 
-    def _backward(self, batch: Batch, *, share: float) -> str | None:
-        """Add a batch's share of the gradient; what is wrong with its losses, if anything."""
-        number = self.now.epoch * self.batches.steps_per_epoch + self.batch
+    def _backward(self, batch: Batch, place: int, *, share: float) -> tuple[Losses, dict[str, float | torch.Tensor]]:
+        """Add a batch's share of the gradient; a device may still be at work on it, and on the losses and the log."""
+        number = self.now.epoch * self.batches.steps_per_epoch + self.batch + place
         environment.seed_step(self.settings.seed, number, self.world.rank)
         step = Step(self.encoder, environment.batch_on_device(batch, self.device), self.now, autocast=self.autocast)
         losses = self.objective(step)
-        total = float(losses.total.detach())
-        self.last_losses = {"loss": total, **{f"loss/{name}": value for name, value in losses.terms.items()}}
-        self.means.add(self.last_losses | step.log, len(batch))
-        self.batch += 1
-        if self.progress is not None:
-            self.progress(number + 1, self.settings.epochs * self.batches.steps_per_epoch)
-        if not math.isfinite(total) or not all(map(math.isfinite, losses.terms.values())):
-            values = ", ".join(f"{name}: {value:.6g}" for name, value in losses.terms.items())
-            return self._failure(f"the loss is not finite ({values})", [batch])
         if losses.total.requires_grad:
             (losses.total * share).backward()
+        return losses, step.log
+
+    def _read(self, batch: Batch, losses: Losses, log: dict[str, float | torch.Tensor]) -> str | None:
+        """Wait for the losses of a batch and take them down; what is wrong with them, if anything."""
+        values = {"loss": losses.total.detach(), **{f"loss/{name}": value for name, value in losses.values.items()}}
+        numbers = as_numbers(values | log)
+        self.last_losses = {name: numbers[name] for name in values}
+        self.means.add(numbers, len(batch))
+        self.batch += 1
+        if self.progress is not None:
+            done = self.now.epoch * self.batches.steps_per_epoch + self.batch
+            self.progress(done, self.settings.epochs * self.batches.steps_per_epoch)
+        if not all(map(math.isfinite, self.last_losses.values())):
+            shown = ", ".join(f"{name}: {numbers[f'loss/{name}']:.6g}" for name in losses.values)
+            return self._failure(f"the loss is not finite ({shown})", [batch])
         return None
 
     def _failure(self, what: str, group: Sequence[Batch]) -> str:

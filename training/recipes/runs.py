@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ...encoders import Encoder
-from ...encoders.inference import resolved_precision
+from ...encoders.devices import resolved_precision
 from ...errors import InputError
 from ...images import Transform
 from ...progress import Progress

@@ -153,10 +153,10 @@ def test_the_value_is_the_sum_of_its_parts() -> None:
     encoder = make_encoder().eval()
     term, step = make_term(encoder), make_step(encoder)
     value = term(step)
-    assert value.item() == pytest.approx(step.log["cls"] + step.log["tcp"] + step.log["cpcr"], rel=1e-5)
+    assert value.item() == pytest.approx(float(step.log["cls"] + step.log["tcp"] + step.log["cpcr"]), rel=1e-5)
     doubled = make_term(encoder, tcp_weight=2.0, cpcr_weight=0.0)
     step = make_step(encoder)
-    assert doubled(step).item() == pytest.approx(step.log["cls"] + 2 * step.log["tcp"], rel=1e-5)
+    assert doubled(step).item() == pytest.approx(float(step.log["cls"] + 2 * step.log["tcp"]), rel=1e-5)
 
 
 def test_the_classification_loss_is_the_mean_of_three_branches() -> None:
