@@ -54,7 +54,7 @@ def given_source(
         if is_url(source):
             rows = iter([{"image": source}])
         elif (found := in_archives(name)) is not None:
-            base, rows = found
+            name, (base, rows) = Path(name).name, found
     else:
         name, given = _rows_of(source if labels is None else (source, labels))
         rows = iter(given)

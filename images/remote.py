@@ -54,8 +54,7 @@ def fetch(url: str, *, max_bytes: int = MAX_BYTES) -> bytes:
                 via = "" if at == url else f"redirected to {at}: "
                 raise ImageError(url, f"{via}{address[0]} is an address of a private network, or none at all{remedy}")
             is_private_allowed = is_private_allowed and is_private
-            with closing(_connected(at, address)) as connection:
-                answer = _asked(connection, at)
+            with closing(_connected(at, address)) as connection, closing(_asked(connection, at)) as answer:
                 if answer.status in (301, 302, 303, 307, 308) and (target := answer.getheader("Location")):
                     at = urljoin(at, target)
                     continue

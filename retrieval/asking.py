@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import InputError
@@ -58,7 +59,7 @@ def _one_by_one(images: Any, width: int) -> tuple[list[Any], bool]:
 
 def _source_of(given: Any, width: int) -> Any:
     if is_array(given) and given.ndim == 1:
-        vector = torch.as_tensor(numpy_of(given)).float()
+        vector = torch.from_numpy(np.array(numpy_of(given), np.float32))
         if len(vector) != width:
             raise InputError(f"expected a vector of {width} numbers, as this gallery's embeddings; got {len(vector)}")
         return BareVector(vector[None])
