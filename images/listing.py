@@ -149,7 +149,7 @@ def list_images(
     - a **CSV file** with a header, a column `path`, and perhaps `label`; paths are relative to the file's folder, may
       be absolute, and may lead out of it; `\` separates folders where no file of that very name is there. Semicolons,
       tabs, `sep=;`, UTF-16 and Windows-1252 are recognised. Columns of Open Metric Learning's tables are just columns;
-      boxes in them are not cut out.
+      boxes in them are not cut out, which `list_items` does.
     - **one image file** or a **sequence of files**, relative to the current folder. Neither the files of a sequence nor
       those of a table are looked up, but for a sample: what is missing fails when it is read.
     - a **table in memory** with the columns of a CSV: a DataFrame of pandas, polars or pyarrow, or a mapping of

@@ -14,7 +14,7 @@ from ..image_sources import ImageRecord, Report
 from ..items import item_of, whole_pixels
 from ..listing import GivenLabels, Listing, list_images, quiet_listing
 from ..loading import image_size
-from .fitting import Annotation, Drawn, LabelledBox, Order, absolute, fitted
+from .fitting import Annotation, BoxTable, Drawn, LabelledBox, Order, absolute, fitted
 from .formats import BoxColumns, BoxRow, Unit, boxes_of_rows, read_boxes, usable
 from .joined import drawn_on
 
@@ -146,34 +146,42 @@ def _of_columns(
     return facts, [each._replace(annotation=fit) for each, fit in zip(drawn, fits, strict=True)]
 
 
+_Said = list[tuple[str | None, float | None]]  # label and confidence of each box
+
+
+def _numbered(table: BoxTable, least: float) -> tuple[BoxTable, _Said]:
+    """The boxes that are sure enough, called by their places in a list of what is said of them."""
+    said: _Said = []
+
+    def numbered(name: str, annotation: Annotation) -> Annotation:
+        sure = table.confidences.get(name, [None] * len(annotation.boxes))
+        first = len(said)
+        pairs = [pair for pair in zip(annotation.boxes, sure, strict=True) if pair[1] is None or pair[1] >= least]
+        said.extend((box.label, confidence) for box, confidence in pairs)
+        boxes = (LabelledBox(box.box, str(first + place)) for place, (box, _) in enumerate(pairs))
+        return annotation._replace(boxes=tuple(boxes))
+
+    files, stems = (
+        {name: numbered(name, each) for name, each in side.items()} for side in (table.by_file, table.by_stem)
+    )
+    return replace(table, by_file=files, by_stem=stems), said
+
+
 def _of_file(listing: Listing, given: BoxSource, problems: list[str], *, has_labels: bool, strict: bool) -> _Cuts:
     assert given.file is not None
     table = read_boxes(given.file, strict=strict, **given.reading)
     problems += table.problems
-    said: list[tuple[str | None, float | None]] = []
-
-    def numbered(name: str, annotation: Annotation) -> Annotation:
-        sure = table.confidences.get(name, [None] * len(annotation.boxes))
-        boxes = []
-        for (box, label), confidence in zip(annotation.boxes, sure, strict=True):
-            if confidence is None or confidence >= least:
-                boxes.append(LabelledBox(box, str(len(said))))
-                said.append((label, confidence))
-        return annotation._replace(boxes=tuple(boxes))
-
-    least = LEAST_CONFIDENCE if given.confidence is None else given.confidence
-    before = sum(len(table.annotation(name).boxes) for name in table.names)
-    files, stems = (
-        {name: numbered(name, each) for name, each in side.items()} for side in (table.by_file, table.by_stem)
-    )
     if given.confidence is not None and not table.confidences:
         raise InputError(f"{given.file}: says no confidence of its boxes; leave out --box-confidence")
+    least = LEAST_CONFIDENCE if given.confidence is None else given.confidence
+    before = sum(len(table.annotation(name).boxes) for name in table.names)
+    table, said = _numbered(table, least)
     if given.confidence is None and len(said) < before:
         remark(
             f"{before - len(said):,} of {before:,} boxes of {table.source} have a confidence below {least:g} and are "
             "left out; --box-confidence says from which on they count"
         )
-    drawn, _ = drawn_on(listing, replace(table, by_file=files, by_stem=stems), strict=strict, left_out=problems)
+    drawn, _ = drawn_on(listing, table, strict=strict, left_out=problems)
     images = {record.path: record for record in listing}
     facts = [ImageRecord("")] * len(said)
     others: list[str] = []

@@ -148,8 +148,8 @@ def fitted(
     is_stored = _are_stored(frames)
     pairs = list(zip(drawn, frames, strict=True))
     results = [each.annotation if own is None else _fit(own, events, is_stored) for each, own in pairs]
-    for kind, frame, box in () if left_out is None else events:
-        if kind in ("outside", "tiny"):
+    for kind, frame, box in events:
+        if left_out is not None and kind in ("outside", "tiny"):
             what = "lies outside of its image" if kind == "outside" else "covers less than a pixel of its image"
             edges = ", ".join(f"{edge:g}" for edge in box)
             left_out.append(f"{frame.path}: the box ({edges}) {what}, which is {frame.size[0]}x{frame.size[1]}")

@@ -168,18 +168,16 @@ def encoding_stream(
     """The stream that encodes here; the first batch settles the spec of a new gallery."""
 
     def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
-        precision = settings.precision
-        if precision == "auto" and writer.manifest.encoder.precision is not None:
-            precision = writer.manifest.encoder.precision  # one gallery, one arithmetic
+        kept = writer.manifest.encoder.precision  # one gallery, one arithmetic
+        precision = kept if settings.precision == "auto" and kept is not None else settings.precision
         inference = Inference(encoder, device=settings.device, precision=precision, batch_size=settings.batch_size)
         layer = _fine_layer(writer, inference, settings)
         under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
-        threads = inference.default_workers if settings.workers is None else settings.workers
-        opened = OpenedImages(writer.manifest.box_margin, threads)
+        opened = OpenedImages(inference, settings.workers, margin=writer.manifest.box_margin)
         weights: dict[int, Tensor | None] = {}  # of the offers that are on their way
 
         def load(offer: Offer) -> Tensor:
-            pixels, size = opened.read(offer, inference.transform)
+            pixels, size = opened.read(offer)
             if under is not None:
                 weights[id(offer)] = under.weights(offer.path, size)
             return pixels

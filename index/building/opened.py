@@ -10,9 +10,9 @@ from threading import Lock
 from PIL import Image
 from torch import Tensor
 
+from ...encoders.inference import Inference
 from ...images.items import crop, with_margin
 from ...images.loading import image_size, read_image
-from ...images.transform import Transform
 from .ingest import Offer, note_state, read_offer
 
 _Opened = tuple[Offer, Image.Image, float]  # with the file's state; reduced to this share of its size
@@ -24,16 +24,16 @@ class OpenedImages:
     Boxes of one file stand behind one another, so as many files as there are threads, and one, are held.
     """
 
-    def __init__(self, margin: float, threads: int) -> None:
-        self._margin = margin
-        self._most = threads + 1
+    def __init__(self, inference: Inference, workers: int | None, *, margin: float) -> None:
+        self._transform, self._margin = inference.transform, margin
+        self._most = 1 + (inference.default_workers if workers is None else workers)
         self._held: OrderedDict[Path, Future[_Opened]] = OrderedDict()
         self._lock = Lock()
 
-    def read(self, offer: Offer, transform: Transform) -> tuple[Tensor, tuple[int, int]]:
+    def read(self, offer: Offer) -> tuple[Tensor, tuple[int, int]]:
         """The network's pixels of an offer, and the image's size; ImageError where it is unusable, or there already."""
         if offer.box is None:
-            return transform.read(read_offer(offer))
+            return self._transform.read(read_offer(offer))
         with self._lock:
             found = self._held.get(offer.file)
             if is_first := found is None:
@@ -48,7 +48,7 @@ class OpenedImages:
         read, image, scale = found.result()
         note_state(offer, read.sha256, read.size, read.mtime_ns)
         cut = crop(image, with_margin(offer.box, self._margin).scaled(scale), name=offer.path)
-        return transform(cut), cut.size
+        return self._transform(cut), cut.size
 
 
 def _opened(offer: Offer) -> _Opened:

@@ -227,12 +227,10 @@ class _Worker:
 
     def encode(self, offers: list[Offer]) -> list[tuple[list[Offer], Vectors | None, list[tuple[Offer, str]]]]:
         """For each batch its offers, their vectors, and those that could not be used with the reasons."""
-        transform = self._inference.transform
-        answer, threads = [], self._workers or self._inference.default_workers
-        opened = OpenedImages(self._margin, threads)
+        answer, opened = [], OpenedImages(self._inference, self._workers, margin=self._margin)
         for batch in self._inference.stream(
             offers,
-            load=lambda offer: opened.read(offer, transform)[0],
+            load=lambda offer: opened.read(offer)[0],
             workers=self._workers,
             maps=self._spec.map_shape is not None,
         ):

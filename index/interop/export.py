@@ -222,6 +222,7 @@ class _Writing:
             "columns": self._columns,
             "masks": None if (masks := gallery.manifest.masks) is None else asdict(masks),
             "background": None if (edges := gallery.manifest.background) is None else asdict(edges),
+            "box_margin": gallery.manifest.box_margin,
             "encoder": {
                 "fingerprint": encoder.fingerprint,
                 "short_name": encoder.short_name,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
 from ...files import Storage
+from ...images.items import split_item, widened
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...progress import Progress
 from ...remarks import Skipped, remark
@@ -124,6 +125,7 @@ def _kept(found: ImportSource, metric: str) -> dict[str, Any]:
     masks, background = found.about.get("masks"), found.about.get("background")
     return {
         "masks": None if masks is None else MaskEntry(masks["folder"], masks.get("category")),
+        "box_margin": found.about.get("box_margin", 0.0),
         "background": background if found.about.get("metric") == metric else None,
     }
 
@@ -242,8 +244,8 @@ def _try_out(encoder: Encoder, found: ImportSource, device: str) -> None:
     vectors: list[Array] = []
     rows = (pair for entries, block in found.blocks() for pair in zip(entries.paths, block.embedding, strict=True))
     for path, vector in islice(rows, _PROBED_ROWS):
-        if path and "\0" not in path and (file := found.root / path).is_file():
-            files.append(file)
+        if path and "\0" not in path and (found.root / split_item(path)[0]).is_file():
+            files.append(widened(found.root / path, found.about.get("box_margin", 0.0)))
             vectors.append(vector)
         if len(files) == _PROBES:
             break
