@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import secrets
 import shutil
 import sys
 import tempfile
@@ -242,11 +243,10 @@ def require_model(path: Path) -> None:
 def require_images(sources: Iterable[str | Path]) -> None:
     """Refuse sources that are not there, and patterns that fit no file; URLs are looked up when they are read."""
     from ..images import list_images
-    from ..images.archives import in_archives
-    from ..images.remote import is_url
+    from ..images.inputs import is_given
 
     for source in map(str, sources):
-        if not Path(source).exists() and not is_url(source) and in_archives(source) is None:
+        if not Path(source).exists() and not is_given(source):
             list_images(source, labels="none")
 
 
@@ -261,6 +261,13 @@ def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
         err.print(f"  … and {len(skipped) - most} more (all with --json)")
 
 
+def passing_folder() -> Path:
+    """A new folder that is removed when the process ends, for images that are no files; nothing is made yet."""
+    folder = Path(tempfile.gettempdir(), f"distcam-{secrets.token_hex(8)}")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def listed_images(sources: Sequence[str]) -> list[Path]:
     """The query images that the arguments name: files as they are, and what folders, tables and patterns hold.
 
@@ -272,13 +279,8 @@ def listed_images(sources: Sequence[str]) -> list[Path]:
             found.append(Path(source))
             continue
         from ..images import list_images
-        from ..images.archives import in_archives
-        from ..images.remote import is_url
 
-        keep = tempfile.mkdtemp() if is_url(source) or in_archives(source) is not None else None
-        if keep is not None:
-            atexit.register(shutil.rmtree, keep, ignore_errors=True)
-        listing = list_images(source, labels="none", keep=keep)
+        listing = list_images(source, labels="none", keep=passing_folder())
         found += [listing.file(record) for record in listing]
         for problem in listing.problems:
             note(problem)

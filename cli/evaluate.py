@@ -12,7 +12,15 @@ import typer
 from ..errors import InputError
 from ..files import write_text
 from .command import Commands, refuse_unused
-from .console import answer, load_encoder, note_unfinished_build, progress_bar, require_encoder, resumable
+from .console import (
+    answer,
+    load_encoder,
+    note_unfinished_build,
+    passing_folder,
+    progress_bar,
+    require_encoder,
+    resumable,
+)
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Readout, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
@@ -156,12 +164,13 @@ def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Datase
     from ..datasets.retrieval import listed_splits, named_split
     from ..images import load_dataset
 
+    keep = passing_folder()
     if split is None:
-        listed, problems = listed_splits(path, layout=layout)
+        listed, problems = listed_splits(path, layout=layout, keep=keep)
         if len(listed) == 1:
-            return load_dataset(path, layout=layout, strict=strict)
+            return load_dataset(path, layout=layout, strict=strict, keep=keep)
         split = named_split("test", listed)
         if split is None:
             also = "".join(f"; {problem}" for problem in problems[:1])
             raise InputError(f"{path} has the splits {', '.join(listed)}; choose one with --split{also}")
-    return load_dataset(path, layout=layout, split=split, strict=strict)
+    return load_dataset(path, layout=layout, split=split, strict=strict, keep=keep)

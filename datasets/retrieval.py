@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import InputError
-from ..images.archives import in_archives
 from ..images.image_sources import ImageRecord
+from ..images.inputs import is_given
 from ..images.joining import is_plain, near_file, spelled
 from ..images.labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
 from ..images.listing import Listing, quiet_listing
-from ..images.remote import is_url
 from ..images.splits import flags_of, overlooked_column, split_column, split_name, split_of_row
 from .layouts import CARS, CUB, INSHOP, SOP, DatasetRecord, Layout, Role
 
@@ -119,9 +118,11 @@ def load_dataset(
     return dataset
 
 
-def listed_splits(source: str | os.PathLike[str], *, layout: str = "auto") -> tuple[tuple[str, ...], tuple[str, ...]]:
+def listed_splits(
+    source: str | os.PathLike[str], *, layout: str = "auto", keep: str | os.PathLike[str] | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The splits that the lists of a data set name, whether their images are there or not; and its problems."""
-    whole, _ = _read(source, layout)
+    whole, _ = _read(source, layout, keep)
     if not whole.records:
         raise InputError(_nothing_there(whole, None))
     return whole.splits, whole.problems
@@ -139,7 +140,7 @@ def _read(source: Any, layout: str, keep: str | os.PathLike[str] | None = None) 
     """Everything that the lists name, and the benchmark's layout."""
     if layout not in ("auto", *dataset_layouts()):
         raise InputError(f"expected a layout out of auto, {', '.join(dataset_layouts())}; got {layout!r}")
-    if not isinstance(source, (str, os.PathLike)) or is_url(source) or in_archives(os.fspath(source)) is not None:
+    if is_given(source):
         return _read_table(source, keep), None
     path = Path(os.path.abspath(source))  # noqa: PTH100  (no resolve(): names of links stay as the user gave them)
     if not path.exists():

@@ -25,7 +25,7 @@ from .geometry import as_rgb
 from .image_sources import Source, TableSource, source_of
 from .loading import IMAGE_SUFFIXES
 from .remote import fetch, is_url
-from .tables import PATH_NAMES, RowTable, look_alike
+from .tables import PATH_NAMES, TABLE_SUFFIXES, RowTable, TableFormat, look_alike, rows_of
 
 IMAGE_KINDS = "a path, URL, Pillow image, array (rows, columns, 3), tensor (3, rows, columns), or the bytes of a file"
 _ACCEPTED = (
@@ -53,9 +53,11 @@ def given_source(
         name = os.fspath(source)
         if is_url(source):
             rows = iter([{"image": source}])
-        elif (found := in_archives(name)) is not None:
+        elif (found := in_archives(name)) is not None or (found := _table_of_urls(Path(name))) is not None:
             name, (base, rows) = Path(name).name, found
     else:
+        if labels is not None and not _is_collection(source):
+            raise InputError(f"expected labels in a sequence beside a sequence of images; got {kind_of(source)}")
         name, given = _rows_of(source if labels is None else (source, labels))
         rows = iter(given)
         first = next(rows, {})
@@ -71,10 +73,24 @@ def given_source(
     return TableSource.read(_Rows(name, base, folder, strict=strict).table(rows), strict=strict, is_cut=is_cut)
 
 
+def is_given(source: Any) -> bool:
+    """True of what is no file or folder as it stands: objects, URLs, archives of images."""
+    return not isinstance(source, (str, os.PathLike)) or is_url(source) or in_archives(os.fspath(source)) is not None
+
+
 def kind_of(value: object) -> str:
     """A value's type in words, with its shape if it has one."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     return f"{kind} {tuple(getattr(value, 'shape', ()))}" if is_array(value) else kind
+
+
+def _table_of_urls(table: Path) -> tuple[Path, Iterator[_Row]] | None:
+    """The folder and the lines of a CSV file whose first paths are URLs, or some of them."""
+    if table.suffix.lower() not in TABLE_SUFFIXES or not table.is_file():
+        return None
+    form = TableFormat.of(table)
+    is_of_urls = any(is_url(row["path"]) for _, row in islice(rows_of(table, form=form, left_out={}), _AT_ONCE))
+    return (table.absolute().parent, (row for _, row in rows_of(table))) if is_of_urls else None
 
 
 def _is_path(value: object) -> bool:

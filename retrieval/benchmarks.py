@@ -155,48 +155,42 @@ def evaluate_dataset(
         FingerprintMismatchError: `cache` or `gallery` is another encoder's.
         InputError: `cache` holds other images, labels or roles.
     """
-    if not isinstance(dataset, Dataset):
-        with tempfile.TemporaryDirectory() as kept:
-            return evaluate_dataset(
-                load_dataset(dataset, keep=kept),
-                encoder,
-                gallery=gallery,
-                protocol=protocol,
-                cache=cache,
-                settings=settings,
-                progress=progress,
-                ranking_progress=ranking_progress,
-            )
     settings = settings or EncodingSettings()
-    protocol = protocol or default_protocol(dataset, gallery)
-    roles = {record.role for record in dataset.records}
-    if len(roles) == 1 and "both" not in roles and (gallery is None or roles == {"gallery"}):
-        also = "".join(f"; {problem}" for problem in dataset.problems[:2])
-        raise InputError(f"{dataset.root}: expected queries and a gallery; all images are {roles.pop()}{also}")
-    if gallery is not None:
-        gallery.check_encoder(encoder)
-        settings = dataclasses.replace(settings, precision=gallery.manifest.encoder.precision or settings.precision)
-        queries = tuple(record for record in dataset.records if record.role != "gallery")
-        dataset = dataclasses.replace(dataset, records=queries)
     with tempfile.TemporaryDirectory() as scratch:
+        if not isinstance(dataset, Dataset):
+            dataset = load_dataset(dataset, keep=Path(scratch) / "images")
+        protocol = protocol or default_protocol(dataset, gallery)
+        roles = {record.role for record in dataset.records}
+        if len(roles) == 1 and "both" not in roles and (gallery is None or roles == {"gallery"}):
+            also = "".join(f"; {problem}" for problem in dataset.problems[:2])
+            raise InputError(f"{dataset.root}: expected queries and a gallery; all images are {roles.pop()}{also}")
+        if gallery is not None:
+            gallery.check_encoder(encoder)
+            precision = gallery.manifest.encoder.precision or settings.precision
+            settings = dataclasses.replace(settings, precision=precision)
+            queries = tuple(record for record in dataset.records if record.role != "gallery")
+            dataset = dataclasses.replace(dataset, records=queries)
         file = Path(scratch) / "encodings.h5" if cache is None else Path(cache)
         encodings, notes = _encoded(dataset, encoder, file, settings=settings, progress=progress)
-        against = () if gallery is None else (f"searched in the gallery {gallery.folder}",)
-        split = dataset.splits[0] if len(dataset.splits) == 1 else None
-        record = encoder.trained_on
-        origin = _origin(
-            encodings.encoder,
-            dataset.title,
-            split=split,
-            notes=(*dataset.problems, *notes, *against),
-            trained_on=None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256)),
-        )
-        if dataset.shared_classes:
-            shared = f"{dataset.shared_classes} of these classes also occur in other splits: not an unseen-class result"
-            origin = dataclasses.replace(origin, notes=(*origin.notes, shared))
+        origin = _origin_of(dataset, encodings, encoder, gallery=gallery, notes=notes)
         if gallery is not None:
             return evaluate_gallery(gallery, encodings, protocol=protocol, origin=origin, progress=ranking_progress)
         return evaluate_encodings(encodings, protocol=protocol, origin=origin, progress=ranking_progress)
+
+
+def _origin_of(
+    dataset: Dataset, encodings: Encodings, encoder: Encoder, *, gallery: Gallery | None, notes: tuple[str, ...]
+) -> Origin:
+    against = () if gallery is None else (f"searched in the gallery {gallery.folder}",)
+    record, others = encoder.trained_on, dataset.shared_classes
+    shared = (f"{others} of these classes also occur in other splits: not an unseen-class result",) if others else ()
+    return _origin(
+        encodings.encoder,
+        dataset.title,
+        split=dataset.splits[0] if len(dataset.splits) == 1 else None,
+        notes=(*dataset.problems, *notes, *against, *shared),
+        trained_on=None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256)),
+    )
 
 
 def _encoded(

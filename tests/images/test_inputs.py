@@ -237,3 +237,8 @@ def test_boxes_in_the_columns_of_a_frame_are_cut_out_as_those_of_a_csv() -> None
 def test_what_is_none_of_these_is_named_with_what_is_expected(source: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         list_images(source, keep="kept")
+
+
+def test_labels_in_a_sequence_need_images_in_one() -> None:
+    with pytest.raises(InputError, match="expected labels in a sequence beside a sequence of images; got str"):
+        list_images("photos", labels=["cat", "dog"])

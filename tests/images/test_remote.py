@@ -133,3 +133,12 @@ def test_other_schemes_are_opened_by_fsspec(tmp_path: Path) -> None:
         fetch("memory://photos/a.png", max_bytes=10)
     with pytest.raises(ImageError, match="cannot be fetched: Protocol not known: nowhere"):
         fetch("nowhere://photos/a.png")
+
+
+@pytest.mark.usefixtures("allowed")
+def test_a_csv_may_hold_urls(address: str, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "own.png")
+    (tmp_path / "t.csv").write_text(f"path,label\n{address}/a.png,green\nown.png,black\n{address}/none,lost\n")
+    listing = list_images(tmp_path / "t.csv", keep=tmp_path / "kept")
+    assert [(record.label, listing.file(record).is_file()) for record in listing] == [("green", True), ("black", True)]
+    assert listing.problems == (f"{address}/none: the server answered 404 Not Found",)
