@@ -8,7 +8,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -78,31 +78,34 @@ def _expanded(text: str) -> list[str]:
 
 
 def _of_tars(file: Path) -> Iterator[Mapping[str, Any]]:
-    sample: dict[str, Any] = {}
     left_out: list[str] = []
     try:
         with tarfile.open(file, "r|*") as archive:
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                key = printable(f"{folder}/{stem}" if folder else stem)
-                if sample and sample["__key__"] != key:
-                    yield from sample_of(sample)
-                    sample = {}
-                is_known = suffix.rpartition(".")[2].lower() in ("cls", "txt", "json") or (
-                    os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (plain text)
-                )
-                stream = archive.extractfile(member) if member.size <= _MAX_MEMBER and is_known else None
-                if stream is not None:
-                    sample = {**(sample or {"__key__": key}), suffix: stream.read()}
-                elif member.isfile():
-                    left_out.append(printable(member.name))
-        if sample:
-            yield from sample_of(sample)
+            for key, members in groupby((member for member in archive if member.isfile()), _sample_name):
+                sample: dict[str, Any] = {"__key__": printable(key)}
+                for member in members:
+                    suffix = member.name[len(key) + 1 :]
+                    is_known = f".{suffix.rpartition('.')[2].lower()}" in {".cls", ".txt", ".json", *IMAGE_SUFFIXES}
+                    stream = archive.extractfile(member) if is_known and member.size <= _MAX_MEMBER else None
+                    if stream is None:
+                        left_out.append(printable(member.name))
+                    else:
+                        sample[suffix] = stream.read()
+                rows = list(sample_of(sample))
+                left_out += [printable(key)] if not rows and len(sample) > 1 else []
+                yield from rows
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read as a tar of images, their .cls, .txt and .json: {error}") from error
     if left_out:
-        remark(f"{file.name}: {len(left_out):,} members are no image, class or text: left out, such as {left_out[0]}")
+        remark(
+            f"{file.name}: {len(left_out):,} members are no image with its class or text: left out, {left_out[0]} first"
+        )
+
+
+def _sample_name(member: tarfile.TarInfo) -> str:
+    """The path of a member up to the first dot of its name."""
+    folder, slash, name = member.name.rpartition("/")
+    return folder + slash + name.partition(".")[0]
 
 
 def _of_parquet(file: Path) -> Iterator[Mapping[str, Any]]:

@@ -11,14 +11,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import ImageError, InputError, MissingExtraError
 from ..files import replacing
-from ..remarks import remark
+from ..remarks import refusing, remark
 from .archives import in_archives, named, sample_of
 from .arrays import INTENSITIES, image_of_array, is_array, is_of_floats
 from .geometry import as_rgb
@@ -70,7 +70,9 @@ def given_source(
     if rows is None:
         return source_of(source, strict=strict, is_cut=is_cut)
     folder = None if keep is None else Path(os.path.abspath(keep))  # noqa: PTH100  (as `source_of`)
-    return TableSource.read(_Rows(name, base, folder, strict=strict).table(rows), strict=strict, is_cut=is_cut)
+    with refusing() if strict else nullcontext():
+        table = _Rows(name, base, folder, strict=strict).table(rows)
+    return TableSource.read(table, strict=strict, is_cut=is_cut)
 
 
 def is_given(source: Any) -> bool:
@@ -226,7 +228,7 @@ class _Rows:
                     found += self._cells(others, count, image, content)
                     count += 1
         if floats:
-            remark(f"{floats:,} images are arrays of floats: {INTENSITIES}", strict=self.strict)
+            remark(f"{floats:,} images are arrays of floats: {INTENSITIES}")
         for name, number in self._textless.items():
             remark(f"{self.name}: {number:,} cells of the column {name!r} have no text and are left out")
         labels = ["label"] if any("label" in row for row in found) else []

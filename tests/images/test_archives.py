@@ -43,9 +43,14 @@ def test_shards_are_read_in_order_with_classes_texts_and_columns(tmp_path: Path)
 
 
 def test_what_stands_in_a_tar_besides_is_counted(tmp_path: Path) -> None:
-    file = shard(tmp_path / "s.tar", **{"1.png": image_bytes(1), "1.cls": b"cat", "1.npy": b"", "../../2.mp3": b""})
-    with pytest.warns(DistcamWarning, match=r"s.tar: 2 members are no image, class or text: left out, such as 1\.npy"):
+    members = {"1.png": image_bytes(1), "1.cls": b"cat", "1.npy": b"", "../../2.mp3": b"", "3.cls": b"dog"}
+    file = shard(tmp_path / "s.tar", **members)
+    with pytest.warns(
+        DistcamWarning, match=r"s.tar: 3 members are no image with its class or text: left out, 1\.npy first"
+    ):
         assert len(list_images(file, keep=tmp_path / "kept")) == 1
+    with pytest.raises(InputError, match="s.tar: 3 members"):
+        list_images(file, keep=tmp_path / "kept", strict=True)
 
 
 def test_missing_and_damaged_shards_are_refused(tmp_path: Path) -> None:
