@@ -49,7 +49,7 @@ def test_what_stands_in_a_tar_besides_is_counted(tmp_path: Path) -> None:
         DistcamWarning, match=r"s.tar: 3 members are no image with its class or text: left out, 1\.npy first"
     ):
         assert len(list_images(file, keep=tmp_path / "kept")) == 1
-    with pytest.raises(InputError, match="s.tar: 3 members"):
+    with pytest.raises(InputError, match=r"s\.tar: 3 members"):
         list_images(file, keep=tmp_path / "kept", strict=True)
 
 
