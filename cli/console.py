@@ -268,20 +268,25 @@ def passing_folder() -> Path:
     return folder
 
 
-def listed_images(sources: Sequence[str]) -> list[Path]:
+def listed_images(sources: Sequence[str], *, margin: float | None = None) -> list[Path]:
     """The query images that the arguments name: files as they are, and what folders, tables and patterns hold.
 
-    Images that are no files, and those behind URLs, lie in a folder that is removed when the process ends.
+    With a margin boxes are cut out too: those of tables, and `photo.jpg#xywh=x,y,w,h`. Images that are no files, and
+    those behind URLs, lie in a folder that is removed when the process ends.
     """
+    from ..images.items import item_of, split_item, widened
+
     found: list[Path] = []
     for source in sources:
-        if Path(source).is_file() and not source.lower().endswith((".csv", ".parquet", ".tar", ".tgz")):
-            found.append(Path(source))
+        file = source if margin is None else split_item(source)[0]
+        if Path(file).is_file() and not source.lower().endswith((".csv", ".parquet", ".tar", ".tgz")):
+            found.append(widened(source, margin or 0.0))
             continue
-        from ..images import list_images
+        from ..images import list_items
 
-        listing = list_images(source, labels="none", keep=passing_folder())
-        found += [listing.file(record) for record in listing]
+        boxes = "none" if margin is None else None
+        listing = list_items(source, labels="none", boxes=boxes, keep=passing_folder())
+        found += [widened(item_of(listing.file(record), record.box), margin or 0.0) for record in listing]
         for problem in listing.problems:
             note(problem)
     return found

@@ -116,7 +116,7 @@ def uncut_boxes(count: int, columns: Sequence[str]) -> str:
     """A sentence about boxes that stand in a table's columns and are not used as crops."""
     return (
         f"the boxes of {count:,} images (columns {', '.join(columns)}) are kept as columns and NOT cut out: "
-        "whole images are used; cut them out beforehand if the boxes are meant"
+        "whole images are used; `distcam index build` cuts them out, or do so beforehand if the boxes are meant"
     )
 
 

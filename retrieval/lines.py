@@ -177,8 +177,15 @@ class LineFinder:
 
     def __init__(self, retriever: Retriever, layer: str = "auto") -> None:
         self._retriever, self._wanted = retriever, layer
-        self._reader = PlaceReader(retriever.encoder.transform, retriever.gallery.metric)
-        self.metric = self._reader.metric
+
+    @cached_property
+    def _reader(self) -> PlaceReader:  # not before it is needed: nobody may have the encoder
+        return PlaceReader(self._retriever.encoder.transform, self._retriever.gallery.metric)
+
+    @property
+    def metric(self) -> Metric:
+        """By which shares are divided, see `PlaceReader`."""
+        return self._reader.metric
 
     @cached_property
     def layer(self) -> str:

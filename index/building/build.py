@@ -72,7 +72,7 @@ def listing_of(
     if not isinstance(source, Listing):
         return list_items(source, labels=labels, boxes=boxes, strict=strict, keep=keep)
     if labels is not None or boxes not in (None, "none"):
-        raise InputError("labels and boxes belong to the listing; give them to list_images and list_items")
+        raise InputError("labels belong to the listing, and so do boxes; give them to list_images or list_items")
     return source
 
 

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +21,12 @@ import numpy as np
 from ...errors import GalleryError, ImageError, InputError, is_out_of_descriptors, too_many_files
 from ...images.geometry import Box
 from ...images.image_sources import ImageRecord
-from ...images.items import item_of
+from ...images.items import item_of, split_item
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
 from ...metrics import Metric
 from ...progress import Progress
-from ...remarks import Skipped
+from ...remarks import Skipped, remark
 from ..backends import open_snapshot
 from ..reports import AddReport, read_skipped
 from ..storage.segments import MASK_COLUMN, MAX_COLUMNS, NO_MASK, Entries, Vectors, stored_path
@@ -126,8 +127,14 @@ def ingest(
         root = Path(writer.manifest.root)
         fit = masks.join(stored_path(images.file(record), root) for record in images)
         fit.tell(what="a mask", lines=f"masks in {masks.folder}", is_needed=writer.is_new)
-    if masks is not None and any(record.box is not None for record in images):
+    is_boxed = any(record.box is not None for record in islice(images, 1))  # of a listing all are, or none
+    if masks is not None and is_boxed:
         raise InputError("a gallery pools either boxes or under masks; leave out one of both")
+    snapshot = open_snapshot(writer.folder, writer.manifest)
+    if not snapshot.is_remote and any((split_item(path)[1] is None) == is_boxed for path in snapshot.all_paths()):
+        new, old = ("boxes", "whole images")[:: 1 if is_boxed else -1]
+        hint = "; --boxes none takes whole images of a table" if is_boxed else ""
+        remark(f"{new} are added beside the {old} of this gallery{hint}", strict=strict)
     intake = _Intake(writer, 0 if progress is None else len(images), strict=strict, progress=progress)
     return intake.carry_through(stream, intake.offers_of(images, masks), images)
 

@@ -115,7 +115,7 @@ class _Work:
     settings: InferenceSettings
     spec: Spec
     maps: bool
-    margin: float
+    margin: float = 0.0
 
 
 @contextmanager

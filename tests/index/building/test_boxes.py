@@ -133,6 +133,10 @@ def test_boxes_none_takes_whole_images(table: Path, encoder: Encoder) -> None:
         gallery = Gallery.build(table, encoder, out=table.parent / "g", boxes="none")
     assert _paths(gallery) == ["one.png", "two.png"]
     assert gallery.info()["boxes"] is None
+    with pytest.warns(DistcamWarning, match="boxes are added beside the whole images of this gallery; --boxes none"):
+        gallery.add(table, encoder)
+    with pytest.raises(InputError, match="whole images are added beside the boxes"):
+        Gallery.build(table, encoder, out=table.parent / "b").add(table.parent, encoder, strict=True)
     with pytest.raises(InputError, match="a margin is for boxes"):
         Gallery.build(table.parent, encoder, out=table.parent / "h", box_margin=0.1)
 
@@ -173,6 +177,10 @@ def test_commands_build_query_and_remove_boxes(
     answer = json.loads(distcam("query", gallery, "--id", 0, "-k", 1, "--json"))
     assert "#xywh=" in answer[0]["matches"][0]["path"]
     distcam("query", gallery, "--id", 0, "-k", 2, "--explain", table.parent / "why.png")
+    every = json.loads(distcam("query", gallery, table, "-k", 1, "--json"))  # each box finds itself, margin and all
+    assert [round(each["matches"][0]["distance"], 5) for each in every] == [0.0] * 4
+    (one,) = json.loads(distcam("query", gallery, f"{table.parent}/two.png#xywh=40,0,40,48", "-k", 1, "--json"))
+    assert one["matches"][0]["path"] == "two.png#xywh=40,0,40,48"
     assert "1 removed; 3 images left" in distcam("index", "remove", gallery, "one.png#xywh=0,0,40,48")
     assert "2 removed; 1 image left" in distcam("index", "remove", gallery, "two.png")
     whole = ("index", "build", table.parent, "--out", table.parent / "h", *encoder)
