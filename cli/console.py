@@ -274,16 +274,18 @@ def listed_images(sources: Sequence[str], *, margin: float | None = None) -> lis
     With a margin boxes are cut out too: those of tables, and `photo.jpg#xywh=x,y,w,h`. Images that are no files, and
     those behind URLs, lie in a folder that is removed when the process ends.
     """
-    from ..images.items import item_of, split_item, widened
-
     found: list[Path] = []
     for source in sources:
-        file = source if margin is None else split_item(source)[0]
-        if Path(file).is_file() and not source.lower().endswith((".csv", ".parquet", ".tar", ".tgz")):
-            found.append(widened(source, margin or 0.0))
+        is_table = source.lower().endswith((".csv", ".parquet", ".tar", ".tgz"))
+        if margin is None and Path(source).is_file() and not is_table:
+            found.append(Path(source))
             continue
         from ..images import list_items
+        from ..images.items import item_of, split_item, widened
 
+        if margin is not None and Path(split_item(source)[0]).is_file() and not is_table:
+            found.append(widened(source, margin))
+            continue
         boxes = "none" if margin is None else None
         listing = list_items(source, labels="none", boxes=boxes, keep=passing_folder())
         found += [widened(item_of(listing.file(record), record.box), margin or 0.0) for record in listing]
