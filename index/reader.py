@@ -270,8 +270,8 @@ class GalleryReader:
             where: only among the images that this filter keeps.
         """
         if where is None:
-            return self.searcher.search(embeddings, k)
-        return self.searcher.search(embeddings, k, **self.snapshot.search_limits(tree_of(where)))
+            return self._cache.answer(embeddings, k)
+        return self._cache.answer(embeddings, k, **self.snapshot.search_limits(tree_of(where)))
 
     @property
     def searcher(self) -> Searcher:

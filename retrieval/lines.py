@@ -29,6 +29,7 @@ from .ranking import Match, Ranking
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..metrics.distances import Metric
     from .matches import Matches
     from .retriever import Retriever
 

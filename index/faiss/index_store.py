@@ -123,6 +123,9 @@ class IndexStore:
                 sample[start : start + len(some)] = vectors
                 start += len(some)
             train(index, sample)
+        if self.is_exact:  # room for all at once: growing copies what is there again and again
+            index.codes.resize(len(ids) * index.code_size)
+            index.codes.resize(0)
         with refusals_of(factory):
             for some, vectors in stored_blocks(self.spec, ids, source):
                 check_range(factory, vectors)

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ from ...errors import CorruptGalleryError, DistcamError, InputError, TooFewVecto
 from ...files import file_sha256, say_after_commit
 from ...remarks import counted
 from ..prototypes import PrototypeStore
-from ..search import EXACT_UP_TO, Searcher, VectorSource, small_change
+from ..scan import Scan
+from ..search import EXACT_UP_TO, Hits, Searcher, VectorSource, search_exactly, small_change
 from .hdf5 import Array
 from .manifest import CacheEntry, Manifest, has_outgrown
 from .snapshot import Ids, Snapshot, check_file
@@ -40,6 +41,7 @@ from .writer import GalleryWriter
 if TYPE_CHECKING:  # FAISS is imported by the first search
     from ..faiss.search import FaissSearch
 
+_SCANS = 4  # searches that cost no more than building the index
 _SECRET_BYTES = 32
 _IN_MEMORY = 1 << 30
 
@@ -51,6 +53,7 @@ class GalleryCache:
         self.snapshot = snapshot
         self._prototypes: PrototypeStore | None = None
         self._search: Searcher | None = None
+        self._scans = 0  # searches that were answered without an index
         self._unmade: InputError | None = None  # why a flat index stands in for the gallery's
 
     def close(self) -> None:
@@ -85,6 +88,17 @@ class GalleryCache:
         if self._search is None:
             self._search = self._new_search()
         return self._search
+
+    def answer(self, queries: Array, k: int, **limits: Any) -> list[Hits]:
+        """What `search` finds; where that is not made yet, exact and quick to make, the first few read all vectors."""
+        spec, is_remote = self.snapshot.search_spec, self.snapshot.is_remote
+        is_made = self._search is not None or self._scans >= _SCANS or not _is_built_quickly(self.snapshot)
+        if is_made or is_remote or spec.metric == "l1":
+            return self.search.search(queries, k, **limits)
+        self._scans += 1
+        allowed = limits.get("allowed")
+        ids = self.snapshot.ids if allowed is None else np.intersect1d(allowed, self.snapshot.ids)
+        return search_exactly(spec, queries, k, engine=Scan(spec, ids, self._embeddings))
 
     def _new_search(self) -> FaissSearch:
         """The gallery's index, or a flat one where FAISS cannot make that of these vectors: there may be too few."""

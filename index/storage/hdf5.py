@@ -284,8 +284,11 @@ class Strings:
     def __iter__(self) -> Iterator[str]:
         blob = self.blob.read().tobytes()
         cuts = self.offsets.read().tolist()
-        for start, stop in pairwise(cuts):
-            yield self._decode(blob[start:stop])
+        if blob.isascii():  # then decoding keeps every place
+            text = blob.decode()
+            yield from (text[start:stop] for start, stop in pairwise(cuts))
+        else:
+            yield from (self._decode(blob[start:stop]) for start, stop in pairwise(cuts))
 
     def take(self, rows: Array) -> list[str]:
         """The strings in some rows."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -101,10 +102,10 @@ class Snapshot:
 
     def column(self, name: str) -> Categorical:
         """One column of all images, in the order of ids; InputError for an unknown one."""
-        if name not in self.column_names:
-            raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
         if (kept := self._columns.get(name)) is not None:
             return kept
+        if name not in self.column_names:
+            raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
         column = self._read_column(name)
         if name != "path" or len(self) <= _PATHS_KEPT:
             self._columns[name] = column
@@ -283,8 +284,14 @@ class Snapshot:
 
     def file_state(self, place: int) -> tuple[bytes, int, int]:
         """SHA-256, size in bytes, and time of change in ns of the file an image was read from."""
-        segment, row = next(self._rows(np.array([place])))
-        return segment.sha256[row].tobytes(), int(segment.size[row]), int(segment.mtime_ns[row])
+        sha256, size, mtime_ns = self._file_states
+        return sha256[place].tobytes(), int(size[place]), int(mtime_ns[place])
+
+    @cached_property
+    def _file_states(self) -> tuple[Array, Array, Array]:
+        parts = [(segment.sha256, segment.size, segment.mtime_ns) for segment in self.segments]
+        sha256, size, mtime_ns = (np.concatenate(column)[self._positions] for column in zip(*parts, strict=True))
+        return sha256, size, mtime_ns
 
 
 def check_file(folder: Path, entry: FileEntry, *, checksum: bool) -> None:

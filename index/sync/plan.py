@@ -23,9 +23,8 @@ from ...images.loading import IMAGE_SUFFIXES, read_image
 from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from ...progress import Progress
 from ...remarks import Skipped
-from ..building.ingest import Offer, reason_of, status_of
+from ..building.ingest import Offer, reason_of, status_of, stored_names
 from ..reports import SyncKind
-from ..storage.segments import stored_path
 from ..storage.snapshot import Snapshot
 from .rows import Carry, content_of, digest_of, rows_of
 
@@ -60,19 +59,14 @@ class SyncFolder:
         self._prefixes = tuple({f"{path.as_posix().rstrip('/')}/" for path in (self.folder, self.folder.resolve())})
         self._roots = tuple({f"{path.as_posix().rstrip('/')}/" for path in (root, root.resolve())})
         self._splits = cache(find_split_folders)
-        self._stored_prefix = None  # of the folder's files, where no link can lead to another name for them
-        if self.folder.is_relative_to(root):
-            self._stored_prefix = "" if self.folder == root else f"{self.folder.relative_to(root).as_posix()}/"
-
-    def stored(self, path: str) -> str:
-        """The path under which the gallery knows a file of the folder, given relative to the folder."""
-        if self._stored_prefix is not None:  # for millions of files: without an object for each
-            return self._stored_prefix + path
-        return stored_path(self.folder / path, self.root)
+        # the path under which the gallery knows a file of the folder, given relative to the folder
+        self.stored = stored_names(self.folder, root, are_walked=True)
+        self._prefix = self.stored("x")[:-1]
 
     def holds(self, path: str) -> bool:
         """True for a stored path that lies under the folder."""
-        return self._within(path) is not None
+        is_under = path.startswith(self._prefix) and ":" not in path and path[0] not in "/\\"
+        return is_under or self._within(path) is not None
 
     def _within(self, path: str) -> str | None:
         if "://" in path:  # an address, which no folder holds
@@ -149,6 +143,7 @@ class SyncPlan:
         self.missing: list[str] = []  # such images that stay all the same
         self.skipped: list[Skipped] = []
         self.unchanged = self.busy = 0
+        self._place = str(folder.folder)
         self._keeps_labels = settings.labels is None
         self._has_labels = self._keeps_labels and bool((snapshot.column("label").codes >= 0).any())
         self._inside = {path for path in self.known if folder.holds(path)}
@@ -170,10 +165,11 @@ class SyncPlan:
 
     def _look(self, listing: Listing | None, progress: Progress | None) -> None:
         """Sort the files into unchanged ones and wanted ones."""
+        records = [] if listing is None else listing.survey()
         for problem in () if listing is None else listing.problems:
             path, _, reason = problem.partition(": ")
             self.skipped.append(Skipped(self.folder.stored(path), reason))
-        for number, record in enumerate(listing or (), 1):
+        for number, record in enumerate(records, 1):
             file = self.folder.stored(record.path)
             for path in [item_of(file, record.box)] if record.box is not None else self._items.get(file, [file]):
                 if path in self._seen:  # one file under two names
@@ -187,7 +183,7 @@ class SyncPlan:
                 progress(number, max(number, len(self._inside)))
 
     def _compare(self, path: str, record: ImageRecord) -> None:
-        status = status_of(f"{self.folder.folder}/{record.path}")
+        status = status_of(f"{self._place}/{record.path}")
         row = self.known.get(path)
         is_as_before = row is not None and row.state == (status.st_size, status.st_mtime_ns)
         if is_as_before and self._keeps_labels and not self.settings.checksum:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ class Row(NamedTuple):
 
     segment: Segment
     row: int
+    state: tuple[int, int]  # size in bytes and time of change in ns of the file it was read from
 
     @property
     def id(self) -> int:
@@ -29,11 +31,6 @@ class Row(NamedTuple):
     def sha256(self) -> bytes:
         """The checksum of the file it was read from."""
         return bytes(self.segment.sha256[self.row])
-
-    @property
-    def state(self) -> tuple[int, int]:
-        """Size in bytes and time of change in ns of that file."""
-        return int(self.segment.size[self.row]), int(self.segment.mtime_ns[self.row])
 
     @property
     def columns(self) -> dict[str, str]:
@@ -68,8 +65,8 @@ def digest_of(file: Path) -> bytes:
 
 def rows_of(snapshot: Snapshot) -> dict[str, Row]:
     """Every image's row by its path."""
-    return {
-        path: Row(segment, row)
-        for segment, rows in snapshot.live_parts()
-        for path, row in zip(segment.paths.take(rows), rows.tolist(), strict=True)
-    }
+    found: dict[str, Row] = {}
+    for segment, rows in snapshot.live_parts():
+        states = zip(segment.size[rows].tolist(), segment.mtime_ns[rows].tolist(), strict=True)
+        found.update(zip(segment.paths.take(rows), map(Row, repeat(segment), rows.tolist(), states), strict=True))
+    return found

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from search_answers import assert_same
 
 from distcam.encoders import Encoder
 from distcam.errors import CorruptGalleryError, FingerprintMismatchError, InputError, NotAGalleryError, ShapeError
@@ -160,6 +161,18 @@ def test_a_search_among_some(gallery: Gallery) -> None:
     assert none.ids.tolist() == []
     with pytest.raises(InputError, match="did you mean 'camera'"):
         gallery.ids_where("camra=1")
+
+
+def test_a_gallery_answers_its_first_searches_by_a_scan_and_the_others_alike(gallery: Gallery) -> None:
+    query = gallery.embeddings(gallery.ids[2:4])
+    some = gallery.ids[1::2]
+    cache = gallery._cache
+    first = [gallery.search(query, 5), cache.answer(query, 2, allowed=some)]
+    assert cache._search is None
+    held = gallery.searcher
+    assert cache._search is held
+    assert_same(first[0], held.search(query, 5))
+    assert_same(first[1], held.search(query, 2, allowed=some))
 
 
 def test_prototypes_come_from_the_labels(gallery: Gallery) -> None:
