@@ -12,15 +12,7 @@ import typer
 from ..errors import InputError
 from ..files import write_text
 from .command import Commands, refuse_unused
-from .console import (
-    answer,
-    load_encoder,
-    note_unfinished_build,
-    passing_folder,
-    progress_bar,
-    require_encoder,
-    resumable,
-)
+from .console import answer, load_encoder, note_unfinished_build, progress_bar, require_encoder, resumable
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Readout, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
@@ -163,6 +155,7 @@ def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Datase
     """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
     from ..datasets.retrieval import listed_splits, named_split
     from ..images import load_dataset
+    from .console import passing_folder
 
     keep = passing_folder()
     if split is None:
