@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import secrets
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -237,11 +241,12 @@ def require_model(path: Path) -> None:
 
 
 def require_images(sources: Iterable[str | Path]) -> None:
-    """Refuse sources that are not there, and patterns that fit no file."""
+    """Refuse sources that are not there, and patterns that fit no file; URLs are looked up when they are read."""
     from ..images import list_images
+    from ..images.inputs import is_given
 
     for source in map(str, sources):
-        if not Path(source).exists():
+        if not Path(source).exists() and not is_given(source):
             list_images(source, labels="none")
 
 
@@ -256,22 +261,33 @@ def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
         err.print(f"  … and {len(skipped) - most} more (all with --json)")
 
 
+def passing_folder() -> Path:
+    """A new folder that is removed when the process ends, for images that are no files; nothing is made yet."""
+    folder = Path(tempfile.gettempdir(), f"distcam-{secrets.token_hex(8)}")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def listed_images(sources: Sequence[str], *, margin: float | None = None) -> list[Path]:
     """The query images that the arguments name: files as they are, and what folders, tables and patterns hold.
 
-    With a margin boxes are cut out too: those of tables, and `photo.jpg#xywh=x,y,w,h`.
+    With a margin boxes are cut out too: those of tables, and `photo.jpg#xywh=x,y,w,h`. Images that are no files, and
+    those behind URLs, lie in a folder that is removed when the process ends.
     """
-    from ..images.items import item_of, split_item, widened
-
     found: list[Path] = []
     for source in sources:
-        file = source if margin is None else split_item(source)[0]
-        if Path(file).is_file() and not source.lower().endswith(".csv"):
-            found.append(widened(source, margin or 0.0))
+        is_table = source.lower().endswith((".csv", ".parquet", ".tar", ".tgz"))
+        if margin is None and Path(source).is_file() and not is_table:
+            found.append(Path(source))
             continue
         from ..images import list_items
+        from ..images.items import item_of, split_item, widened
 
-        listing = list_items(source, labels="none", boxes="none" if margin is None else None)
+        if margin is not None and Path(split_item(source)[0]).is_file() and not is_table:
+            found.append(widened(source, margin))
+            continue
+        boxes = "none" if margin is None else None
+        listing = list_items(source, labels="none", boxes=boxes, keep=passing_folder())
         found += [widened(item_of(listing.file(record), record.box), margin or 0.0) for record in listing]
         for problem in listing.problems:
             note(problem)

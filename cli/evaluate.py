@@ -155,13 +155,15 @@ def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Datase
     """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
     from ..datasets.retrieval import listed_splits, named_split
     from ..images import load_dataset
+    from .console import passing_folder
 
+    keep = passing_folder()
     if split is None:
-        listed, problems = listed_splits(path, layout=layout)
+        listed, problems = listed_splits(path, layout=layout, keep=keep)
         if len(listed) == 1:
-            return load_dataset(path, layout=layout, strict=strict)
+            return load_dataset(path, layout=layout, strict=strict, keep=keep)
         split = named_split("test", listed)
         if split is None:
             also = "".join(f"; {problem}" for problem in problems[:1])
             raise InputError(f"{path} has the splits {', '.join(listed)}; choose one with --split{also}")
-    return load_dataset(path, layout=layout, split=split, strict=strict)
+    return load_dataset(path, layout=layout, split=split, strict=strict, keep=keep)

@@ -51,7 +51,11 @@ Labels = Annotated[
 ]
 
 Images = Annotated[
-    str, typer.Argument(help="A folder (class = sub-folder), a CSV with path,label,…, or a quoted glob.")
+    str,
+    typer.Argument(
+        help="A folder (class = sub-folder), a CSV or Parquet file with path,label,…, a quoted glob or "
+        "shards-{000..003}.tar, or a URL."
+    ),
 ]
 GalleryPath = Annotated[Path, typer.Argument(help="The gallery's folder.")]
 Strict = Annotated[

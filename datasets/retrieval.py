@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..errors import InputError
 from ..images.image_sources import ImageRecord
+from ..images.inputs import is_given
 from ..images.joining import is_plain, near_file, spelled
 from ..images.labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
 from ..images.listing import Listing, quiet_listing
@@ -74,7 +75,12 @@ def dataset_layouts() -> tuple[str, ...]:
 
 
 def load_dataset(
-    source: str | os.PathLike[str], *, layout: str = "auto", split: str | None = None, strict: bool = False
+    source: Any,
+    *,
+    layout: str = "auto",
+    split: str | None = None,
+    strict: bool = False,
+    keep: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """A benchmark, folder or table on disk; files are looked up but not opened.
 
@@ -87,16 +93,17 @@ def load_dataset(
     - `csv`: a table with `path` and `label`, and perhaps `split`, `is_query`, `is_gallery`, as Open Metric Learning's.
 
     Args:
-        source: the unpacked archive, the folder in which it was unpacked, any folder, or a CSV file.
+        source: the unpacked archive, the folder in which it was unpacked, any folder, or a CSV file; or a table, pair,
+            or data set in memory, see `list_images`.
         layout: one of those above; `"auto"` recognises it by its files.
         split: only this one; by default all.
         strict: raise where the copy differs from the official one, instead of listing it in `Dataset.problems`.
+        keep: a folder for images that are no files, see `list_images`.
 
     Raises:
         InputError: nothing fits the layout; a list is malformed; there is no such split, or no image of it is there.
     """
-    path = Path(os.path.abspath(source))  # noqa: PTH100  (no resolve(): names of links stay as the user gave them)
-    whole, official = _read(path, layout)
+    whole, official = _read(source, layout, keep)
     if split is not None:
         chosen = named_split(split, whole.splits)
         if chosen is None:
@@ -107,13 +114,15 @@ def load_dataset(
         whole = replace(whole, records=records, shared_classes=shared)
     dataset = _present(whole, official)
     if strict and dataset.problems:
-        raise InputError(f"{path} is not the official {dataset.title}: {'; '.join(dataset.problems)}")
+        raise InputError(f"{whole.root} is not the official {dataset.title}: {'; '.join(dataset.problems)}")
     return dataset
 
 
-def listed_splits(source: str | os.PathLike[str], *, layout: str = "auto") -> tuple[tuple[str, ...], tuple[str, ...]]:
+def listed_splits(
+    source: str | os.PathLike[str], *, layout: str = "auto", keep: str | os.PathLike[str] | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The splits that the lists of a data set name, whether their images are there or not; and its problems."""
-    whole, _ = _read(Path(os.path.abspath(source)), layout)  # noqa: PTH100  (as `load_dataset`)
+    whole, _ = _read(source, layout, keep)
     if not whole.records:
         raise InputError(_nothing_there(whole, None))
     return whole.splits, whole.problems
@@ -127,14 +136,17 @@ def named_split(name: str, splits: Sequence[str]) -> str | None:
     return next((split for split in splits if meant is not None and split_name(split) == meant), None)
 
 
-def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
+def _read(source: Any, layout: str, keep: str | os.PathLike[str] | None = None) -> tuple[Dataset, Layout | None]:
     """Everything that the lists name, and the benchmark's layout."""
     if layout not in ("auto", *dataset_layouts()):
         raise InputError(f"expected a layout out of auto, {', '.join(dataset_layouts())}; got {layout!r}")
+    if is_given(source):
+        return _read_table(source, keep), None
+    path = Path(os.path.abspath(source))  # noqa: PTH100  (no resolve(): names of links stay as the user gave them)
     if not path.exists():
         raise InputError(f"{path}: expected a folder or a CSV file; nothing is there")
     if layout == "csv" or (layout == "auto" and path.is_file()):
-        return _read_table(path), None
+        return _read_table(path, keep), None
     if not path.is_dir():
         raise InputError(f"{path}: expected a folder, got a file")
     for name, known in LAYOUTS.items():
@@ -177,12 +189,13 @@ def _part(split: str) -> tuple[str, Role]:
     return (split, "both") if known is None or known not in _ROLES else ("test", _ROLES[known])
 
 
-def _read_table(file: Path) -> Dataset:
-    """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`; see `split_of_row`."""
-    found = list(listing := quiet_listing(file, labels="column"))
+def _read_table(source: Any, keep: str | os.PathLike[str] | None) -> Dataset:
+    """A table with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`; see `split_of_row`."""
+    found = list(listing := quiet_listing(source, "column", keep=keep))
+    file = Path(listing.name)
     bare = [record.path for record in found if record.label is None]
     if len(bare) == len(found):
-        require_labels(file, bare, count=len(found))
+        require_labels(listing.name, listing.header, bare, count=len(found))
     column = split_column([record.columns for record in found], listing.column_names)
     records, boxed, boxes, spellings = [], 0, box_columns(listing.column_names), dict[str, str]()
     for record in found:

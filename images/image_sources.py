@@ -15,7 +15,7 @@ from .geometry import Box
 from .joining import spelled
 from .labelling import box_columns
 from .loading import IMAGE_SUFFIXES
-from .tables import TABLE_SUFFIXES, TableFormat, header_of, remark_on_left_out, rows_of
+from .tables import TABLE_SUFFIXES, RowTable, TableFormat, header_of, remark_on_left_out, rows_of
 
 _NO_COLUMNS: Mapping[str, str] = {}  # one for all records; not a MappingProxyType, which cannot be pickled
 _WILDCARDS = frozenset("*?[")
@@ -188,9 +188,9 @@ class FileSource:
 
 @dataclass(frozen=True)
 class TableSource:
-    """A CSV file with a column `path`; checked from end to end by `read`, streamed by `scan`."""
+    """A table with a column `path`, a CSV file's or one in memory; checked by `read`, streamed by `scan`."""
 
-    table: Path
+    table: Path | RowTable
     column_names: tuple[str, ...]
     form: TableFormat
     has_labels: bool
@@ -202,10 +202,9 @@ class TableSource:
         return self.table.parent
 
     @classmethod
-    def read(cls, table: Path, *, strict: bool, is_cut: bool = False) -> TableSource:
+    def read(cls, table: Path | RowTable, *, strict: bool, is_cut: bool = False) -> TableSource:
         """The source, after a look at every line; with `strict` one that cannot be used is an error."""
-        form = TableFormat.of(table)
-        form.remark_on(table)
+        form = TableFormat.assumed(table)
         left_out: dict[int, str] = {}
         names: tuple[str, ...] = ()
         used = 0
@@ -221,8 +220,10 @@ class TableSource:
         others = tuple(name for name in names if name not in ("path", "label"))
         return cls(table, others, form, "label" in names, frozenset(left_out))
 
-    def scan(self, report: Report) -> Iterator[ImageRecord]:  # noqa: ARG002  (`read` has said what is left out)
-        """The usable lines in the table's order."""
+    def scan(self, report: Report) -> Iterator[ImageRecord]:
+        """The usable lines in the table's order; `read` has said which are not."""
+        for name, reason in () if isinstance(self.table, Path) else self.table.problems:
+            report(name, reason)
         for line, row in rows_of(self.table, form=self.form, left_out={}):
             if line in self.left_out:
                 continue

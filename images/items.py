@@ -14,6 +14,8 @@ from ..errors import ImageError
 from .geometry import Box
 
 MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
+KEPT_NAME = "images"  # of the folder in a gallery with its images that were no files when they were handed over
+_KEPT = re.compile(r"[0-9a-f]{32}(-\d+)?\.[a-z0-9]{3,4}")
 _FRAGMENT = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DOTALL)
 
 
@@ -79,3 +81,8 @@ def crop(image: Image.Image, box: Box, *, name: str = "<image>") -> Image.Image:
             f"image, which is {width}x{height}",
         )
     return image.crop(edges)
+
+
+def holds_kept_images(folder: Path) -> bool:
+    """True if nothing lies in a folder but images that were no files, under the names that `given_source` gives."""
+    return folder.is_dir() and all(_KEPT.fullmatch(file.name) or file.name[0] == "." for file in folder.iterdir())

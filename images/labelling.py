@@ -13,7 +13,7 @@ from unicodedata import normalize
 from ..errors import InputError
 from ..remarks import remark
 from .joining import near_file
-from .tables import LABEL_NAMES, header_of, look_alike
+from .tables import LABEL_NAMES, look_alike
 
 # fmt: off
 _PLACEHOLDERS = frozenset({
@@ -120,11 +120,10 @@ def uncut_boxes(count: int, columns: Sequence[str]) -> str:
     )
 
 
-def require_labels(table: Path, bare: Sequence[str], *, count: int) -> None:
-    """Refuse a table that says of some of its `count` images, `bare`, no label."""
+def require_labels(table: str, names: Sequence[str], bare: Sequence[str], *, count: int) -> None:
+    """Refuse a table with these columns that says of some of its `count` images, `bare`, no label."""
     if not bare:
         return
-    names = header_of(table)
     if "label" not in names:
         similar = look_alike(names, LABEL_NAMES)
         hint = "" if similar is None else f"; rename {similar!r}, if that is it"

@@ -8,15 +8,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..remarks import remark
-from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable, source_of
+from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable
+from .inputs import given_source
 from .joining import Join, Names, likely_cause, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
-from .tables import rows_of
+from .tables import header_of, rows_of
+
+GivenLabels = str | os.PathLike[str] | Sequence[Any] | None
 
 
 class Listing:
@@ -27,6 +31,7 @@ class Listing:
 
     Attributes:
         root: the absolute folder that record paths are relative to.
+        name: of the table, else of the folder.
         splits: which of a folder's sub-folders are splits, if any are.
         column_names: the columns of a CSV listing besides `path` and `label`, in the file's order; `split` where
             folders are those of splits; else empty.
@@ -38,6 +43,7 @@ class Listing:
         self._strict = strict
         self._needs_no_cut = needs_no_cut
         self.root = source.root
+        self.name = str(source.table if isinstance(source, TableSource) else source.root)
         self.splits = labels.splits if labels.splits is not None and labels.splits.names else None
         self.column_names = (*source.column_names, *((SPLIT_COLUMN,) if self.splits is not None else ()))
 
@@ -69,6 +75,13 @@ class Listing:
     def doubt(self) -> str:
         """Why a folder named like a split was taken for a class; empty if none was."""
         return "" if self._labels.splits is None else self._labels.splits.doubt
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """All columns of a table as they stand there; of anything else those of its records."""
+        if isinstance(self._source, TableSource):
+            return header_of(self._source.table)
+        return ("path", "label", *self.column_names)
 
     @cached_property
     def has_labels(self) -> bool:
@@ -128,10 +141,11 @@ class Listing:
 
 
 def list_images(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Any,
     *,
-    labels: str | os.PathLike[str] | None = None,
+    labels: GivenLabels = None,
     strict: bool = False,
+    keep: str | os.PathLike[str] | None = None,
 ) -> Listing:
     r"""A listing of images, which are looked up but not opened; at least one.
 
@@ -149,6 +163,14 @@ def list_images(
       boxes in them are not cut out, which `list_items` does.
     - **one image file** or a **sequence of files**, relative to the current folder. Neither the files of a sequence nor
       those of a table are looked up, but for a sample: what is missing fails when it is read.
+    - a **table in memory** with the columns of a CSV: a DataFrame of pandas, polars or pyarrow, or a mapping of
+      columns; its paths are relative to the current folder. The column `path` may be called `image`, `img`, `bytes`
+      or `url`.
+    - a **pair** `(images, labels)`, or a **sequence** of images or of pairs `(image, label)`. An image is a path, a URL
+      (`https://`, or `s3://` and whatever else fsspec opens), bytes of a file, a Pillow image, an array (rows, columns,
+      3), or a tensor (3, rows, columns) of bytes or of intensities in [0, 1].
+    - a **data set** of torch with items (image, label), of torchvision's ImageFolder by its files, or of Hugging Face.
+    - a **Parquet file** as such a table, and **tar files** of webdataset's samples, `shards-{000..003}.tar`.
 
     `labels` is one of:
 
@@ -156,6 +178,7 @@ def list_images(
     - `"split"`: as left out, where sub-folders have to be splits and nothing need be said of it.
     - `"none"`: no labels.
     - a CSV file with the columns `path` and `label`; its paths are relative to the listing's root or to its own folder.
+    - a sequence with one for each image of a sequence.
     - `"column"`: the column `label` of a CSV if it has one, and not a word about labels that are missing.
     - left out: for folders and patterns as "folder", but that sub-folders such as `train` and `val` are splits (see
       `find_split_folders`): the class is then the folder beneath, and the column `split` says which split it is; the
@@ -171,35 +194,40 @@ def list_images(
         source: see above.
         labels: see above.
         strict: refuse what would be remarked on.
+        keep: a folder for images that are no files, which are written there once; without it they are refused.
 
     Raises:
-        InputError: the source does not exist or holds no image; a table cannot be read or lacks `path`; or `labels`
-            fits no image at all.
+        InputError: the source is none of those, does not exist or holds no image; a table cannot be read or lacks
+            `path`; or `labels` fits no image at all.
     """
-    listing = quiet_listing(source, labels, strict=strict)
+    listing = quiet_listing(source, labels, strict=strict, keep=keep)
     for sentence in listing.remarks:
         remark(sentence, strict=strict)
     return listing
 
 
 def quiet_listing(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    labels: str | os.PathLike[str] | None = None,
+    source: Any,
+    labels: GivenLabels = None,
     *,
     strict: bool = False,
     needs_no_cut: bool = False,
     is_cut: bool = False,
+    keep: str | os.PathLike[str] | None = None,
 ) -> Listing:
     """`list_images` without its remarks about splits, which are in `Listing.remarks`.
 
     `needs_no_cut`: the boxes in a table's columns are used, or its images' vectors come along: no remark on them.
     `is_cut`: they are cut out, so that a file may have several lines.
     """
-    resolved, needs_no_cut = source_of(source, strict=strict, is_cut=is_cut), needs_no_cut or is_cut
-    listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
+    named = labels if labels is None or isinstance(labels, (str, os.PathLike)) else None
+    own, needs_no_cut = None if named is not None else labels, needs_no_cut or is_cut
+    resolved = given_source(source, own, keep=keep, strict=strict, is_cut=is_cut)
+    listing = Listing(resolved, _labels(resolved, named, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
     first = next(iter(listing), None)
     if first is None:
-        what = f"no image in {source}: it is empty"
+        where = listing.name if isinstance(resolved, TableSource) else source
+        what = f"no image in {where}: {'none can be used' if listing.problems else 'it is empty'}"
         if isinstance(resolved, FolderSource):
             what = f"no image in {source}; looked for the suffixes {' '.join(sorted(IMAGE_SUFFIXES))} in any case"
         raise InputError("; ".join([what, *listing.problems[:3]]))

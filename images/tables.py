@@ -6,6 +6,7 @@ import codecs
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -55,6 +56,15 @@ class TableFormat(NamedTuple):
                 return cls(encoding, given[1], 1)
         return cls(encoding, _separator(first))
 
+    @classmethod
+    def assumed(cls, table: Path | RowTable) -> TableFormat:
+        """The format that a table seems to have, with a remark on it."""
+        if not isinstance(table, Path):
+            return cls("utf-8", ",")
+        form = cls.of(table)
+        form.remark_on(table)
+        return form
+
     def remark_on(self, table: Path) -> None:
         """Say what was assumed, unless it is commas in UTF-8."""
         assumed = []
@@ -66,8 +76,30 @@ class TableFormat(NamedTuple):
             remark(f"{table.name} is read {' and '.join(assumed)}")
 
 
+@dataclass(frozen=True)
+class RowTable:
+    """A table in memory, read as one in a file is.
+
+    Attributes:
+        name: what it is, such as "the DataFrame".
+        parent: the folder that its paths are relative to.
+        header: names of the columns.
+        rows: a cell for each column.
+        problems: what could not become a row, by name with the reason.
+    """
+
+    name: str
+    parent: Path
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    problems: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def rows_of(
-    table: Path,
+    table: Path | RowTable,
     *,
     needed: Sequence[str] = ("path",),
     form: TableFormat | None = None,
@@ -82,35 +114,32 @@ def rows_of(
     takes what is wrong with each by its number.
     """
     if form is None:
-        form = TableFormat.of(table)
-        form.remark_on(table)
+        form = TableFormat.assumed(table)
     problems: dict[int, str] = {} if left_out is None else left_out
     seen: dict[str, int] = {}
-    line, used = 1 + form.skipped, 0
+    line, used, word = 1 + form.skipped, 0, "line" if isinstance(table, Path) else "row"
     try:
-        with _opened(table, form.encoding, skipped=form.skipped) as file:
-            reader = _reader(file, form.separator)
-            header = _header(next(reader, []))
-            _check_header(header, table, needed)
-            for cells in reader:
-                line = reader.line_num + form.skipped
-                if not any(cell.strip() for cell in cells):
-                    continue
-                row, problem, extra = {}, "", cells[len(header) :]
-                if len(cells) < len(header) or any(cell.strip() for cell in extra):
-                    problem = f"expected {len(header)} cells; got {len(cells)}"
-                else:
-                    pairs = zip(header, cells, strict=False)
-                    row = {name: cell if name == "path" else cell.strip() for name, cell in pairs}
-                    problem = "" if row.get("path", "-").strip() else "expected a path; got an empty cell"
-                if not problem and once is not None:
-                    first = seen.setdefault(key := once(row), line)
-                    problem = "" if first == line else f"{key!r} is in line {first} already"
-                if problem:
-                    problems[line] = f"{table} line {line}: {problem}"
-                    continue
-                used += 1
-                yield line, row
+        lines = _lines(table, form) if isinstance(table, Path) else enumerate([table.header, *table.rows], -1)
+        header = _header(next(lines)[1])
+        _check_header(header, table, needed)
+        for line, cells in lines:
+            if not any(cell.strip() for cell in cells):
+                continue
+            row, problem, extra = {}, "", cells[len(header) :]
+            if len(cells) < len(header) or any(cell.strip() for cell in extra):
+                problem = f"expected {len(header)} cells; got {len(cells)}"
+            else:
+                pairs = zip(header, cells, strict=False)
+                row = {name: cell if name == "path" else cell.strip() for name, cell in pairs}
+                problem = "" if row.get("path", "-").strip() else "expected a path; got an empty cell"
+            if not problem and once is not None:
+                first = seen.setdefault(key := once(row), line)
+                problem = "" if first == line else f"{key!r} is in {word} {first} already"
+            if problem:
+                problems[line] = f"{table} {word} {line}: {problem}"
+                continue
+            used += 1
+            yield line, row
     except UnicodeDecodeError as error:
         raise InputError(f"{table}: expected UTF-8; save the table with that encoding ({error.reason})") from None
     except csv.Error as error:
@@ -121,19 +150,31 @@ def rows_of(
         remark_on_left_out(table, problems, used=used, strict=strict)
 
 
-def remark_on_left_out(table: Path, left_out: Mapping[int, str], *, used: int, strict: bool = False) -> None:
+def _lines(table: Path, form: TableFormat) -> Iterator[tuple[int, Sequence[str]]]:
+    """Number and cells of every line, the header first; an empty one where there is none."""
+    with _opened(table, form.encoding, skipped=form.skipped) as file:
+        reader = _reader(file, form.separator)
+        yield 1 + form.skipped, next(reader, [])
+        for cells in reader:
+            yield reader.line_num + form.skipped, cells
+
+
+def remark_on_left_out(table: Path | RowTable, left_out: Mapping[int, str], *, used: int, strict: bool = False) -> None:
     """Say how many lines of a table are left out, and why the first one is."""
     if not left_out:
         return
     first = next(iter(left_out.values()))
     if not used:
         raise InputError(first)
-    count = f"{len(left_out):,} of {len(left_out) + used:,} lines of {table.name}"
+    lines = "lines" if isinstance(table, Path) else "rows"
+    count = f"{len(left_out):,} of {len(left_out) + used:,} {lines} of {table.name}"
     remark(f"{count} cannot be used and are left out, the first: {first}", strict=strict)
 
 
-def header_of(table: Path) -> tuple[str, ...]:
+def header_of(table: Path | RowTable) -> tuple[str, ...]:
     """The names of a table's columns, without blanks around them; empty if the file is."""
+    if not isinstance(table, Path):
+        return table.header
     form = TableFormat.of(table)
     with _opened(table, form.encoding, skipped=form.skipped) as file:
         return tuple(_header(next(_reader(file, form.separator), [])))
@@ -214,14 +255,15 @@ def _header(cells: Sequence[str]) -> list[str]:
     return names
 
 
-def _check_header(header: Sequence[str], table: Path, needed: Sequence[str]) -> None:
+def _check_header(header: Sequence[str], table: Path | RowTable, needed: Sequence[str]) -> None:
+    where = f"{table} line 1" if isinstance(table, Path) else table.name
     for name in needed:
         if name not in header:
             got = ", ".join(map(repr, header)) or "an empty line"
             usual = {"path": PATH_NAMES, "label": LABEL_NAMES}.get(name, ())
             nearest = look_alike(header, usual) or next(iter(get_close_matches(name, header, n=1, cutoff=0.5)), None)
             hint = f"; rename {nearest!r}, if that is it" if nearest else ""
-            raise InputError(f"{table} line 1: expected a column {name!r}; got {got}{hint}")
+            raise InputError(f"{where}: expected a column {name!r}; got {got}{hint}")
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise InputError(f"{table} line 1: expected every column once; got {twice!r} twice")
+        raise InputError(f"{where}: expected every column once; got {twice!r} twice")

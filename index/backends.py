@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
 from ..files import LOCK_NAME, REMEDY, Storage, WriterLock, after_commit, refusals_named
+from ..images.items import KEPT_NAME, holds_kept_images
 from ..metrics.distances import SearchSpec
 from .reports import VerifyReport
 from .storage.cache import user_secret
@@ -83,7 +84,8 @@ def existing_gallery(folder: Path, *, overwrite: bool, remedy: str = "choose ano
         with refusals_named(folder):
             names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []  # noqa: PTH112, PTH208
         for name in names:
-            if name != LOCK_NAME and not GalleryWriter.owns(name):
+            is_kept = name == KEPT_NAME and holds_kept_images(folder / name)
+            if name != LOCK_NAME and not GalleryWriter.owns(name) and not is_kept:
                 raise GalleryExistsError(
                     f"{folder}: is no gallery and holds other files, such as {name}; {remedy}"
                 ) from None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import InputError
+from ..images.items import KEPT_NAME
 from ..metrics.distances import Metric
-from .backends import newest_snapshot
+from .backends import existing_gallery, newest_snapshot
 from .filters.tree import Filter
 from .measured import MeasuredGallery
 from .reports import AddReport, SyncReport
@@ -17,9 +18,10 @@ from .reports import AddReport, SyncReport
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.boxes.cutting import GivenBoxes
+    from ..images.listing import GivenLabels
     from ..images.masks import MaskFolder
     from ..progress import Progress
-    from .building.build import ImageFiles, Precision
+    from .building.build import Precision
     from .building.ray import RayEngine
     from .sync.sync import LazyEncoder
 
@@ -32,12 +34,12 @@ class Gallery(MeasuredGallery):
     @classmethod
     def build(
         cls,
-        source: ImageFiles,
+        source: Any,
         encoder: Encoder,
         *,
         out: str | os.PathLike[str],
         metric: Metric = "cosine",
-        labels: str | os.PathLike[str] | None = None,
+        labels: GivenLabels = None,
         store_maps: bool = False,
         store_lines: bool | str = False,
         masks: MaskFolder | str | os.PathLike[str] | None = None,
@@ -60,11 +62,12 @@ class Gallery(MeasuredGallery):
         Ctrl-C keeps what is encoded; the same call goes on. Files that cannot be used are listed in `skipped`.
 
         Args:
-            source: a folder, a CSV, a pattern, files, or a `Listing`.
+            source: what `list_images` takes (files, tables, data sets, arrays, URLs), or a `Listing`. Images that are
+                no files are written once into the gallery's own folder `images`, and so are those behind URLs.
             encoder: a copy of its checkpoint goes into the gallery when it can be saved.
             out: the gallery's folder.
             metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`.
-            labels: `"folder"`, `"split"`, `"none"`, or a CSV; see `list_images`.
+            labels: `"folder"`, `"split"`, `"none"`, a CSV, or a sequence with one for each image; see `list_images`.
             store_maps: keep the feature maps, to explain the gallery's side of a match without the image.
             store_lines: keep maps and fine maps, for lines and `verify`: True, or the name of a layer with stride 8.
             masks: a folder with a PNG for each image under the same path: vectors are pooled under the masks, of images
@@ -100,7 +103,8 @@ class Gallery(MeasuredGallery):
             from .building.ray import RayEngine
 
             encode = RayEngine.named(engine).stream
-        listing = listing_of(source, labels, boxes=boxes, strict=strict)
+        existing_gallery(Path(out), overwrite=overwrite)  # before images that are no files are written there
+        listing = listing_of(source, labels, keep=Path(out) / KEPT_NAME, boxes=boxes, strict=strict)
         store_maps, layer = store_maps or bool(store_lines), "auto" if store_lines is True else store_lines or None
         with opened_for_building(
             Path(out),
@@ -133,10 +137,10 @@ class Gallery(MeasuredGallery):
 
     def add(
         self,
-        source: ImageFiles,
+        source: Any,
         encoder: Encoder,
         *,
-        labels: str | os.PathLike[str] | None = None,
+        labels: GivenLabels = None,
         boxes: GivenBoxes = None,
         batch_size: int | None = None,
         workers: int | None = None,
@@ -156,7 +160,7 @@ class Gallery(MeasuredGallery):
         from .building.build import InferenceSettings, add_images, listing_of
 
         self.check_encoder(encoder)
-        listing = listing_of(source, labels, boxes=boxes, strict=strict)
+        listing = listing_of(source, labels, keep=self.folder / KEPT_NAME, boxes=boxes, strict=strict)
         settings = InferenceSettings(batch_size, workers, device, precision)
         with self._writing() as writer:
             self.check_encoder(encoder)  # again: somebody may have built the gallery anew since it was opened

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
 from ..files import after_commit
-from ..images.items import item_of, split_item, widened
+from ..images.items import KEPT_NAME, item_of, split_item, widened
 from ..metrics.distances import Metric
 from ..remarks import Skipped, counted
 from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder, verify_gallery
@@ -49,7 +49,7 @@ class GalleryReader:
 
     def __init__(self, snapshot: Snapshot, *, root: Path | None = None, verify: Verify = "auto") -> None:
         self.folder = snapshot.folder
-        self.root = Path(snapshot.manifest.root) if root is None else root
+        self.root = _recorded_root(snapshot) if root is None else root
         self._cache = GalleryCache(snapshot)
         self._verify: Verify = verify
         self._checked_copy: FileEntry | None = None
@@ -334,3 +334,9 @@ class GalleryReader:
         """InputError for what is not done where the rows lie in Milvus."""
         remedy = f"`{command}` is not for them: use `add` and `remove`, and choose the index with `build --index`"
         require_rows_in_folder(self.folder, self.manifest, remedy)
+
+
+def _recorded_root(snapshot: Snapshot) -> Path:
+    """The root that a gallery records; of one that was moved with its own images, where these are now."""
+    root, kept = Path(snapshot.manifest.root), snapshot.folder / KEPT_NAME
+    return kept if root.name == KEPT_NAME and not root.is_dir() and kept.is_dir() else root

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..datasets.retrieval import Dataset
+from ..datasets.retrieval import Dataset, load_dataset
 from ..encoders import Encoder, Overlap, TrainedOn
 from ..encoders.trained_on import say_overlap
 from ..errors import FingerprintMismatchError, InputError
@@ -129,7 +129,7 @@ def default_protocol(dataset: Dataset, gallery: Gallery | None = None) -> Protoc
 
 
 def evaluate_dataset(
-    dataset: Dataset,
+    dataset: Any,
     encoder: Encoder,
     *,
     gallery: Gallery | None = None,
@@ -142,7 +142,7 @@ def evaluate_dataset(
     """Encode a data set (one split of it, usually) and evaluate; nothing is left on disk without `cache`.
 
     Args:
-        dataset: its records say what is query and what is gallery.
+        dataset: a `Dataset`, whose records say what is query and what is gallery, or what `load_dataset` takes.
         encoder: what is evaluated.
         gallery: search this gallery instead of the data set's own; its precision is used.
         protocol: the decisions; by default the k of R@k that papers report on this benchmark.
@@ -156,35 +156,41 @@ def evaluate_dataset(
         InputError: `cache` holds other images, labels or roles.
     """
     settings = settings or EncodingSettings()
-    protocol = protocol or default_protocol(dataset, gallery)
-    roles = {record.role for record in dataset.records}
-    if len(roles) == 1 and "both" not in roles and (gallery is None or roles == {"gallery"}):
-        also = "".join(f"; {problem}" for problem in dataset.problems[:2])
-        raise InputError(f"{dataset.root}: expected queries and a gallery; all images are {roles.pop()}{also}")
-    if gallery is not None:
-        gallery.check_encoder(encoder)
-        settings = dataclasses.replace(settings, precision=gallery.manifest.encoder.precision or settings.precision)
-        queries = tuple(record for record in dataset.records if record.role != "gallery")
-        dataset = dataclasses.replace(dataset, records=queries)
     with tempfile.TemporaryDirectory() as scratch:
+        if not isinstance(dataset, Dataset):
+            dataset = load_dataset(dataset, keep=Path(scratch) / "images")
+        protocol = protocol or default_protocol(dataset, gallery)
+        roles = {record.role for record in dataset.records}
+        if len(roles) == 1 and "both" not in roles and (gallery is None or roles == {"gallery"}):
+            also = "".join(f"; {problem}" for problem in dataset.problems[:2])
+            raise InputError(f"{dataset.root}: expected queries and a gallery; all images are {roles.pop()}{also}")
+        if gallery is not None:
+            gallery.check_encoder(encoder)
+            precision = gallery.manifest.encoder.precision or settings.precision
+            settings = dataclasses.replace(settings, precision=precision)
+            queries = tuple(record for record in dataset.records if record.role != "gallery")
+            dataset = dataclasses.replace(dataset, records=queries)
         file = Path(scratch) / "encodings.h5" if cache is None else Path(cache)
         encodings, notes = _encoded(dataset, encoder, file, settings=settings, progress=progress)
-        against = () if gallery is None else (f"searched in the gallery {gallery.folder}",)
-        split = dataset.splits[0] if len(dataset.splits) == 1 else None
-        record = encoder.trained_on
-        origin = _origin(
-            encodings.encoder,
-            dataset.title,
-            split=split,
-            notes=(*dataset.problems, *notes, *against),
-            trained_on=None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256)),
-        )
-        if dataset.shared_classes:
-            shared = f"{dataset.shared_classes} of these classes also occur in other splits: not an unseen-class result"
-            origin = dataclasses.replace(origin, notes=(*origin.notes, shared))
+        origin = _origin_of(dataset, encodings, encoder, gallery=gallery, notes=notes)
         if gallery is not None:
             return evaluate_gallery(gallery, encodings, protocol=protocol, origin=origin, progress=ranking_progress)
         return evaluate_encodings(encodings, protocol=protocol, origin=origin, progress=ranking_progress)
+
+
+def _origin_of(
+    dataset: Dataset, encodings: Encodings, encoder: Encoder, *, gallery: Gallery | None, notes: tuple[str, ...]
+) -> Origin:
+    against = () if gallery is None else (f"searched in the gallery {gallery.folder}",)
+    record, others = encoder.trained_on, dataset.shared_classes
+    shared = (f"{others} of these classes also occur in other splits: not an unseen-class result",) if others else ()
+    return _origin(
+        encodings.encoder,
+        dataset.title,
+        split=dataset.splits[0] if len(dataset.splits) == 1 else None,
+        notes=(*dataset.problems, *notes, *against, *shared),
+        trained_on=None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256)),
+    )
 
 
 def _encoded(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from types import NoneType
 from typing import Any, Unpack, overload
 
@@ -26,6 +25,7 @@ from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits
 from ..metrics.distances import SearchSpec, comparable, distances_to
+from .asking import queries_of
 from .evidence import gallery_weights
 from .lines import LineFinder, sorted_by_lines
 from .matches import Matches
@@ -116,7 +116,9 @@ class Retriever:
         """The k nearest gallery images of an image, or of each image of a sequence (encoded in batches).
 
         Args:
-            images: a path, encoded bytes or a Pillow image; or a sequence of them, which gives a list.
+            images: a path, a URL, encoded bytes, a Pillow image, an array (rows, columns, 3), a tensor (3, rows,
+                columns), or a vector of the embedding's width, which is searched but not explained; or a sequence of
+                them, which gives a list.
             region: search for a part of the image only, and explain with that: a `Box` in pixels of the image, or
                 a boolean array of its size. For several images one for all, or a sequence with one (or None) for each.
             options: `k`, `where`, `reject`, and `max_distance`, see `Ranked`; `text` and `text_weight`, see `Asked`.
@@ -126,15 +128,10 @@ class Retriever:
                 thresholds, or none in the gallery.
             ImageError: a file that is not a usable image.
         """
-        many = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-        sources = list(images) if many else [images]
-        if not sources:
-            raise InputError("no query images were given")
         self._rejection(**options)
         if options.get("verify"):
             _ = self.lines.layer  # so that the queries' own pass brings their fine maps
-        encoding = self.inference.encode_images(sources)
-        queries = [Query(_name(source, i), source, encoding[i]) for i, source in enumerate(sources)]
+        queries, many = queries_of(images, self.inference, width=self.gallery.spec.embedding_dim)
         if region is not None:
             each = [region] * len(queries) if isinstance(region, (Box, np.ndarray)) else region
             if not isinstance(each, Sequence) or any(not isinstance(p, (Box, np.ndarray, NoneType)) for p in each):
@@ -324,9 +321,3 @@ class Retriever:
             codes = np.unique(label.codes[np.isin(snapshot.ids, self.gallery.ids_where(where))])
             kept = self._kept_classes = (state, frozenset(label.values[code] for code in codes if code >= 0))
         return kept[1]
-
-
-def _name(source: Any, position: int) -> str:
-    if isinstance(source, (str, PathLike)):
-        return str(Path(source))
-    return getattr(source, "filename", "") or f"query {position + 1}"

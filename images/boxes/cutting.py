@@ -12,7 +12,7 @@ from ...errors import ImageError, InputError
 from ...remarks import remark
 from ..image_sources import ImageRecord, Report
 from ..items import item_of, whole_pixels
-from ..listing import Listing, list_images, quiet_listing
+from ..listing import GivenLabels, Listing, list_images, quiet_listing
 from ..loading import image_size
 from .fitting import Annotation, BoxTable, Drawn, LabelledBox, Order, absolute, fitted
 from .formats import BoxColumns, BoxRow, Unit, boxes_of_rows, read_boxes, usable
@@ -78,11 +78,12 @@ class _Items:
 
 
 def list_items(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Any,
     *,
-    labels: str | os.PathLike[str] | None = None,
+    labels: GivenLabels = None,
     boxes: GivenBoxes = None,
     strict: bool = False,
+    keep: str | os.PathLike[str] | None = None,
 ) -> Listing:
     """A listing of boxes: each is an `ImageRecord` with its box, in whole pixels of the upright image.
 
@@ -95,14 +96,15 @@ def list_items(
         labels: likewise; left out: the class that the file gives a box, else that of its image.
         boxes: a file or folder, or a `BoxSource`; left out: the columns of a table, if it has such; `"none"`: none.
         strict: refuse what would be remarked on.
+        keep: see `list_images`.
 
     Raises:
         InputError: what `list_images` and `read_boxes` refuse, or no box of any image.
     """
     given = boxes if isinstance(boxes, BoxSource) else BoxSource(boxes)
     if given.file is not None and os.fspath(given.file) == "none":
-        return list_images(source, labels=labels, strict=strict)
-    listing = quiet_listing(source, labels, strict=strict, is_cut=given.file is None)
+        return list_images(source, labels=labels, strict=strict, keep=keep)
+    listing = quiet_listing(source, labels, strict=strict, is_cut=given.file is None, keep=keep)
     for sentence in listing.remarks:
         remark(sentence, strict=strict)
     columns = None if given.file else BoxColumns.of(listing.column_names, given.reading["order"])
@@ -114,13 +116,12 @@ def list_items(
         return listing
     problems: list[str] = []
     if columns is not None:
-        assert isinstance(source, (str, os.PathLike)), "files have no columns"
-        facts, drawn = _of_columns(listing, columns, given, Path(source), problems, strict=strict)
+        facts, drawn = _of_columns(listing, columns, given, Path(listing.name), problems, strict=strict)
     else:
         facts, drawn = _of_file(listing, given, problems, has_labels=labels is not None, strict=strict)
     records = _cut_out(facts, drawn, problems)
     if not records:
-        raise InputError(f"no box of {given.file or source} can be used; {next(iter(problems), 'there is none')}")
+        raise InputError(f"no box of {given.file or listing.name} can be used; {next(iter(problems), 'there is none')}")
     names = tuple(dict.fromkeys(name for record in records for name in record.columns))
     return Listing.of(_Items(listing.root, names, records, tuple(problems)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ...encoders.regions import MaskPooling, pooled_under
 from ...errors import FingerprintMismatchError, GalleryExistsError, InputError
 from ...files import Storage, after_commit
 from ...images.boxes.cutting import GivenBoxes, list_items
-from ...images.listing import Listing
+from ...images.listing import GivenLabels, Listing
 from ...images.masks import MaskFolder
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...metrics.fusion import LineScale
@@ -47,7 +47,6 @@ from .opened import OpenedImages
 
 Precision = Literal["auto", "fp32", "bf16"]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,16 @@ class InferenceSettings:
 
 
 def listing_of(
-    source: ImageFiles,
-    labels: str | os.PathLike[str] | None,
+    source: Any,
+    labels: GivenLabels,
     *,
+    keep: Path | None = None,
     boxes: GivenBoxes = "none",
     strict: bool = False,
 ) -> Listing:
     """The listing that a user's source means; InputError when `labels` or `boxes` are given for a listing."""
     if not isinstance(source, Listing):
-        return list_items(source, labels=labels, boxes=boxes, strict=strict)
+        return list_items(source, labels=labels, boxes=boxes, strict=strict, keep=keep)
     if labels is not None or boxes not in (None, "none"):
         raise InputError("labels belong to the listing, and so do boxes; give them to list_images or list_items")
     return source
