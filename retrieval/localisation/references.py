@@ -213,7 +213,7 @@ class References:
             torch.from_numpy(gallery.pooled(ids)),
             torch.from_numpy(gallery.embeddings(ids)),
             border=gallery.background,
-            files=[gallery.file(record) for record in records],
+            files=[gallery.item(record) for record in records],
         )
 
     @classmethod
