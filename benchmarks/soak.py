@@ -197,7 +197,7 @@ def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:
     orphans = [child for child in children if Path(f"/proc/{child}").exists()]
     print(f"processes left: {len(orphans)}")
     within = after["descriptors"] <= before["descriptors"] + 10 and after["threads"] <= before["threads"] + 10
-    within &= after["MiB"] <= before["MiB"] + (Settings.kept_bytes >> 20) + SPARE_MIB
+    within &= after["MiB"] <= before["MiB"] + (Settings.kept_bytes + Settings.match_bytes >> 20) + SPARE_MIB
     return status == 0 and not orphans and worked < 0.5 and within
 
 

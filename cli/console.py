@@ -258,13 +258,13 @@ def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
 
 def listed_images(sources: Sequence[str]) -> list[Path]:
     """The query images that the arguments name: files as they are, and what folders, tables and patterns hold."""
-    from ..images import list_images
-
     found: list[Path] = []
     for source in sources:
         if Path(source).is_file() and not source.lower().endswith(".csv"):
             found.append(Path(source))
             continue
+        from ..images import list_images
+
         listing = list_images(source, labels="none")
         found += [listing.file(record) for record in listing]
         for problem in listing.problems:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,15 +12,11 @@ from ..explain.weightings import Mean, Weighting
 from . import console
 from .command import Commands, refuse_unused
 from .options import AsJson, Device, FineLayer, GalleryEncoder, GalleryPath, ReadsImages, Strict, read_box, read_point
-
-if TYPE_CHECKING:
-    from ..retrieval import Matches
+from .writing import DRAWINGS, require_place, write_explanations
 
 app = Commands()
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
-_DRAWINGS = (".png", ".jpg", ".jpeg")
 _UNUSED_BY = {".html": ("style", "scale", "colours"), ".npz": ("style", "scale", "colours", "lines")}
-_EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlier query may have written
 
 
 @app.command(cls=ReadsImages, epilog=EXAMPLE)
@@ -140,6 +135,13 @@ def query(
     encoder: GalleryEncoder = None,
     root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
     device: Device = "auto",
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask a running `distcam serve` by its URL, in a tenth of the time; `auto` asks the one at port 8000 "
+            "of this machine, if it serves the gallery. Its read token, if it has one: DISTCAM_READ_TOKEN."
+        ),
+    ] = None,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -167,7 +169,7 @@ def query(
         if ids and not has_area and words is None:
             kept = "where nothing is encoded: the gallery keeps the vectors of its images"
             refuse_unused(kept, "device", "max_pixels")
-    elif explain.suffix.lower() not in ("", ".html", *_DRAWINGS, ".npz"):
+    elif explain.suffix.lower() not in ("", ".html", *DRAWINGS, ".npz"):
         raise InputError(f"--explain writes OUT.html, OUT.png, OUT.npz or a folder, not {explain.name}")
     elif explain.suffix:
         whom = "the report, which has its own switches" if explain.suffix.lower() == ".html" else "one file"
@@ -185,21 +187,21 @@ def query(
         refuse_unused(f"by --against {against}, which is no image", "lines")
     if not lines and verify is None:
         refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
+    if server is not None:
+        from .asking import is_answered
+
+        asked = {"k": k, "where": where, "reject": reject, "max_distance": max_distance, "text_weight": text_weight}
+        queries = (images or [], ids or [], text or [])
+        if is_answered(server, gallery, queries, region=region, as_json=as_json, **asked):
+            return
     console.require_file(encoder, "--encoder")
     console.require_file(mask, "--mask", also=" or FOLDER")
     from ..index import Gallery
 
     opened = Gallery.open(gallery, root=root)
     probes = console.listed_images(images or ())
-    queries = len(ids or probes or text or ())
-    if explain is not None and explain.suffix.lower() in (*_DRAWINGS, ".npz") and queries > 1:
-        raise InputError(f"{explain.name} holds one query and there are {queries}; give --explain a folder or OUT.html")
-    if explain is not None and not explain.suffix and explain.is_dir():
-        other = next((entry for entry in sorted(explain.iterdir()) if not _EXPLANATION.fullmatch(entry.name)), None)
-        if other is not None:
-            raise InputError(
-                f"{explain} holds something else than explanations, such as {other.name}; give a new folder"
-            )
+    if explain is not None:
+        require_place(explain, len(ids or probes or text or ()))
     for hint in opened.filter_hints(where) if where is not None else ():
         console.note(hint)
     console.note_unfinished_build(opened)
@@ -235,11 +237,12 @@ def query(
             probes, skipped = console.readable_images(probes)
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
     if explain is not None:
-        asked: dict[str, Any] = {"against": against, "versus": versus, "weighting": weighting}
-        asked |= {"mean": mean, "space": space, "detail": detail}
+        wanted: dict[str, Any] = {"against": against, "versus": versus, "weighting": weighting}
+        wanted |= {"mean": mean, "space": space, "detail": detail}
         colours = colours or ("inferno" if versus is None else "blue-orange")
         drawn: dict[str, Any] = {"style": style, "scale": scale, "colours": colours}
-        _write(results, explain, drawn, None if point is None else read_point(point), lines=lines, **asked)
+        place = None if point is None else read_point(point)
+        write_explanations(results, explain, drawn, place, lines=lines, **wanted)
     if as_json:
         console.print_json([matches.to_dict() for matches in results])
     else:
@@ -270,44 +273,3 @@ def _area(images: list[Path], region: str | None, mask: Path | None, mask_class:
     if missing is not None:
         raise InputError(f"{mask} holds no mask {missing.name}; every query needs one")
     return [region_of_file(file, category=mask_class) for file in files]
-
-
-def _write(
-    results: list[Matches],
-    target: Path,
-    style: dict[str, Any],
-    point: tuple[float, float] | None,
-    *,
-    lines: bool,
-    **options: Any,
-) -> None:
-    from ..explain import DrawStyle
-    from ..retrieval import write_report
-
-    explanations = []
-    with console.progress_bar("explaining") as progress:
-        for matches in results:
-            explanations.append(matches.explain(**options))
-            progress(len(explanations), len(results))
-    if target.suffix.lower() == ".html":
-        write_report(target, explanations, lines=lines)
-        return
-    if target.suffix:
-        explanations[0].save(target, DrawStyle(**style), lines=lines)
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for number, (matches, explanation) in enumerate(zip(results, explanations, strict=True), start=1):
-        query = matches.query  # a text is named by its beginning, without what file systems refuse
-        path = query.source if isinstance(query.source, str | Path) else query.name
-        stem = Path(path).stem if query.has_image else re.sub(r"[^\w-]+", "-", query.name)[:40].strip("-")
-        name = f"{number:03d}-{stem}"
-        explanation.save(target / f"{name}.png", DrawStyle(**style), lines=lines)
-        explanation.save(target / f"{name}.npz")
-        for match in matches if point is not None else ():
-            pairs = matches.correspondence(match.rank, space=options["space"])
-            pairs.save(target / f"{name}-rank{match.rank}-point.png", point)
-            console.err.print(  # standard output may hold JSON
-                f"{name}, rank {match.rank}: the shares of all pairs of places sum to {pairs.parts.total:.6f}, "
-                f"residual {pairs.parts.residual:.1e}",
-                soft_wrap=True,
-            )

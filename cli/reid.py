@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -69,14 +70,9 @@ def audit(
 
     if quick:
         refuse_unused("with --quick, which opens no image", "near", "max_pixels")
+    read = _read(data, format_name, option)
     with progress_bar("opening images") as progress:
-        found = look(
-            _read(data, format_name, option),
-            least_images=least_images,
-            open_files=not quick,
-            near_bits=near,
-            progress=progress,
-        )
+        found = look(read, least_images=least_images, open_files=not quick, near_bits=near, progress=progress)
     print_json(found.to_dict()) if as_json else say(str(found))
 
 
@@ -116,7 +112,7 @@ def walkers(
     if as_json:
         print_json({"folder": str(out), "seed": seed, **counts})
     else:
-        say(f"{out}: {counts['train']} train, {counts['query']} query, {counts['gallery']} gallery images")
+        say(f"{out}: {', '.join(f'{n} {part}' for part, n in counts.items())} images")
 
 
 @app.command(
@@ -191,9 +187,9 @@ def evaluate(
             raise InputError(f"--rerank expects K1,K2,LAMBDA such as 20,6,0.3; got {rerank!r}")
         k1, k2, share = rerank.split(",")
         reranking = number_of(k1, "--rerank", int), number_of(k2, "--rerank", int), number_of(share, "--rerank", float)
-    if verify is not None and (rerank is not None or features is not None):
-        raise InputError("--verify looks at images in order of their distances; leave out --rerank and --features")
     if verify is not None:
+        if rerank is not None or features is not None:
+            raise InputError("--verify looks at images in order of their distances; leave out --rerank and --features")
         parse_verify(verify)  # before anything is encoded
     refinement = Refinement(camera_norm, multi_query, expansion, reranking)
     rule = changed_protocol(read.protocol, protocol)
@@ -209,18 +205,9 @@ def evaluate(
         nobody = set(map(str, rule.junk))
         tested = [image for image in (*read.queries, *read.gallery) if str(image.identity) not in nobody]
         views = read.of("multi_query") if multi_query else ()
+        encode = partial(encode_data, flip=flip, batch_size=batch_size, workers=workers, device=device, strict=strict)
         with progress_bar("encoding") as progress:
-            vectors = encode_data(
-                [*tested, *views],
-                read,
-                loaded,
-                flip=flip,
-                batch_size=batch_size,
-                workers=workers,
-                device=device,
-                strict=strict,
-                progress=progress,
-            )
+            vectors = encode([*tested, *views], read, loaded, progress=progress)
     neighbours_on = None  # NumPy on the CPU
     if reranking is not None and device != "cpu":
         import torch

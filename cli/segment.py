@@ -306,9 +306,8 @@ def mask_pairs(
     found: Path, truth: str, *, layout: DataLayout, split: str | None, masks: Path | None, names: Path | None
 ) -> tuple[Iterator[tuple[Mask, Mask]], tuple[str, ...]]:
     """True and found masks by name, and the names of the numbers in them."""
-    from ..datasets.masked_images import VOC_CLASSES, read_names
-    from ..images.masks import read_class_numbers
-    from ..segmentation.data import MaskIds
+    from ..datasets.masked_images import VOC_CLASSES, Entry, read_names
+    from ..segmentation.data import MaskedImages
 
     found, root = (
         folder / "SegmentationClass" if (folder / "SegmentationClass").is_dir() else folder
@@ -319,31 +318,17 @@ def mask_pairs(
     layout = _settled(layout, truth)
     if layout != "folder" or masks is not None:
         data = open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None)
-        own = data.with_masks(found)
-        both = ((data.mask(i), own.mask(i)) for i in range(len(data)))
-        return ((true, other) for true, other in both if true is not None and other is not None), data.mask_names
-    refuse_unused("by a folder of masks", "split", remedy="name the folder of the split, or --layout")
-    listed = names or next((p for p in (found.parent / "classes.txt", found / "classes.txt") if p.is_file()), None)
-    class_names = VOC_CLASSES if listed is None else read_names(listed)
-    files = sorted(root.rglob("*.png"))
-    if not files:
-        raise InputError(f"no mask (.png) in {root}")
-    ids = MaskIds()
-
-    def read() -> Iterator[tuple[Mask, Mask]]:
-        for file in files:
-            other = found / file.relative_to(root)
-            if not other.is_file():
-                raise InputError(f"{file.relative_to(root)} has no counterpart; expected {other}")
-            true, guess = (ids.renumbered(read_class_numbers(each), len(class_names), each) for each in (file, other))
-            if true.shape != guess.shape:
-                (height, width), (rows, columns) = true.shape, guess.shape
-                raise InputError(
-                    f"{other}: expected a mask of {width} x {height} pixels as {file}; got {columns} x {rows}"
-                )
-            yield true, guess
-
-    return read(), ("background", *class_names)
+    else:
+        refuse_unused("by a folder of masks", "split", remedy="name the folder of the split, or --layout")
+        listed = names or next((p for p in (found.parent / "classes.txt", found / "classes.txt") if p.is_file()), None)
+        files = sorted(root.rglob("*.png"))
+        if not files:
+            raise InputError(f"no mask (.png) in {root}")
+        entries = [Entry(file.relative_to(root).with_suffix("").as_posix(), file, file) for file in files]
+        data = MaskedImages(entries, VOC_CLASSES if listed is None else read_names(listed))
+    own = data.with_masks(found)
+    both = ((data.mask(i), own.mask(i)) for i in range(len(data)))
+    return ((true, other) for true, other in both if true is not None and other is not None), data.mask_names
 
 
 def _print(content: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError, MissingExtraError
+from .asking import READ_TOKEN_VARIABLE
 from .command import Commands, refuse_unused
 from .console import note, note_unfinished_build, require_file, say
 from .options import Device, GalleryPath, ReadsImages
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 app = Commands()
 EXAMPLE = "Example: `distcam serve photos.gallery --open`"
-TOKEN_VARIABLE, READ_TOKEN_VARIABLE = "DISTCAM_TOKEN", "DISTCAM_READ_TOKEN"
+TOKEN_VARIABLE = "DISTCAM_TOKEN"
 _MEGABYTE = 1 << 20
 
 

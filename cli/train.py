@@ -192,17 +192,17 @@ def _task(name: str, file: RecipeFile) -> dict[str, Any]:
     if name == "fewshot":
         from ..fewshot.training import FewShotRecipe
 
-        return {"task": FewShotRecipe, "reading": lambda: progress_bar("reading images")}
+        return {"task": FewShotRecipe.from_dict, "reading": lambda: progress_bar("reading images")}
     if name == "reid":
         from ..reid.training import ReidRecipe
 
-        return {"task": ReidRecipe, "reading": lambda: progress_bar("reading images")}
+        return {"task": ReidRecipe.from_dict, "reading": lambda: progress_bar("reading images")}
     from ..segmentation.cam_training.training import SegmentationRecipe
     from ..segmentation.pipeline import run_segmentation
     from ..segmentation.pipeline_recipe import PipelineRecipe, is_pipeline
 
-    whole = {"task": PipelineRecipe, "run": run_segmentation}
-    return {**(whole if is_pipeline(file) else {"task": SegmentationRecipe}), "leaves": "Models, masks"}
+    whole = {"task": PipelineRecipe.from_dict, "run": run_segmentation}
+    return {**(whole if is_pipeline(file) else {"task": SegmentationRecipe.from_dict}), "leaves": "Models, masks"}
 
 
 fewshot_train = task_command(

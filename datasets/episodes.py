@@ -84,18 +84,15 @@ class EpisodeManifest(NamedItems):
         for name, n_axes in (("support", 3), ("query", 2)):
             array = np.asarray(getattr(self, name))
             if array.ndim != n_axes or not array.size or array.dtype.kind not in "iu":
-                raise ShapeError(
-                    f"{name} must hold item numbers in {n_axes} non-empty axes, "
-                    f"got {array.dtype} of shape {array.shape}"
-                )
+                got = f"{array.dtype} of shape {array.shape}"
+                raise ShapeError(f"{name} must hold item numbers in {n_axes} non-empty axes, got {got}")
             if array.min() < 0 or array.max() >= len(self.names):
                 raise InputError(f"{name} refers to items outside 0…{len(self.names) - 1}")
             object.__setattr__(self, name, array.astype(np.int32))  # a copy
         support, query, class_of, names = self.support, self.query, self.class_of, self.names
         if len(support) != len(query) or query.shape[1] % support.shape[1] or support.shape[1] < 2:
-            raise ShapeError(
-                f"expected support (E, N ≥ 2, K) and query (E, N·Q), got {support.shape} and {query.shape}"
-            )
+            got = f"{support.shape} and {query.shape}"
+            raise ShapeError(f"expected support (E, N ≥ 2, K) and query (E, N·Q), got {got}")
         if (mixed := (class_of[support] != self.ways[:, :, None]).any((1, 2))).any():
             raise InputError(f"episode {mixed.argmax()}: the support images of a way must all be of one class")
         if (twice := (np.diff(np.sort(self.ways)) == 0).any(1)).any():

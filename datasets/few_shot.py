@@ -138,12 +138,8 @@ class Split(NamedItems):
 
     def describe(self) -> dict[str, Any]:
         """Name, sizes and hash, JSON-able."""
-        return {
-            "name": self.name,
-            "n_images": len(self),
-            "n_classes": len(self.class_names),
-            "split_hash": self.split_hash,
-        }
+        counts = {"n_images": len(self), "n_classes": len(self.class_names)}
+        return {"name": self.name, **counts, "split_hash": self.split_hash}
 
 
 @dataclass(frozen=True, eq=False)

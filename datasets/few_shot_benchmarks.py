@@ -86,14 +86,11 @@ def _read_table(file: Path, root: Path, part: str) -> tuple[list[str], list[str]
             first = [place.format(name=names[0], label=labels[0]) for place in places]
             there = next((place for place, path in zip(places, first, strict=True) if (root / path).is_file()), None)
             if there is None:
-                tried = ", ".join(first[:2])
-                raise InputError(
-                    f"{root}: the tables name {names[0]}, which is neither {tried} nor in another usual place"
-                )
+                where = f"neither {', '.join(first[:2])} nor in another usual place"
+                raise InputError(f"{root}: the tables name {names[0]}, which is {where}")
             return [there.format(name=name, label=own) for name, own in zip(names, labels, strict=True)], labels
-    raise InputError(
-        f"{file}: expected the columns filename,label or class_name,image_name; got {', '.join(sorted(columns))}"
-    )
+    expected, got = "the columns filename,label or class_name,image_name", ", ".join(sorted(columns))
+    raise InputError(f"{file}: expected {expected}; got {got}")
 
 
 def _tiered_labels(images: Path) -> list[str]:

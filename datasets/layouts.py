@@ -147,11 +147,7 @@ INSHOP = Layout(
     "In-Shop Clothes Retrieval",
     "In-shop Clothes Retrieval Benchmark",
     tuple((f"{place}list_eval_partition.txt",) for place in ("Eval/", "Anno/", "")),
-    {
-        "train": ("train", 25_882, 3_997),
-        "query": ("test", 14_218, 3_985),
-        "gallery": ("test", 12_612, 3_985),
-    },
+    {"train": ("train", 25_882, 3_997), "query": ("test", 14_218, 3_985), "gallery": ("test", 12_612, 3_985)},
     _read_inshop,
     "img/, or Img/img/, which the archive holds as img.zip",
 )

@@ -32,12 +32,8 @@ def palette() -> list[int]:
     >>> palette()[:12]
     [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
     """
-    colours = []
-    for number in range(256):
-        bits = [(number >> place) & 1 for place in range(8)]
-        for channel in range(3):
-            own = [bits[place] for place in range(channel, 8, 3)]
-            colours.append(sum(bit << (7 - k) for k, bit in enumerate(own)))
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    colours: list[int] = np.hstack([np.packbits(bits[:, channel::3], axis=1) for channel in range(3)]).ravel().tolist()
     return colours
 
 
@@ -164,8 +160,10 @@ class Entry:
 Found = tuple[list[Entry], tuple[str, ...]]  # the images, and the names of the classes
 
 
-def read_names(file: str | Path) -> tuple[str, ...]:
+def read_names(file: str | Path | Sequence[str]) -> tuple[str, ...]:
     """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out."""
+    if not isinstance(file, str | Path):
+        return tuple(file)
     names = tuple(name for line in text_of(Path(file)).splitlines() if (name := line.strip()))
     names = names[1:] if names[:1] == ("background",) else names
     if not names:
@@ -225,7 +223,7 @@ def in_folder(
 ) -> Found:
     """A folder, pattern, or table of images, and a folder with `NAME.png` for each that has a mask."""
     listing = list_images(images, labels="none")
-    names = read_names(names) if isinstance(names, str | Path) else tuple(names)
+    names = read_names(names)
     folder = None if masks is None else MaskFolder.given(masks)
     if folder is not None:
         fit = folder.join(record.path for record in listing)
@@ -247,7 +245,7 @@ def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split:
         records = list(listing)
         names = [name for name in columns if all(record.columns[name] in ("0", "1") for record in records)]
     else:
-        names = read_names(names) if isinstance(names, str | Path) else tuple(names)
+        names = read_names(names)
     if not names:
         raise InputError(f"{table}: nothing says which classes there are; add 0/1 columns, or give their names")
     named = Join()
@@ -257,18 +255,13 @@ def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split:
     for record in listing:
         cell = record.columns.get(column or "", "")
         if split is None or cell == split or (meant is not None and split_name(cell) == meant):
-            mask = record.columns.get("mask")
-            file = listing.root / spelled(listing.root, mask) if mask else None
-            if file is not None:
-                named.add(record.path, str(mask) if file.is_file() else None)
-            entries.append(
-                Entry(
-                    _stem(record.path),
-                    listing.file(record),
-                    file if file is not None and file.is_file() else None,
-                    _shown_in(record.columns, names, f"{table}: {record.path}"),
-                )
-            )
+            file, mask = None, record.columns.get("mask")
+            if mask:
+                named_file = listing.root / spelled(listing.root, mask)
+                file = named_file if named_file.is_file() else None
+                named.add(record.path, None if file is None else mask)
+            shown = _shown_in(record.columns, names, f"{table}: {record.path}")
+            entries.append(Entry(_stem(record.path), listing.file(record), file, shown))
     if not entries:
         raise InputError(f"{table}: no row has {split!r} in the column split")
     named.fit([]).tell(what="a mask that is there", images=f"masks named in {Path(table).name}", lines="")

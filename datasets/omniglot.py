@@ -67,13 +67,13 @@ def omniglot(root: Path, split: str | None = None) -> FewShotData:
     else:
         base = "trainval" if split == "vinyals-trainval" else "train"
         lists = {"base": base, "novel": "test"} | ({} if base == "trainval" else {"val": "val"})
-        places = {
-            part: root / "splits_vinyals" / f"{lists[part]}.txt" for part in ("base", "val", "novel") if part in lists
+        classes = {
+            part: list(_read_list(root / "splits_vinyals" / f"{lists[part]}.txt", is_turned=split != "vinyals-upright"))
+            for part in ("base", "val", "novel")
+            if part in lists
         }
-        classes = {part: list(_read_list(file, is_turned=split != "vinyals-upright")) for part, file in places.items()}
-    return FewShotData(
-        name, {part: _split(f"{name}/{part}", source, characters, root) for part, characters in classes.items()}
-    )
+    parts = {part: _split(f"{name}/{part}", source, characters, root) for part, characters in classes.items()}
+    return FewShotData(name, parts)
 
 
 def _split(name: str, source: _Npz | _Zips, classes: list[tuple[str, int | None]], root: Path) -> Split:

@@ -67,6 +67,7 @@ class _Format(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+_TABLE: FormatName = "csv"
 _REID: Mapping[FormatName, _Format] = {
     "market": _Format(read_market, "bounding_box_test"),
     "duke": _Format(read_market, None),
@@ -97,7 +98,12 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
     path = Path(source)
     if not path.exists():
         raise InputError(f"{path}: no such folder or table; data sets are not downloaded, see docs/guides/reid.md")
-    root, found = _recognised(path)
+    root, found = path, None if path.is_dir() else _TABLE
+    if found is None:  # by its mark, in the folder or in the only one inside
+        inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+        folders = (path, *(inside if len(inside) == 1 and inside[0].is_dir() else []))
+        marked = ((at, name) for at in folders for name, each in _REID.items() if each.mark and any(at.glob(each.mark)))
+        root, found = next(marked, (path, None))
     if format == "auto" and found is None and (splits := find_split_folders(path)) is not None and splits.names:
         found = "folder"
     name = found if format == "auto" else next(name for name in _REID if name == format)
@@ -112,15 +118,3 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
     if name == "csv" and root.is_dir():
         root = root / "images.csv"
     return _REID[name].read(root, **options)
-
-
-def _recognised(path: Path) -> tuple[Path, FormatName | None]:
-    """The folder a data set lies in, which may be the only one inside, and its format, if it has a mark."""
-    if path.is_file():
-        return path, "csv"
-    inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
-    for root in (path, *(inside if len(inside) == 1 and inside[0].is_dir() else [])):
-        for name, each in _REID.items():
-            if each.mark is not None and next(root.glob(each.mark), None) is not None:
-                return root, name
-    return path, None

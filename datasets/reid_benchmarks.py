@@ -104,16 +104,10 @@ def read_market(root: Path) -> ReidData:
     if images and images[0].path.lower().endswith(".png") and images[0].sequence is None:
         known = next((counts for name, counts in _CUHK03.items() if name in str(root.absolute()).lower()), {})
         return ReidData("cuhk03", root, images, Protocol(), known=known, ignored=ignored)
-    is_synthetic = (root / "walkers.csv").is_file()
-    return ReidData(
-        "market",
-        root,
-        images,
-        Protocol(junk=(-1,), distractors=(0,)),
-        known={} if is_synthetic else _MARKET,
-        notes=("synthetic walkers: no published counts to compare with",) if is_synthetic else (),
-        ignored=ignored,
-    )
+    is_synthetic, rule = (root / "walkers.csv").is_file(), Protocol(junk=(-1,), distractors=(0,))
+    notes = ("synthetic walkers: no published counts to compare with",) if is_synthetic else ()
+    known = {} if is_synthetic else _MARKET
+    return ReidData("market", root, images, rule, known=known, notes=notes, ignored=ignored)
 
 
 def read_veri(root: Path) -> ReidData:
@@ -192,8 +186,7 @@ def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
     except Exception as error:  # a damaged table raises whatever it likes
         keys = ", ".join(("filelist", "labels", "camId", *(f"{role}_idx" for role in _CUHK03_ROLES)))
         raise InputError(f"{table}: expected a MATLAB table with {keys}; {error!r}") from error
-    n = len(names)
-    if len(labels) != n or len(cameras) != n:
+    if not (n := len(names)) == len(labels) == len(cameras):
         raise InputError(f"{table}: expected {n} labels and cameras, one per file name")
     for indices in splits.values():
         if indices.size and not (indices.min() >= 0 and indices.max() < n):
@@ -210,12 +203,7 @@ def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
 
 _MSMT17 = {"train images": 32_621, "train identities": 1_041, "query images": 11_659, "gallery images": 82_161}
 _MSMT17_FOLDERS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
-_MSMT17_LISTS: dict[str, tuple[Role, int]] = {
-    "train": ("train", 0),
-    "val": ("train", 0),
-    "query": ("query", 1),
-    "gallery": ("gallery", 1),
-}
+_MSMT17_ROLES: dict[str, Role] = {"train": "train", "val": "train", "query": "query", "gallery": "gallery"}
 _MSMT17_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)([a-z]+)?_.*")
 
 
@@ -228,15 +216,14 @@ def read_msmt17(root: Path) -> ReidData:
     version = "v2" if (root / _MSMT17_FOLDERS["v2"][0]).is_dir() else "v1"
     images: list[ReidImage] = []
     problems: list[str] = []
-    for name, (role, side) in _MSMT17_LISTS.items():
+    for name, role in _MSMT17_ROLES.items():
         file = root / f"list_{name}.txt"
         if not file.is_file():
             if name == "val":
                 continue
-            raise InputError(
-                f"{root}: expected list_train.txt, list_query.txt and list_gallery.txt; {file.name} is missing"
-            )
-        folder = _MSMT17_FOLDERS[version][side]
+            expected = "list_train.txt, list_query.txt and list_gallery.txt"
+            raise InputError(f"{root}: expected {expected}; {file.name} is missing")
+        folder = _MSMT17_FOLDERS[version][role != "train"]
         images += usable(
             lines_of(file),
             lambda numbered: _msmt17_image(numbered, file, root / folder, role=role, listed=name),  # noqa: B023  (used at once)
@@ -255,9 +242,8 @@ def _msmt17_image(numbered: tuple[int, str], file: Path, folder: Path, *, role: 
     path = spelled(folder, fields[0]).replace("\\", "/")
     found = _MSMT17_NAME.fullmatch(PurePosixPath(path).name)
     if found is None:
-        raise InputError(
-            f"{file} line {line}: expected a name such as 0001_019_07_0303morning_0020_1.jpg, got {path!r}"
-        )
+        example = "0001_019_07_0303morning_0020_1.jpg"
+        raise InputError(f"{file} line {line}: expected a name such as {example}, got {path!r}")
     identity, time = whole_number(fields[1], f"{file} line {line}"), found[4] + (found[5] or "")
     return ReidImage(f"{folder.name}/{path}", identity, int(found[3]) - 1, role, None, time, {"list": listed})
 

@@ -186,14 +186,8 @@ _CAMERA_LIKE = (
     *("camname", "camnr", "camno", "cameratrap", "station"),
 )
 _ROLE_LIKE = ("role", "split", "subset", "partition", "set", "phase", "part", "usage", "mode")
-_ROLE_NAMES: dict[str, Role] = {
-    "train": "train",
-    "query": "query",
-    "gallery": "gallery",
-    "test": "test",
-    "val": "test",
-    "multi_query": "multi_query",
-}
+_ROLE_NAMES: dict[str, Role] = {role: role for role in get_args(Role)} | {"val": "test"}
+Columns = Mapping[str, str | None]  # by what they hold
 T = TypeVar("T")
 
 
@@ -255,9 +249,7 @@ def read_folder(root: Path) -> ReidData:
     return _listed("folder", root, listing, columns, notes)
 
 
-def _listed(
-    form: FormatName, source: Path, listing: Listing, columns: Mapping[str, str | None], notes: list[str]
-) -> ReidData:
+def _listed(form: FormatName, source: Path, listing: Listing, columns: Columns, notes: list[str]) -> ReidData:
     problems: list[str] = []
     images = usable(listing, lambda record: _table_image(source, record, columns), problems)
     tell_unusable(problems, images)
@@ -267,7 +259,7 @@ def _listed(
     return ReidData(form, listing.root, tuple(images), Protocol(), notes=tuple(notes))
 
 
-def _table_image(table: Path, record: ImageRecord, columns: Mapping[str, str | None]) -> ReidImage:
+def _table_image(table: Path, record: ImageRecord, columns: Columns) -> ReidImage:
     path, cells = record.path, {**record.columns, **({} if record.label is None else {"label": record.label})}
 
     def cell(name: str) -> str:

@@ -21,8 +21,6 @@ from ..images.splits import flags_of, overlooked_column, split_column, split_nam
 from .layouts import CARS, CUB, INSHOP, SOP, DatasetRecord, Layout, Role
 
 _ROLES: dict[str, Role] = {"query": "query", "gallery": "gallery"}
-
-
 LAYOUTS: Mapping[str, Layout] = {"cub": CUB, "cars": CARS, "sop": SOP, "inshop": INSHOP}
 
 
@@ -166,12 +164,10 @@ def _read_folders(folder: Path) -> Dataset:
     if listing.doubt:
         problems.insert(0, listing.doubt)
     if outside:
-        said = f"{len(outside)} images lie outside of class folders and are left out, such as {outside[0]}"
-        problems.insert(0, said)
+        problems.insert(0, f"{len(outside)} images lie outside of class folders and are left out, such as {outside[0]}")
     if len(records) > 1 and len({record.label for record in records}) == 1:
-        problems.append(
-            f"all {len(records):,} images are of the one class {records[0].label!r}, so every answer is right"
-        )
+        only = f"the one class {records[0].label!r}"
+        problems.append(f"all {len(records):,} images are of {only}, so every answer is right")
     return Dataset("folder", folder.name, listing.root, tuple(records), (*_half_a_benchmark(folder), *problems))
 
 

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
-from ..images.loading import read_image
 from ..images.transform import Transform
+from .devices import Graphs, SideStream, at_once, in_order, one_late, resolved_precision, stacked
 from .encoder import Encoder
 from .encoding import Encoding
 from .fine import FineTap
-from .layers import unwrapped, watch_parts
-from .readouts import making_maps
+from .fusing import absorb_batch_norms, cast_once
+from .layers import unwrapped
+from .readouts import makes_maps, making_maps
 
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
@@ -57,7 +56,8 @@ class Inference:
         device: "auto" (CUDA if there is any), or a torch device.
         precision: of the backbone's arithmetic: "fp32", "bf16", or "auto", the one default of every command: bfloat16
             where the hardware gains by it (`has_fast_bfloat16`). Results are float32 in any case.
-        batch_size: images per forward pass; 16 on a CPU and 64 elsewhere if left out. On a CPU larger is slower.
+        batch_size: images per forward pass; 16 on a CPU and 256 elsewhere if left out. On a CPU larger is slower.
+        graphs: launch whole batches as CUDA graphs, for small networks that always do the same; refused on a CPU.
 
     Attributes:
         encoder: the copy; its backbone has other weights than the original's, since batch norms are absorbed.
@@ -72,6 +72,7 @@ class Inference:
         device: str | torch.device = "auto",
         precision: str = "auto",
         batch_size: int | None = None,
+        graphs: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"expected a batch size of at least 1, got {batch_size}")
@@ -84,18 +85,21 @@ class Inference:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {device!r} was asked for, but torch sees no CUDA device; use 'cpu' or 'auto'")
         self.precision = resolved_precision(precision, self.device)
-        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
+        self.batch_size = batch_size or (16 if self.device.type == "cpu" else 256)
         encoder = whole_encoder(encoder)
         self.fingerprint = encoder.fingerprint
         self.short_name = encoder.short_name
         copy = _copied(encoder).eval().requires_grad_(False).to(self.device, torch.float32)
         for parameter in copy.parameters():
             parameter.grad = None
-        shape = (1, 3, encoder.transform.height, encoder.transform.width)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        copy.backbone = fuse_batch_norms(copy.backbone, noise.to(self.device))
+        absorb_batch_norms(copy, self.device)
         self.encoder = copy.to(memory_format=torch.channels_last)
+        if self.precision == "bf16":
+            cast_once(self.encoder.backbone)
         self.fine = FineTap(self.encoder)
+        if graphs and self.device.type != "cuda":
+            raise InputError(f"graphs are for CUDA, and the device is {self.device}; leave graphs out")
+        self._graphs = Graphs(self._forward, size=self.batch_size) if graphs else None
         self._process = os.getpid()
         make_forks_safe()
 
@@ -113,7 +117,7 @@ class Inference:
     def default_workers(self) -> int:
         """Threads that decode beside the network."""
         cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-        return 1 if self.device.type == "cpu" else max(1, min(8, (cores or 2) - 1))
+        return 1 if self.device.type == "cpu" else max(1, (cores or 2) - 1)
 
     def __call__(self, pixels: UInt8[Tensor, "b 3 rows columns"]) -> Encoding:
         """The encoding of pixels as `transform` returns them, float32, on `device`, without gradient."""
@@ -144,7 +148,7 @@ class Inference:
         Raises:
             ImageError: it is not a usable image.
         """
-        return self.transform(source if isinstance(source, Image.Image) else read_image(source))
+        return self.transform(source) if isinstance(source, Image.Image) else self.transform.read(source)[0]
 
     def stream(
         self,
@@ -160,7 +164,7 @@ class Inference:
         it, ends the threads as soon as the images they are at are decoded; every batch is complete when it is yielded.
 
         Args:
-            items: file names, or whatever `load` takes; read no further ahead than two batches.
+            items: file names, or whatever `load` takes; read no further ahead than two batches, on a GPU three.
             load: from an item to its pixels (3, H, W); `read` if left out. An `ImageError` becomes a `Failure`, any
                 other exception ends the stream.
             workers: decoding threads; 0 decodes between forward passes. `default_workers` if left out.
@@ -171,14 +175,21 @@ class Inference:
         if workers is not None and workers < 0:
             raise InputError(f"expected 0 or more decoding threads, got {workers}")
         threads = self.default_workers if workers is None else workers
-        decoded = _in_order(decode, items, workers=threads, ahead=2 * self.batch_size)
-        try:
+        decoded = in_order(decode, items, workers=threads, ahead=2 * self.batch_size)
+        launch = SideStream(self.device).launch if self.device.type == "cuda" else at_once
+
+        def begun() -> Iterator[tuple[Batch[T], Callable[[], Encoding] | None]]:
             while chunk := list(islice(decoded, self.batch_size)):
                 good = [(item, pixels) for item, pixels in chunk if not isinstance(pixels, ImageError)]
                 bad = [Failure(item, error) for item, error in chunk if isinstance(error, ImageError)]
                 with making_maps(maps):
-                    encoding = self._encode(torch.stack([pixels for _, pixels in good])) if good else None
-                yield Batch([item for item, _ in good], bad, encoding)
+                    pixels = [pixels for _, pixels in good]
+                    ready = launch(partial(self._encode, stacked(pixels, self.device))) if good else None
+                yield Batch([item for item, _ in good], bad, None), ready
+
+        try:
+            for batch, ready in begun() if launch is at_once else one_late(begun()):
+                yield batch if ready is None else batch._replace(encoding=ready())
         finally:
             decoded.close()
 
@@ -190,9 +201,13 @@ class Inference:
                     "this process was forked after CUDA was in use, which it cannot use; start it with "
                     'multiprocessing.get_context("spawn")'
                 )
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            pixels = (pixels if pixels.is_pinned() else pixels.pin_memory()).to(self.device, non_blocking=True)
         images = self.transform.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        state = (self.fine.layer, makes_maps())
+        return self._forward(images) if self._graphs is None else self._graphs(images, state=state)
+
+    def _forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Encoding:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             encoding: Encoding = self.fine(images)
         return encoding.changed(Tensor.contiguous)
 
@@ -203,34 +218,6 @@ class Inference:
 
     def __repr__(self) -> str:
         return f"Inference({self.short_name}, {self.device}, {self.precision}, batches of {self.batch_size})"
-
-
-def _in_order(
-    load: Callable[[T], Tensor], items: Iterable[T], *, workers: int, ahead: int
-) -> Generator[tuple[T, Tensor | ImageError], None, None]:
-    """Items with their pixels or the reason there are none, in order; threads work up to `ahead` items ahead."""
-
-    def attempt(item: T) -> Tensor | ImageError:
-        try:
-            return load(item)
-        except ImageError as error:
-            return error
-
-    if not workers:
-        yield from ((item, attempt(item)) for item in items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="distcam-decode")
-    waiting: deque[tuple[T, Future[Tensor | ImageError]]] = deque()
-    rest = iter(items)
-    try:
-        while True:
-            waiting.extend((item, pool.submit(attempt, item)) for item in islice(rest, ahead - len(waiting)))
-            if not waiting:
-                return
-            item, future = waiting.popleft()
-            yield item, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def whole_encoder(encoder: object) -> Encoder:
@@ -265,78 +252,3 @@ def _copied(encoder: Encoder) -> Encoder:
             f"{encoder.architecture} cannot be copied ({culprit}: {str(error).splitlines()[0]}); remove what is no "
             "weight from it, such as a lock, an open file, or a tensor kept from a forward pass"
         ) from error
-
-
-def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision that a choice, "auto" among them, means on a device."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise InputError(f"unknown precision {precision!r}: expected 'auto', 'fp32', or 'bf16'")
-    if precision == "auto":
-        return "bf16" if has_fast_bfloat16(device) else "fp32"
-    return "bf16" if precision == "bf16" else "fp32"
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """True where the hardware multiplies matrices in bfloat16 faster than in float32: CUDA, and CPUs with AMX.
-
-    AVX512_BF16 alone is no gain: one thread of such a Xeon was slower in bfloat16 for all of 18 architectures.
-    Anywhere else torch would emulate it.
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
-    return bool(capabilities.get("amx_bf16"))
-
-
-def fuse_batch_norms(network: nn.Module, probe: Float[Tensor, "b 3 h w"]) -> nn.Module:
-    """A copy of a network in evaluation mode in which convolutions have absorbed the batch norms that follow them.
-
-    The order is seen by watching one forward pass, so any code will do, and the result is believed only if it gives the
-    probe the same output. Else, or with nothing to fuse, the network itself comes back.
-    """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        return network
-    fused = deepcopy(network)
-    with torch.no_grad():
-        expected = network(probe)
-        for convolution, norm in _pairs(fused, probe):
-            mean, variance = norm.running_mean, norm.running_var
-            assert mean is not None
-            assert variance is not None
-            convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
-            )
-            for parent in fused.modules():
-                for name, child in list(parent.named_children()):
-                    if child is norm:
-                        setattr(parent, name, nn.Identity())
-        scale = expected.abs().max()
-        agrees = bool(((fused(probe) - expected).abs().max() <= 1e-3 * scale).item())
-    return fused if agrees else network
-
-
-def _pairs(network: nn.Module, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions whose output went straight into a batch norm, where both ran once."""
-    outputs: list[tuple[nn.Conv2d, Tensor]] = []
-    inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
-
-    def after(_name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
-        # A weight that hooks compute anew before each pass (old weight norm, pruning) is no parameter to be replaced.
-        if type(module) is nn.Conv2d and "weight" in module._parameters:
-            outputs.append((module, output))
-
-    def before(_name: str, module: nn.Module, args: Any) -> None:
-        if type(module) is nn.BatchNorm2d and module.track_running_stats:
-            inputs.append((module, args[0]))
-
-    watch_parts(network, probe, before=before, after=after)
-    runs = [module for module, _ in [*outputs, *inputs]]
-    # The tensors are held until here, so that `is` means the same tensor and not the same address used again.
-    return [
-        (convolution, norm)
-        for convolution, output in outputs
-        for norm, value in inputs
-        if value is output and runs.count(convolution) == runs.count(norm) == 1
-    ]

@@ -47,6 +47,11 @@ _MAPS: ContextVar[bool] = ContextVar("makes_maps", default=True)
 _CONSTANT: ContextVar[list[Tensor] | None] = ContextVar("constant", default=None)
 
 
+def makes_maps() -> bool:
+    """True unless `making_maps` says that vectors are all that is wanted."""
+    return _MAPS.get()
+
+
 @contextmanager
 def making_maps(is_wanted: bool) -> Iterator[None]:
     """Inside, readouts make maps or, where these are no by-product, return their vector as a map of one place."""
@@ -98,7 +103,7 @@ class ReadOut(nn.Module):
         """The map; with a remark, once, if it is of first order or there is none."""
         if not self._is_known:
             self._learn(images)
-        if not self.has_places or (self.is_costly and not _MAPS.get()):
+        if not self.has_places or (self.is_costly and not makes_maps()):
             return self.vector(images)[:, :, None, None]
         found, seen = self._followed(images, tangent=not self.is_exact, tail_only=self._starts_in_tail)
         return seen.vector[:, :, None, None] if found is None else self._map(seen.vector, found)

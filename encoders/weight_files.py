@@ -17,14 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchvision import models
-from torchvision.transforms import InterpolationMode
 
 from ..errors import InputError, WeightsError
 from ..files import is_file
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones.registry import available_architectures, require_architecture
+from .backbones.torchvisions import models, transforms
 from .heads import GAP, BNNeck, GeM, Pooling
 from .libraries import open_clips
 from .libraries.timms import transform_of
@@ -160,7 +159,7 @@ def fetch_imagenet(name: str, *, otherwise: Transform | None = None) -> tuple[di
         size=preset.crop_size[0],
         mean=usual.mean if usual.mean == _HALF else tuple(preset.mean),
         std=usual.std if usual.std == _HALF else tuple(preset.std),
-        interpolation="bicubic" if preset.interpolation == InterpolationMode.BICUBIC else "bilinear",
+        interpolation="bicubic" if preset.interpolation == transforms.InterpolationMode.BICUBIC else "bilinear",
     )
 
 

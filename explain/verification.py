@@ -7,54 +7,87 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import lru_cache
+from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError, MissingExtraError
-from ..images import read_image
+from ..errors import ImageError, InputError, MissingExtraError
+from ..images import Transform, image_size, read_image
 from ..images.geometry import Box
+from ..metrics.distances import SearchSpec, comparable, distances_to
 from ..metrics.fusion import NULL_SHARES, USUAL_NULL, LineScale
 from .inputs import Metric
 from .methods.lines import STRONGEST, Places, find_lines, fit_similarity
+from .places import image_in_view
 
 LEAST_SIMILAR = 3
 SAMPLE = 40
 """Images that a scale is measured on."""
 
 
-def measure_scale(
-    fine: Float[Tensor, "b c h w"],
-    response: Float[Tensor, "b d u v"],
-    similarity: Float[Tensor, "b b"],
-    *,
-    layer: str,
-    metric: Metric = "cosine",
-    images: Sequence[Box | None] | None = None,
-) -> LineScale:
-    """The channel mean of fine maps, and the quantiles of inliers between each image and the three least similar to it.
+class PlaceReader:
+    """Images of one gallery as lines see them, and the scale that a sample of them gives.
 
-    All are of one sample of a gallery; `images` says where each lies on its map, see `Places.of`.
+    Attributes:
+        metric: by which shares are divided: the gallery's, of l1 the cosine, as l1 does not divide.
     """
-    mean = fine.to(torch.float32).mean((0, 2, 3))
-    count = len(fine)
-    off = ~torch.eye(count, dtype=torch.bool)
-    values = similarity[off].double() if count > 1 else torch.zeros(1, dtype=torch.double)
-    spread = float(values.std(correction=0)) or 1.0
-    each = zip(fine, response, images or [None] * count, strict=True)
-    places = [Places.of(one, other, mean, image=image) for one, other, image in each]
-    pairs = set()
-    for image in range(count if count > 2 * LEAST_SIMILAR else 0):  # of fewer images none is unrelated
-        order = similarity[image].argsort(stable=True)
-        pairs |= {(min(image, other), max(image, other)) for other in order[:LEAST_SIMILAR].tolist() if other != image}
-    inliers = [find_lines(places[one], places[other], metric=metric).inliers for one, other in sorted(pairs)]
-    median, high, highest = np.quantile(inliers, NULL_SHARES, method="higher").tolist() if inliers else USUAL_NULL
-    null = (int(median), int(high), int(highest))
-    return LineScale(layer, tuple(mean.tolist()), null, len(inliers), (float(values.mean()), spread))
+
+    def __init__(self, transform: Transform, compared: Metric) -> None:
+        self._transform, self._compared = transform, compared
+        self.metric: Metric = "cosine" if compared == "l1" else compared
+
+    def in_view(self, file: str | PathLike[str]) -> Box | None:
+        """The place of an image on its map, from its header; None when it is gone."""
+        try:
+            return image_in_view(self._transform, image_size(file))
+        except ImageError:
+            return None
+
+    def places(
+        self,
+        files: Sequence[str | PathLike[str]],
+        fine: Float[Tensor, "b c h w"],
+        response: Float[Tensor, "b d u v"],
+        mean: Float[Tensor, " c"],
+    ) -> list[Places]:
+        """The places of images from their maps, less the channel mean of a scale."""
+        each = zip(fine, response, files, strict=True)
+        return [Places.of(one, other, mean, image=self.in_view(file)) for one, other, file in each]
+
+    def measure(
+        self,
+        files: Sequence[str | PathLike[str]],
+        fine: Float[Tensor, "b c h w"],
+        response: Float[Tensor, "b d u v"],
+        vectors: NDArray[np.float32],
+        *,
+        layer: str,
+    ) -> LineScale:
+        """The channel mean of fine maps, and the quantiles of inliers between each image and the three least alike."""
+        spec = SearchSpec(vectors.shape[1], self._compared)
+        ready = comparable(spec, vectors)
+        distances = torch.from_numpy(np.stack([distances_to(spec, each, ready) for each in ready]))
+        similarity = (1.0 if self._compared == "cosine" else 0.0) - distances
+        mean, count = fine.to(torch.float32).mean((0, 2, 3)), len(fine)
+        values = similarity[~torch.eye(count, dtype=torch.bool)] if count > 1 else torch.zeros(1, dtype=torch.double)
+        spread = float(values.std(correction=0)) or 1.0
+        places = self.places(files, fine, response, mean)
+        pairs = set()
+        for image in range(count if count > 2 * LEAST_SIMILAR else 0):  # of fewer images none is unrelated
+            order = similarity[image].argsort(stable=True)[:LEAST_SIMILAR].tolist()
+            pairs |= {(min(image, other), max(image, other)) for other in order if other != image}
+        inliers = [find_lines(places[a], places[b], metric=self.metric).inliers for a, b in sorted(pairs)]
+        null = USUAL_NULL
+        if inliers:
+            median, high, highest = (int(np.quantile(inliers, share, method="higher")) for share in NULL_SHARES)
+            null = (median, high, highest)
+        return LineScale(layer, tuple(mean.tolist()), null, len(inliers), (float(values.mean()), spread))
 
 
 def count_alike(method: str, query: Any, matches: Sequence[Any], *, metric: Metric = "cosine") -> list[int]:

@@ -159,9 +159,8 @@ def closeness(
 def check_shapes(support: Tensor, query: Tensor) -> None:
     """Refuse support and query that are not of the same episodes and dimensions."""
     if support.ndim != 4 or query.ndim != 3 or (len(support), support.shape[-1]) != (len(query), query.shape[-1]):
-        raise ShapeError(
-            f"expected support (b, n, k, d) and query (b, m, d), got {tuple(support.shape)} and {tuple(query.shape)}"
-        )
+        got = f"{tuple(support.shape)} and {tuple(query.shape)}"
+        raise ShapeError(f"expected support (b, n, k, d) and query (b, m, d), got {got}")
 
 
 def _settings(recipe: Any) -> dict[str, Any]:

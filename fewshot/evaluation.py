@@ -86,8 +86,7 @@ class Comparison:
     """Two results on the same episodes, episode by episode; positive differences favour the first.
 
     Attributes:
-        first: one result.
-        second: the other, with the same manifest.
+        first, second: results of one manifest.
         difference: accuracy of the first minus that of the second in each episode, (E,).
     """
 
@@ -134,16 +133,10 @@ class Comparison:
 
     def table(self) -> str:
         """The comparison as plain text, in percentage points."""
-        lines = []
-        for result in (self.first, self.second):
-            described = f"{result.classifier['name']} ({result.classifier['setting']})"
-            lines.append(
-                f"{100 * result.mean_accuracy:7.2f}  {described}" + f", {result.encoder}" * bool(result.encoder)
-            )
+        lines = [f"{100 * result.mean_accuracy:7.2f}  {result.described}" for result in (self.first, self.second)]
         if self.first.is_transductive != self.second.is_transductive:
-            lines.append(
-                "         one of them is transductive: it sees all queries of an episode, the other one at a time"
-            )
+            seen = "one of them is transductive: it sees all queries of an episode, the other one at a time"
+            lines.append(f"         {seen}")
         return "\n".join([*lines, *interval_lines(self.intervals(), "difference")])
 
 
@@ -175,8 +168,7 @@ def _bank(
     bank = bank if bank.dtype == torch.float64 else bank.float()
     if names is not None:
         bank = bank[torch.from_numpy(episodes.rows_in(names)).to(bank.device)]
-    bad = (~torch.isfinite(bank)).any(1).nonzero()
-    if len(bad):
+    if len(bad := (~torch.isfinite(bank)).any(1).nonzero()):
         raise InputError(
             f"{len(bad)} of {len(bank)} feature rows hold NaN or infinite values, the first is "
             f"{str(episodes.names[int(bad[0])])!r}; extract them again"
@@ -209,14 +201,10 @@ def support_quality(result: EpisodeResult, *, least: int = 30) -> list[SupportQu
         for count in (asked.ravel(), right.ravel())
     )
     rows = np.flatnonzero(n_asked >= max(least, 1))
-    recall = n_right[rows] / n_asked[rows]
-    order = np.lexsort((episodes.names[rows], recall))
-    return [
-        SupportQuality(
-            str(episodes.names[rows[i]]), str(episodes.labels[rows[i]]), float(recall[i]), int(n_asked[rows[i]])
-        )
-        for i in order
-    ]
+    recall, names, labels = n_right[rows] / n_asked[rows], episodes.names[rows], episodes.labels[rows]
+    order, number = np.lexsort((names, recall)), n_asked[rows].astype(int)
+    columns = (each[order].tolist() for each in (names, labels, recall, number))
+    return list(map(SupportQuality, *columns))
 
 
 @dataclass(frozen=True, eq=False)

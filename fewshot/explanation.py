@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -135,10 +135,9 @@ class Answers:
 
     def __getitem__(self, row: int) -> Answers:
         """One query alone."""
-        part = slice(row, row + 1)
-        bias = None if self.bias is None else self.bias[part]
-        kept = (self.scale[part], self.offset[part], self.query[part], bias, self.surroundings)
-        return Answers(self.metric, self.references[part], *kept)
+        fields = ("references", "scale", "offset", "query", "bias")
+        own = {name: value[row : row + 1] for name in fields if (value := getattr(self, name)) is not None}
+        return replace(self, **own)
 
     def _affine(self) -> tuple[Float[Tensor, "m n d"], Float[Tensor, "m n"]]:
         """Class vectors and biases that say what the classifier says of each query."""

@@ -124,13 +124,7 @@ def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> O
 
 
 def _blocks(
-    split: Split,
-    inference: Inference,
-    spec: Spec,
-    *,
-    workers: int | None,
-    strict: bool,
-    progress: Progress | None,
+    split: Split, inference: Inference, spec: Spec, *, workers: int | None, strict: bool, progress: Progress | None
 ) -> tuple[list[Vectors], dict[str, str]]:
     """Vectors in the order of the items, batch by batch, and the items without one; `read_encodings` holds as much."""
     blocks: list[Vectors] = []

@@ -220,14 +220,8 @@ class FineTuned(FewShotClassifier):
         generator = torch.Generator().manual_seed(self.seed)
         with torch.enable_grad():
             parameters = self._initial(support, generator)
-            optimiser = torch.optim.SGD(
-                parameters,
-                lr=self.learning_rate,
-                momentum=0.9,
-                dampening=0.9,
-                weight_decay=self.weight_decay,
-                foreach=True,
-            )
+            rates: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+            optimiser = torch.optim.SGD(parameters, **rates, momentum=0.9, dampening=0.9, foreach=True)
             vectors = self._normalised(support.flatten(1, 2))
             for _ in range(self.epochs):
                 order = torch.randperm(n * k, generator=generator).to(support.device)
@@ -252,10 +246,8 @@ class FineTuned(FewShotClassifier):
         b, n, _, d = support.shape
         weight = (2 * torch.rand(n, d, generator=generator) - 1) / d**0.5
         second = torch.zeros(n) if self.head == "linear" else weight.norm(dim=1)
-        return [
-            nn.Parameter(value.to(support).expand(b, *value.shape).contiguous())  # a copy for every episode
-            for value in (weight, second)
-        ]
+        copies = (value.to(support).expand(b, *value.shape).contiguous() for value in (weight, second))
+        return [nn.Parameter(value) for value in copies]  # a copy for every episode
 
     def _normalised(self, vectors: Tensor) -> Tensor:
         """The vectors, of unit length for the cosine head."""

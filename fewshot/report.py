@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..encoders import Encoder, Inference
 from ..explain import fold
 from ..explain.drawing.page import Thumbnails, numbers, write_html
 from ..images import Box
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..datasets import Split
-    from ..encoders import Encoder, Inference
 
 N_PAIRS, N_EXAMPLES, MOST_CLASSES, MOST_SUPPORTS = 15, 12, 40, 5
 THUMBNAIL = 192  # longest side in pixels of an image in the report
@@ -58,15 +58,9 @@ class Explainer:
         precision: str = "auto",
         features: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
-        self._features = features
+        self._split, self._classifiers, self._features = split, classifiers or {}, features
         self._row = {name: row for row, name in enumerate(split.names.tolist())}
-        self._split = split
-        self._classifiers = classifiers or {}
-        self._inference: Inference | None = None
-        if encoder is not None:
-            from ..encoders import Inference
-
-            self._inference = Inference(encoder, device=device, precision=precision)
+        self._inference = None if encoder is None else Inference(encoder, device=device, precision=precision)
 
     def image(self, name: str) -> Image:
         """The image of an item."""

@@ -69,6 +69,11 @@ class EpisodeResult:
         """True if answers may depend on other queries or other test data."""
         return bool(self.classifier["setting"] == "transductive")
 
+    @property
+    def described(self) -> str:
+        """The classifier's name and setting, and the encoder."""
+        return f"{self.classifier['name']} ({self.classifier['setting']})" + f", {self.encoder}" * bool(self.encoder)
+
     @cached_property
     def accuracy(self) -> NDArray[np.float64]:
         """Share of right answers in each episode, (E,), in [0, 1]."""
@@ -90,11 +95,7 @@ class EpisodeResult:
 
     def per_class_accuracy(self) -> dict[str, float]:
         """Share of right answers among all queries of each class; NaN for a class without queries."""
-        n_classes, query_class = len(self.episodes.class_names), self.episodes.class_of[self.episodes.query]
-        asked = np.bincount(query_class.ravel(), minlength=n_classes)
-        right = query_class[self.prediction == self.episodes.target]
-        with np.errstate(invalid="ignore"):
-            share = np.bincount(right, minlength=n_classes) / asked
+        share = np.diag(self.confusion())
         return dict(zip(self.episodes.class_names.tolist(), share.tolist(), strict=True))
 
     def meetings(self) -> NDArray[np.int64]:
@@ -143,13 +144,11 @@ class EpisodeResult:
         """The result as plain text, in percent: what was run, how, and the three intervals with their questions."""
         episodes = self.episodes
         queries = f"{episodes.n_query} queries per class{'' if episodes.is_balanced else ' on average'}"
-        lines = [
+        run = (
             f"{episodes.n_way}-way {episodes.n_shot}-shot, {queries}, {episodes.n_episodes} episodes of "
-            f"{len(episodes.class_names)} classes, manifest {episodes.content_hash[:12]}",
-            f"{self.classifier['name']} ({self.classifier['setting']})" + (f", {self.encoder}" * bool(self.encoder)),
-            *interval_lines(self.intervals(), "accuracy"),
-        ]
-        return "\n".join(lines)
+            f"{len(episodes.class_names)} classes, manifest {episodes.content_hash[:12]}"
+        )
+        return "\n".join([run, self.described, *interval_lines(self.intervals(), "accuracy")])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write answers and manifest as one HDF5 file, a `ResultFile` of one method."""
@@ -220,10 +219,8 @@ class ResultFile:
         self.episodes.write(file.create_group("episodes"))
         for number, result in enumerate(self.results):
             group = file.create_group(f"answers/{number}")
-            for name in ("prediction", "margin"):
-                group.create_dataset(
-                    name, data=getattr(result, name), compression="gzip", shuffle=True, fletcher32=True
-                )
+            for name, answers in (("prediction", result.prediction), ("margin", result.margin)):
+                group.create_dataset(name, data=answers, compression="gzip", shuffle=True, fletcher32=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ResultFile:
@@ -279,9 +276,7 @@ def interval_lines(found: Intervals, what: str) -> list[str]:
     """The mean and its intervals in percent, a line each."""
     width = max(len(each.kind) for each in found)
     lines = [f"{what} {100 * found.usual.mean:.2f} ± {100 * found.usual.half_width:.2f}"]
-    lines += [
-        f"  {each.kind:{width}}  {100 * each.low:6.2f} … {100 * each.high:6.2f}  {each.question}" for each in found
-    ]
+    lines += [f"  {one.kind:{width}}  {100 * one.low:6.2f} … {100 * one.high:6.2f}  {one.question}" for one in found]
     if found.class_jackknife is None:
         lines.append(f"  {NO_JACKKNIFE}")
     return lines

@@ -59,9 +59,8 @@ def sample_episodes(
             raise InputError(f"{name} must be a whole number of at least {at_least[name]}, got {value!r}")
     label_names = as_names(labels, "labels")
     width = len(str(len(label_names)))
-    item_names = (
-        np.array([f"{row:0{width}d}" for row in range(len(label_names))]) if names is None else as_names(names, "names")
-    )
+    numbered = [f"{row:0{width}d}" for row in range(len(label_names))]
+    item_names = as_names(numbered if names is None else names, "names")
     check_items(item_names, label_names)
     # Items grouped by class and sorted by name within it, so that the order of the rows does not matter.
     by_class = np.lexsort((item_names, label_names))
@@ -93,12 +92,9 @@ def sample_episodes(
 
 
 def _distinct(unit: Unit, n: Numbers, needed: Numbers) -> Numbers:
-    """Row r: `needed[r]` distinct numbers below n[r], every ordered choice equally likely; zeros after them.
-
-    The i-th number is the ⌊u·(n−i)⌋-th of those not yet taken: walking over the taken ones in ascending order, each one
-    at or below it moves it up by one. (Floyd's method is as fast but not exchangeable: its first number, the support of
-    a one-shot episode, would never be among the last ones.)
-    """
+    """Row r: `needed[r]` distinct numbers below n[r], every ordered choice equally likely; zeros after them."""
+    # The i-th number is the ⌊u·(n−i)⌋-th of those not yet taken: each taken one at or below it moves it up by one.
+    # Floyd's method is not exchangeable: its first number, a one-shot episode's support, is never among the last ones.
     longest_first = np.argsort(-needed, kind="stable")  # so that the rows still at work are always the first ones
     unit, n, needed = np.ascontiguousarray(unit[longest_first].T), n[longest_first], needed[longest_first]
     columns = np.zeros(unit.shape, dtype=np.int64)

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -53,13 +53,8 @@ class EpisodeSettings(Table):
             raise InputError(f"expected n_way ≥ 2 and n_shot, n_query, per_epoch ≥ 1, got {self}")
 
 
-def training_episodes(
-    labels: Int[Tensor, " n"] | NDArray[np.int64], settings: EpisodeSettings, *, seed: int
-) -> Sampler:
-    """A sampler whose batches are episodes, way after way, a way's support before its queries.
-
-    What an epoch holds follows from (seed, epoch) alone.
-    """
+def training_episodes(labels: NDArray[np.int64], settings: EpisodeSettings, *, seed: int) -> Sampler:
+    """A sampler of episodes, way after way, support before queries; (seed, epoch) alone says what they hold."""
     order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
     members = np.split(order, np.cumsum(counts)[:-1])
     needed = settings.n_shot + settings.n_query
@@ -131,7 +126,7 @@ class PrototypicalTerm(Term):
         logits = self._closeness(query.flatten(0, 1), prototypes)
         target = torch.arange(len(ways), device=logits.device).repeat_interleave(query.shape[1])
         with torch.no_grad():
-            step.log["accuracy"] = float(is_right(logits, target).float().mean())
+            step.log["accuracy"] = is_right(logits, target).float().mean()
         return cross_entropy(logits, target)
 
     def _closeness(self, query: Tensor, prototypes: Tensor) -> Tensor:
@@ -169,15 +164,8 @@ class EpisodeTest(Table):
 
     def manifest(self, split: Split) -> EpisodeManifest:
         """The list of episodes of this part."""
-        return sample_episodes(
-            split.labels,
-            names=split.names,
-            n_way=self.n_way,
-            n_shot=self.n_shot,
-            n_query=self.n_query,
-            n_episodes=self.episodes,
-            seed=self.seed,
-        )
+        settings = self.model_dump(include={"n_way", "n_shot", "n_query", "seed"})
+        return sample_episodes(split.labels, names=split.names, n_episodes=self.episodes, **settings)
 
     def name(self, method: str) -> str:
         """The name of the accuracy in tables."""
@@ -244,9 +232,8 @@ class _Measure:
         self._data, self._tests, self._named = data, tests, named
         self._manifests = [test.manifest(data[test.part]) for test in tests]  # too few classes now, not after training
         names = [named or test.name(method) for test in tests for method in test.methods]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"{name} is measured twice; a [[test]] needs other settings, [validation] one method")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{twice[0]} is measured twice; a [[test]] needs other settings, [validation] one method")
         for method in {method for test in tests for method in test.methods}:
             classifier_of(method)
         self._pixels: dict[str, Tensor] = {}
@@ -255,11 +242,9 @@ class _Measure:
         """Mean accuracy by name, in [0, 1]."""
         device = str(next(encoder.parameters()).device)
         inference = Inference(encoder, device=device, batch_size=256)
-        features: dict[str, Tensor] = {}
+        features = {part: self._features(inference, part) for part in {test.part for test in self._tests}}
         found = {}
         for test, manifest in zip(self._tests, self._manifests, strict=True):
-            if test.part not in features:
-                features[test.part] = self._features(inference, test.part)
             for method in test.methods:
                 result = evaluate(features[test.part], manifest, classifier_of(method))
                 found[self._named or test.name(method)] = result.mean_accuracy

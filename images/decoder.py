@@ -19,7 +19,7 @@ from typing import Final
 
 from ..errors import ImageError
 from .geometry import Fitting
-from .loading import image_size, read_image
+from .loading import image_size, read_levels
 
 REQUEST: Final = struct.Struct(">QQQd")
 ANSWER: Final = struct.Struct(">BIIQ")
@@ -50,8 +50,8 @@ def main(*, nice: int = 0) -> None:
             if math.prod(size) > max_pixels:
                 outcome = TOO_LARGE
             else:
-                image = read_image(data, max_pixels=max_pixels, whole=True)
-                size, payload = image.size, fitting.levels(image).tobytes()
+                levels, size = read_levels(data, fitting, max_pixels=max_pixels, whole=True)
+                payload = levels.tobytes()
         except ImageError as error:
             outcome, payload = UNUSABLE, error.reason.encode("utf-8", "replace")
         except MemoryError:

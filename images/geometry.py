@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
@@ -90,6 +89,20 @@ class Box(NamedTuple):
         return Box(left, top, right, bottom)
 
 
+def turned(box: Box, orientation: int, size: tuple[float, float]) -> Box:
+    """A box of stored pixels, in an image of `size`, in those of the upright image.
+
+    >>> turned(Box(0, 0, 3, 1), 6, (4, 2))  # the camera was held upright: what was left is now the top
+    Box(left=1, top=0, right=2, bottom=3)
+    """
+    width, height = size
+    left, top, right, bottom = box
+    across, down = Box(width - right, top, width - left, bottom), Box(left, height - bottom, right, height - top)
+    both = Box(across.left, down.top, across.right, down.bottom)
+    flipped = {1: box, 2: across, 3: both, 4: down, 5: box, 6: down, 7: both, 8: across}[orientation]
+    return flipped if orientation < 5 else Box(flipped.top, flipped.left, flipped.bottom, flipped.right)
+
+
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -141,35 +154,12 @@ def bare(image: Image.Image, orientation: int) -> Image.Image:
     return upright
 
 
-def stored_orientation(info: dict[str | tuple[int, int], Any]) -> int:
-    """The orientation (tag 274) in the first directory of an EXIF block, 1 where there is none or it is damaged."""
-    block = info.get("exif") or b""
-    if profile := info.get("Raw profile type exif"):  # ImageMagick's PNGs: a name, a length, then hexadecimal lines
-        try:
-            block = bytes.fromhex("".join(profile.split("\n")[3:]))
-        except ValueError:
-            return 1
-    block = block.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(f"{order}I", block, 4)
-        (count,) = struct.unpack_from(f"{order}H", block, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", block, entry)
-            if tag == 274 and kind in (3, 4):  # SHORT by the standard, LONG by some writers
-                return int(struct.unpack_from(order + "HI"[kind - 3], block, entry + 8)[0])
-    except struct.error:
-        pass
-    return 1
-
-
 DEFAULT_FIT: Literal["pad"] = "pad"  # the one default of every command; `benchmarks/fits.py` measures it
 _CHOICES = {
     "fit": ("crop", "squash", "pad"),
     "channels": ("rgb", "bgr"),
     "interpolation": ("bilinear", "bicubic"),
+    "decoding": ("scaled", "full"),
 }
 _FILTERS = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}  # filter, radius
 
@@ -203,6 +193,7 @@ class Fitting:
     channels: Literal["rgb", "bgr"] = "rgb"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     fill: tuple[int, int, int] = (124, 116, 104)
+    decoding: Literal["scaled", "full"] = "scaled"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -247,15 +238,35 @@ class Fitting:
         """The treatment of an image, to be printed beside numbers: `'pad to 224×224'`."""
         return f"{self.fit} to {self.height}×{self.width}"
 
-    def levels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The network's view of one image, (3, height, width), grey levels 0 to 255."""
-        image = as_rgb(image)
+    def reduction(self, width: int, height: int) -> int:
+        """How many times smaller an image of this size may be decoded: 8, 4, 2, or 1 for whole.
+
+        What is left has at least 2.5 times the rows and columns that it is resized to, since with twice as many an
+        image with detail in every pixel differs by ten grey levels.
+        """
+        across, down, _, _ = self._placement(width, height)
+        spare = min(width / across, height / down) / 2.5
+        fits = (times for times in (8, 4, 2) if times <= spare)
+        return 1 if self.decoding == "full" else next(fits, 1)
+
+    def levels(
+        self, image: Image.Image, size: tuple[int, int] | None = None, whole: Box | None = None
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The network's view of one image, (3, height, width), grey levels 0 to 255.
+
+        Args:
+            image: the image, or a reduced copy of it.
+            size: width and height of the image itself, if `image` is a reduced copy.
+            whole: the rectangle of the whole image in the pixels of the copy.
+        """
+        image, size, whole = as_rgb(image), size or image.size, whole or Box(0, 0, *image.size)
         if self.fit == "pad":
-            width, height, left, top = self._placement(*image.size)
+            width, height, left, top = self._placement(*size)
             seen = Image.new("RGB", (self.width, self.height), self.fill)
-            seen.paste(_resized(image, (width, height), Box(0, 0, *image.size), self.interpolation), (-left, -top))
+            seen.paste(_resized(image, (width, height), whole, self.interpolation), (-left, -top))
         else:
-            seen = _resized(image, (self.width, self.height), self.view(*image.size), self.interpolation)
+            view = self.view(*size).scaled(whole.width / size[0], whole.height / size[1])
+            seen = _resized(image, (self.width, self.height), view.shifted(*whole[:2]), self.interpolation)
         pixels = np.asarray(seen)
         if self.channels == "bgr":
             pixels = pixels[..., ::-1]
@@ -315,12 +326,13 @@ class Fitting:
         return kept if same else replace(kept, size=size or self.size, fit=fit or self.fit, resize=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as JSON can hold them; `from_dict` restores an equal transform."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The values as JSON can hold them; `from_dict` restores an equal transform. No decoding is "full"."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if (key, value) != ("decoding", "full")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The transform that `to_dict` described; missing keys take their defaults."""
+        """The transform that `to_dict` described; missing keys take their defaults, decoding that of version 0.1."""
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:
@@ -328,4 +340,4 @@ class Fitting:
                 hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
                 raise InputError(f"expected the keys {', '.join(known)}; got {key!r}{hint}")
         options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**options)
+        return cls(**{"decoding": "full", **options})

@@ -13,8 +13,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
+import numpy as np
 from PIL import (
     AvifImagePlugin,  # noqa: F401  (importing a plugin registers its decoder)
     BmpImagePlugin,  # noqa: F401
@@ -31,8 +32,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..errors import ImageError, InputError
 from ..progress import Progress
 from ..remarks import DistcamWarning, remark
-from .geometry import as_rgb, bare, stored_orientation
-from .work import gif_size, require_bounded, tiff_kind, without_text
+from .geometry import Box, Fitting, as_rgb, bare, turned
+from .work import gif_size, require_bounded, stored_orientation, tiff_kind, without_text
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
 _REDUCIBLE = 4  # a JPEG of so many times the limit is read at a half or a quarter of its size
@@ -138,10 +139,40 @@ def read_image(
         ImageError: the file is no usable image; `reason` says why.
         InputError: the source is nothing to read from, such as an array.
     """
+    return _decoded(source, max_pixels, whole=whole, background=background)[0]
+
+
+def read_levels(
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    fitting: Fitting,
+    *,
+    max_pixels: int | None = None,
+    whole: bool = False,
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[int, int]]:
+    """What a network sees of an image file, (3, height, width), and the width and height of the upright image.
+
+    As `fitting.levels(read_image(…))`, but that a JPEG is decoded at the size that `fitting.reduction` allows.
+    """
+    image, size, box = _decoded(source, max_pixels, whole=whole, fitting=fitting)
+    return fitting.levels(image, size, box), size
+
+
+def _decoded(
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    max_pixels: int | None,
+    *,
+    whole: bool,
+    background: tuple[int, int, int] = (255, 255, 255),
+    fitting: Fitting | None = None,
+) -> tuple[Image.Image, tuple[int, int], Box]:
+    """The image, perhaps a reduced copy; the size that it stands for; and the rectangle of all of it in the copy."""
     limit = pixel_limit() if max_pixels is None else max_pixels
     with _reading(source) as (stream, name):
         opened = _open(stream, limit, name)
         width, height = opened.size
+        orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)  # Pillow turns TIFFs by itself
+        orientation = orientation if 1 <= orientation <= 8 else 1
+        times = 1
         if not whole and opened.format == "JPEG" and limit < width * height <= _REDUCIBLE * limit:
             # the decoder leaves out the finest detail, where all of it would be too much
             scale = next(scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit)
@@ -150,10 +181,16 @@ def read_image(
                 f"a JPEG of more than {limit:,} pixels ({width}x{height}) was read at 1/{scale} of its size; "
                 f"--max-pixels {width * height} (in Python set_pixel_limit) reads it whole"
             )
-        _check_size(opened.size, limit, name)
+            width, height = opened.size
+        elif fitting is not None and opened.format == "JPEG":
+            times = fitting.reduction(width, height) if orientation < 5 else fitting.reduction(height, width)
+        _check_size((width, height), limit, name)
+        if times > 1:
+            opened.draft(None, (width // times, height // times))
         opened.load()
-        orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)  # Pillow turns TIFFs by itself
-        return bare(as_rgb(opened, background=background, name=name), orientation)
+        box = turned(Box(0, 0, width / times, height / times), orientation, opened.size)
+        upright = bare(as_rgb(opened, background=background, name=name), orientation)
+        return upright, (width, height) if orientation < 5 else (height, width), box
 
 
 def unreadable(files: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None) -> dict[int, str]:

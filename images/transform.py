@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import torch
 from jaxtyping import Float, UInt8
@@ -10,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .geometry import Fitting
+from .loading import read_levels
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,20 @@ class Transform(Fitting):
         channels: the order the network expects; images themselves are always RGB.
         interpolation: the filter for resizing, antialiased.
         fill: fit="pad": the colour of the margin as (red, green, blue) from 0 to 255.
+        decoding: how `read` decodes a JPEG: "scaled" (default) leaves out the detail that resizing would, and keeps at
+            least 2.5 times the rows and columns of the resized image; "full" decodes all, as version 0.1 did.
     """
 
     def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         """The network's input for one image, grey levels 0 to 255; modes other than RGB pass through `as_rgb`."""
         return torch.from_numpy(self.levels(image))
+
+    def read(
+        self, source: str | os.PathLike[str] | bytes | BinaryIO, *, whole: bool = False
+    ) -> tuple[UInt8[Tensor, "3 h w"], tuple[int, int]]:
+        """The network's input for an image file, and the width and height of the upright image, see `read_image`."""
+        levels, size = read_levels(source, self, whole=whole)
+        return torch.from_numpy(levels), size
 
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Grey levels 0 to 255 as the network's numbers, on the device of the batch; bytes become float32."""

@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from ..errors import ImageError
 from .work_boxes import require_bounded_avif, require_bounded_jpeg2000, too_much
@@ -294,3 +294,27 @@ _CHECKS: Mapping[str, Callable[[BinaryIO, str], object]] = {
     "JPEG2000": require_bounded_jpeg2000,
     "AVIF": require_bounded_avif,
 }
+
+
+def stored_orientation(info: dict[str | tuple[int, int], Any]) -> int:
+    """The orientation (tag 274) in the first directory of an EXIF block, 1 where there is none or it is damaged."""
+    block = info.get("exif") or b""
+    if profile := info.get("Raw profile type exif"):  # ImageMagick's PNGs: a name, a length, then hexadecimal lines
+        try:
+            block = bytes.fromhex("".join(profile.split("\n")[3:]))
+        except ValueError:
+            return 1
+    block = block.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", block, entry)
+            if tag == 274 and kind in (3, 4):  # SHORT by the standard, LONG by some writers
+                return int(struct.unpack_from(order + "HI"[kind - 3], block, entry + 8)[0])
+    except struct.error:
+        pass
+    return 1

@@ -21,7 +21,7 @@ from .storage.hdf5 import Array
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
-    from ..metrics.fusion import LineScale, Verification
+    from ..metrics.fusion import LineScale, VerifyGain
     from ..progress import Progress
     from .building.build import ImageFiles, Precision
     from .building.ray import RayEngine
@@ -173,7 +173,7 @@ class Gallery(GalleryReader):
             writer.commit(rejection=rejection)
         return rejection
 
-    def keep_lines(self, scale: LineScale, verification: Verification | None = None) -> None:
+    def keep_lines(self, scale: LineScale, verification: VerifyGain | None = None) -> None:
         """Keep what lines of this gallery are measured against, and whether verified matches are better."""
         with self._writing() as writer:
             self._require_same_gallery(self.snapshot)
@@ -234,7 +234,7 @@ class Gallery(GalleryReader):
                 self._require_same_gallery(before)
                 writer.commit(index=report.index, tuning=report.tuning, index_cache=None)
                 self.refresh()
-                self._cache.attach(search, before.ids)
+                self._cache.attach(search)
             self.close()  # the next search maps the index that was stored
         return report
 

@@ -233,9 +233,13 @@ class GalleryReader:
                     f"{self.folder} holds imported vectors, and which encoder made them is not known: stored images "
                     "and vectors can be queried, other images cannot; if you know it, import again with --encoder"
                 )
+            decoded, stored = getattr(encoder, "transform", None), mine.description.get("transform", {})
+            remedy = ""
+            if getattr(decoded, "decoding", "full") != stored.get("decoding", "full"):
+                remedy = "give the encoder Transform(…, decoding='full'), as version 0.1 decoded images, "
             raise FingerprintMismatchError(
                 f"{self.folder} was built with {mine.short_name}, the encoder given is {encoder.short_name}; "
-                "leave --encoder out to use the gallery's own, or build the gallery again"
+                f"{remedy}leave --encoder out to use the gallery's own, or build the gallery again"
             )
 
     @property
@@ -260,8 +264,8 @@ class GalleryReader:
             where: only among the images that this filter keeps.
         """
         if where is None:
-            return self.searcher.search(embeddings, k)
-        return self.searcher.search(embeddings, k, **self.snapshot.search_limits(tree_of(where)))
+            return self._cache.answer(embeddings, k)
+        return self._cache.answer(embeddings, k, **self.snapshot.search_limits(tree_of(where)))
 
     @property
     def searcher(self) -> Searcher:
@@ -306,6 +310,7 @@ class GalleryReader:
         """The lock, with the gallery at its newest generation before and after, and its caches stored at the end."""
         with opened_for_writing(self.folder, patience=patience) as writer:
             self.refresh()
+            self._cache.hold()
             try:
                 yield writer
             except BaseException:

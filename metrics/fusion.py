@@ -89,7 +89,7 @@ USUAL_FUSION = Fusion(Logistic(0.1, -2.8), Logistic(0.91, -3.3), "the usual pair
 
 
 @dataclass(frozen=True)
-class Verification:
+class VerifyGain:
     """A look at the gallery's own labelled images: what sorting the first `k` anew by lines would have done."""
 
     fusion: Fusion  # fitted on the other half of the images

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from ..errors import InputError, ShapeError
 from .maps import components, finite_array, is_constant, normalise, peak
@@ -36,11 +35,9 @@ class BoxOverlaps:
     best: Float[Tensor, "n t"]
 
     def __post_init__(self) -> None:
-        if self.largest.shape != self.best.shape or self.largest.shape[1:] != (len(self.thresholds),):
-            raise ShapeError(
-                f"{len(self.thresholds)} thresholds do not fit overlaps {tuple(self.largest.shape)}, "
-                f"{tuple(self.best.shape)}"
-            )
+        shapes = tuple(self.largest.shape), tuple(self.best.shape)
+        if shapes[0] != shapes[1] or shapes[0][1:] != (len(self.thresholds),):
+            raise ShapeError(f"{len(self.thresholds)} thresholds do not fit overlaps {shapes[0]}, {shapes[1]}")
 
     def __len__(self) -> int:
         return len(self.largest)
@@ -95,6 +92,8 @@ def box_overlaps(
         raise ShapeError(f"{len(maps)} maps need the boxes of as many images; got {len(boxes)}")
     if any(not own for own in boxes):
         raise InputError("an image has no true box; leave images without boxes out")
+    from torchvision.ops import box_iou
+
     levels = np.asarray(thresholds, np.float64)
     if levels.ndim != 1 or not len(levels) or levels[0] < 0 or levels[-1] > 1 or (np.diff(levels) <= 0).any():
         raise InputError(f"thresholds are rising fractions from 0 to 1; got {list(thresholds)}")

@@ -5,7 +5,6 @@ Regions are identical to those of `scipy.ndimage.label` and several times faster
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,28 +112,11 @@ STACK = 32  # masks labelled at once: more of 224×224 leave the processor's cac
 
 
 def largest_component(mask: Bool[Tensor, "h w"]) -> NDArray[np.bool_]:
-    """The largest 8-connected region of a mask, as a mask; empty if the mask is."""
-    region = np.zeros(tuple(mask.shape), dtype=bool)
-    runs = _Runs(np.asarray(mask.detach().cpu())[None])
-    for own in runs.largest():
-        for row, start, stop in zip(runs.row[own], runs.start[own], runs.stop[own], strict=True):
-            region[row, start:stop] = True
-    return region
+    """The largest 8-connected region of a mask, as a mask; of equal ones the first, empty if the mask is."""
+    from scipy.ndimage import label
 
-
-def labelled(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """The 8-connected regions of a mask by number: 0 outside, then 1, 2, … in reading order of their first pixels.
-
-    >>> labelled(np.array([[True, False, True], [True, False, False], [False, False, True]]))
-    array([[1, 0, 2],
-           [1, 0, 0],
-           [0, 0, 3]])
-    """
-    numbers = np.zeros(mask.shape, np.intp)
-    runs = _Runs(mask[None])
-    for own, row, start, stop in zip(runs.component, runs.row, runs.start, runs.stop, strict=True):
-        numbers[row, start:stop] = own + 1
-    return numbers
+    numbers = label(mask.detach().cpu().numpy(), np.ones((3, 3)))[0]
+    return np.asarray(numbers == 1 + np.bincount(numbers.ravel(), minlength=2)[1:].argmax())
 
 
 class Components(NamedTuple):
@@ -158,7 +140,7 @@ def components(masks: NDArray[np.bool_]) -> Components:
     >>> components(np.array([[[True, False, True], [True, False, False]]])).box.tolist()
     [[0.0, 0.0, 1.0, 2.0], [2.0, 0.0, 3.0, 1.0]]
     """
-    parts = [_Runs(masks[first : first + STACK]).components(first) for first in range(0, len(masks), STACK)]
+    parts = [_regions(masks[first : first + STACK], first) for first in range(0, len(masks), STACK)]
     none = Components(np.empty(0, np.intp), np.empty((0, 4)), np.empty(0, np.intp))
     return Components(*(np.concatenate(column) for column in zip(none, *parts, strict=True)))
 
@@ -170,54 +152,38 @@ def peak(heat_map: Float[Tensor, "h w"]) -> tuple[int, int]:
     return int(row), int(column)
 
 
-class _Runs:
-    """The horizontal runs of a stack of masks, and which of them touch."""
+def _regions(masks: NDArray[np.bool_], first_mask: int) -> Components:
+    """Boxes and sizes of all regions, from the horizontal runs and which of them touch."""
+    n, rows, columns = masks.shape
+    width = columns + 2
+    padded = np.zeros((n, rows + 1, width), dtype=bool)
+    padded[:, :rows, 1:-1] = masks
+    flat = padded.reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1])  # lines begin and end with 0, so starts and stops take turns
+    if not len(edges):
+        return Components(np.empty(0, np.intp), np.empty((0, 4)), np.empty(0, np.intp))
+    line, start = np.divmod(edges[::2], width)
+    stop = edges[1::2] % width
+    # Pairs of runs in neighbouring lines that share a side or a corner, by one number per place: runs of the next line
+    # that may touch are an interval of numbers.
+    begin, end = line * width + start, line * width + stop
+    first = np.searchsorted(end, begin + width, side="left")  # ends at this run's start or later, one line down
+    last = np.searchsorted(begin, end + width, side="right")  # starts at this run's end or earlier
+    count = np.maximum(last - first, 0)
+    upper = np.repeat(np.arange(len(line)), count)
+    lower = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count) + np.repeat(first, count)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def __init__(self, masks: NDArray[np.bool_]) -> None:
-        self.n, rows, columns = masks.shape
-        padded = np.zeros((self.n, rows + 1, columns + 2), dtype=bool)
-        padded[:, :rows, 1:-1] = masks
-        flat = padded.reshape(-1)
-        edges = np.flatnonzero(flat[1:] != flat[:-1])  # lines begin and end with 0, so starts and stops take turns
-        line, self.start = np.divmod(edges[::2], columns + 2)
-        self.stop = edges[1::2] % (columns + 2)
-        self.image, self.row = np.divmod(line, rows + 1)
-        # Pairs of runs in neighbouring lines that share a side or a corner.
-        width = columns + 2  # one number per place: runs of the next line that may touch are an interval of numbers
-        begin, end = line * width + self.start, line * width + self.stop
-        first = np.searchsorted(end, begin + width, side="left")  # ends at this run's start or later, one line down
-        last = np.searchsorted(begin, end + width, side="right")  # starts at this run's end or earlier
-        count = np.maximum(last - first, 0)
-        upper = np.repeat(np.arange(len(line)), count)
-        lower = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count) + np.repeat(first, count)
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
-        touching = coo_array((np.ones(len(upper), bool), (upper, lower)), (len(line), len(line)))
-        self.component = connected_components(touching, directed=False)[1]  # numbered in the order of first runs
-
-    def components(self, first_mask: int) -> Components:
-        """Boxes and sizes of all regions; masks are numbered from `first_mask`."""
-        order = np.argsort(self.component, kind="stable")
-        own = self.component[order]
-        begin = np.flatnonzero(np.diff(own, prepend=-1))
-        if not len(begin):
-            return Components(np.empty(0, np.intp), np.empty((0, 4)), np.empty(0, np.intp))
-        left, right = np.minimum.reduceat(self.start[order], begin), np.maximum.reduceat(self.stop[order], begin)
-        rows = self.row[order]
-        box = np.stack([left, np.minimum.reduceat(rows, begin), right, np.maximum.reduceat(rows, begin) + 1], 1)
-        size = np.add.reduceat((self.stop - self.start)[order], begin)
-        return Components(self.image[order[begin]] + first_mask, box.astype(np.float64), size)
-
-    def largest(self) -> list[NDArray[np.intp]]:
-        """For each mask the indices of the runs of its largest component; the first one of several, none if empty."""
-        size = np.bincount(self.component, weights=self.stop - self.start, minlength=len(self.component))
-        best: list[NDArray[np.intp]] = []
-        bounds = np.searchsorted(self.image, np.arange(self.n + 1))
-        for first, last in pairwise(bounds):
-            own = self.component[first:last]
-            best.append(first + np.flatnonzero(own == own[size[own].argmax()]) if last > first else own)
-        return best
+    touching = coo_array((np.ones(len(upper), bool), (upper, lower)), (len(line), len(line)))
+    component = connected_components(touching, directed=False)[1]  # numbered in the order of first runs
+    order = np.argsort(component, kind="stable")
+    own = np.flatnonzero(np.diff(component[order], prepend=-1))
+    image, row = np.divmod(line[order], rows + 1)
+    left, right = np.minimum.reduceat(start[order], own), np.maximum.reduceat(stop[order], own)
+    box = np.stack([left, np.minimum.reduceat(row, own), right, np.maximum.reduceat(row, own) + 1], 1)
+    size = np.add.reduceat((stop - start)[order], own)
+    return Components(image[own] + first_mask, box.astype(np.float64), size)
 
 
 def finite_array(maps: Tensor) -> NDArray[Any]:

@@ -106,11 +106,7 @@ class SegmentationScore:
 
 
 def evaluate_masks(pairs: Iterable[tuple[Mask, Mask]], class_names: Sequence[str]) -> SegmentationScore:
-    """The score of (truth, prediction) pairs.
-
-    Args:
-        pairs: masks of the same image and size.
-        class_names: by number, "background" first.
+    """The score of (truth, prediction) pairs, masks of one size each; `class_names` by number, "background" first.
 
     Raises:
         InputError: no pair, or a number that is no class.
@@ -141,13 +137,9 @@ def remark_on_shift(score: SegmentationScore) -> None:
 
 @dataclass(frozen=True, eq=False)
 class BackgroundCurve:
-    """mIoU as a function of the constant background score β.
+    """mIoU as a function of the constant background score β: β in rising order, and a score for each.
 
     The best β is found on the images that it is reported for, as is the custom; the curve shows how much that says.
-
-    Attributes:
-        betas: in rising order.
-        scores: one per β.
     """
 
     betas: tuple[float, ...]
@@ -195,10 +187,7 @@ def background_curve(
 ) -> BackgroundCurve:
     """The score of argmax over (β, class scores) for every β; each image is looked at once.
 
-    Args:
-        pairs: the true mask, and the scores of the foreground classes in its pixels.
-        class_names: by number, "background" first.
-        betas: background scores to try.
+    Pairs are a true mask and the scores of the foreground classes in its pixels; `class_names` begin with "background".
 
     Raises:
         InputError: no pair, no β, a number that is no class, or void in every pixel.

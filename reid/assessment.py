@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..encoders.trained_on import Overlap
@@ -17,7 +16,7 @@ from ..metrics import Metric
 from .distances import DistanceSource, FeatureDistances, Floats
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
-from .policies import Matching, labels_of, remark_on_placeholders
+from .policies import Flags, Matching, labels_of, remark_on_placeholders
 from .refinement import Refinement, refined
 from .reranking import Reranking, rerank_features
 from .results import Evaluation
@@ -31,7 +30,6 @@ class Answer:
     """One gallery image as the answer to a query.
 
     Attributes:
-        image: the gallery image.
         rank: among all that count, from 1; wrong answers come first where distances tie.
         distance: what was ranked by.
         shared: after re-ranking, the images that query and answer have in common as neighbours, and each one's part of
@@ -54,7 +52,6 @@ class Failure:
     """A query that is not answered perfectly.
 
     Attributes:
-        query: the image.
         average_precision: step AP.
         n_matches: right answers in the gallery.
         wrong: the first wrong answer; None if there is none.
@@ -88,13 +85,9 @@ class Promotion:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {
-            "query": _named(self.query),
-            "match": _named(self.match),
-            "rank_before": self.rank_before,
-            "rank_after": self.rank_after,
-            "shared_neighbours": [{"path": image.path, "share": share} for image, share in self.shared],
-        }
+        ranks = {"rank_before": self.rank_before, "rank_after": self.rank_after}
+        shared = [{"path": image.path, "share": share} for image, share in self.shared]
+        return {"query": _named(self.query), "match": _named(self.match), **ranks, "shared_neighbours": shared}
 
 
 def _named(image: ReidImage) -> dict[str, Any]:
@@ -106,7 +99,6 @@ class Assessment:
     """An evaluation together with the images it is about; `print` it, `to_dict` it, or `write_report` it.
 
     Attributes:
-        data: the data set.
         queries: the images that asked.
         gallery: the images that answered, without what the protocol ignores.
         evaluation: every measure.
@@ -178,10 +170,8 @@ class Assessment:
         if left_out := self.evaluation.counts["queries_left_out"]:
             lines.append(f"left out: {left_out:,} queries that are junk or distractors by the protocol")
         if self.before is not None:
-            before = self.before
-            lines.append(
-                f"before re-ranking: rank-1 {100 * before.rank(1):.2f}, mAP (step) {100 * before.map_step:.2f}"
-            )
+            rank_1, precision = 100 * self.before.rank(1), 100 * self.before.map_step
+            lines.append(f"before re-ranking: rank-1 {rank_1:.2f}, mAP (step) {precision:.2f}")
         lines += [f"{name}: {value}" for name, value in self.about.items() if name not in ("fingerprint", "trained_on")]
         if overlap := Overlap.from_dict(self.about.get("trained_on")):
             lines.append(f"training: {overlap}")
@@ -191,7 +181,7 @@ class Assessment:
     def _matching(self) -> Matching:
         return Matching(labels_of(self.queries), labels_of(self.gallery), protocol=self.evaluation.protocol)
 
-    def _answers(self, query: int, source: DistanceSource) -> tuple[Floats, NDArray[np.bool_], NDArray[np.bool_]]:
+    def _answers(self, query: int, source: DistanceSource) -> tuple[Floats, Flags, Flags]:
         """Distances of a query to the gallery, which of them are right, and which are wrong; others do not count."""
         matches, ignored = self._matching.relations(query)
         right = np.zeros(len(self.gallery), np.bool_)
@@ -212,10 +202,10 @@ class Assessment:
         n_matches, image = int(right.sum()), self.queries[query]
         first_wrong = self._answer(query, _nearest(distance, wrong), is_right=False) if wrong.any() else None
         causes = []
-        if first_wrong is not None and first_wrong.image.camera == image.camera is not None:
+        taken = None if first_wrong is None else first_wrong.image
+        if taken is not None and taken.camera == image.camera is not None:
             causes.append("the wrong answer is from the query's camera")
-        distractors = set(map(str, self.evaluation.protocol.distractors))
-        if first_wrong is not None and str(first_wrong.image.identity) in distractors:
+        if taken is not None and str(taken.identity) in map(str, self.evaluation.protocol.distractors):
             causes.append("the wrong answer is a distractor")
         if n_matches == 1:
             causes.append("there is one match only")
@@ -233,13 +223,11 @@ class Assessment:
         return tuple((named[path], share) for path, share in sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def _nearest(distance: Floats, allowed: NDArray[np.bool_]) -> int:
+def _nearest(distance: Floats, allowed: Flags) -> int:
     return int(np.flatnonzero(allowed)[np.argmin(distance[allowed])])
 
 
-def _rank_of(
-    place: int, distance: Floats, right: NDArray[np.bool_], wrong: NDArray[np.bool_], *, is_right: bool
-) -> int:
+def _rank_of(place: int, distance: Floats, right: Flags, wrong: Flags, *, is_right: bool) -> int:
     """Among everything that counts; where distances tie, wrong answers come first."""
     nearer = distance < distance[place]
     if is_right:
@@ -302,22 +290,19 @@ def assess(
         source = rerank_features(*sides, k1=k1, k2=k2, original_share=share, metric=metric, device=device)
     elif verified is not None:
         source = verified(plain, (queries, gallery), data, protocol=rule)
-    options: dict[str, Any] = {
-        "query": labels_of(queries),
-        "gallery": labels_of(gallery),
-        "protocol": rule,
-        "max_rank": max_rank,
-        "false_accept_rates": false_accept_rates,
-    }
+    measured = partial(
+        evaluate_distances, query=labels_of(queries), gallery=labels_of(gallery), protocol=rule, max_rank=max_rank
+    )
     name = metric if source is plain else f"{metric}, re-ranked"
-    evaluation = evaluate_distances(source, metric=name, single_gallery_shot=single_gallery_shot, **options)
+    shot = single_gallery_shot
+    evaluation = measured(source, metric=name, false_accept_rates=false_accept_rates, single_gallery_shot=shot)
     counts = {
         "gallery": len(whole),
         "queries_left_out": len(asking) - len(queries),
         "gallery_junk": sum(str(image.identity) in junk for image in whole),
         "gallery_distractors": sum(str(image.identity) in distractors for image in whole),
     }
-    before = None if source is plain else evaluate_distances(plain, metric=metric, **options)
+    before = None if source is plain else measured(plain, metric=metric, false_accept_rates=false_accept_rates)
     evaluation = replace(evaluation, counts=evaluation.counts | counts)
     about = dict(features.about) | ({"verified": source.summary} if isinstance(source, VerifiedDistances) else {})
     return Assessment(data, queries, gallery, evaluation, before, steps, about, _source=source, _not_reranked=plain)

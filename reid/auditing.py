@@ -22,10 +22,8 @@ from .policies import placeholders
 
 _SIDES = ("train", "query", "gallery")
 _SHOWN, _SHOWN_CAMERAS = 5, 24
-_HASH_SIDE = 8
-_CHUNK_BITS = 16
-_LARGEST_BUCKET = 200
-"""Images that share a quarter of their hash and are compared pairwise; more are one blank wall after another."""
+_HASH_SIDE, _CHUNK_BITS = 8, 16
+_LARGEST_BUCKET = 200  # images that share a quarter of their hash; more are one blank wall after another
 
 
 class Known(NamedTuple):
@@ -83,9 +81,7 @@ class Audit:
     @property
     def problems(self) -> tuple[str, ...]:
         """One line per kind of finding that makes scores wrong or not comparable."""
-        differing = [
-            f"{one.name}: {one.found:,}, published {one.published:,}" for one in self.known if one[1] != one[2]
-        ]
+        differing = [f"{name}: {found:,}, published {known:,}" for name, found, known in self.known if found != known]
         wrong = [group for group in self.duplicates if group.has_several_identities]
         leaks = [group for group in self.duplicates if group.has_train_and_test]
         findings = {
@@ -130,9 +126,7 @@ class Audit:
         lines += _listed("identical files", [" = ".join(group.paths) for group in self.duplicates])
         lines += _listed("look alike and should not", [" ~ ".join(group.paths) for group in self.near_duplicates])
         lines += _listed("files that are no images of the set", self.ignored)
-        lines += (
-            ["", *(f"problem: {problem}" for problem in self.problems)] if self.problems else ["", "no problem found"]
-        )
+        lines += ["", *([f"problem: {problem}" for problem in self.problems] or ["no problem found"])]
         return "\n".join(lines if self.n_opened else [*lines, "no file was opened"])
 
 

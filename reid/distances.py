@@ -15,6 +15,7 @@ from ..metrics.distances import Distinct, lengths_of
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
+Block = tuple[NDArray[np.intp], NDArray[Any]]
 BLOCK_BYTES = 16 << 20  # size of a block of distances; one row is the least
 _TILE_BYTES = 4 << 20  # gallery rows that are gathered at a time
 
@@ -39,9 +40,7 @@ class DistanceSource(Protocol):
         """Distances of queries `start` to `stop` (exclusive), all finite."""
 
 
-def blocks(
-    source: DistanceSource, *, block_bytes: int = BLOCK_BYTES
-) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
+def blocks(source: DistanceSource, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """Numbers of the queries and their distances, one block after the other, in the order that suits the source."""
     n_queries, n_gallery = source.shape
     size = max(1, block_bytes // (source.dtype.itemsize * max(1, n_gallery)))
@@ -100,9 +99,7 @@ class FeatureDistances:
             )
         self.dtype: np.dtype[Any] = np.result_type(_float_type(self._query), _float_type(self._gallery))
         self._query, self._gallery = (side.astype(self.dtype, copy=False) for side in (self._query, self._gallery))
-        self._norms = [
-            _norms(side, name, metric) for side, name in ((self._query, "query"), (self._gallery, "gallery"))
-        ]
+        self._norms = [_norms(self._query, "query", metric), _norms(self._gallery, "gallery", metric)]
         self.metric = metric
         self.shape: tuple[int, int] = (len(self._query), len(self._gallery))
 
@@ -125,7 +122,7 @@ class FeatureDistances:
         """See `DistanceSource.rows`."""
         return _finite(self._distances(np.arange(start, stop)), np.arange(start, stop))
 
-    def blocks(self, size: int) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
+    def blocks(self, size: int) -> Iterator[Block]:
         """Every query's number and distances, at most `size` at a time, equal vectors side by side."""
         asked = Distinct.of(self._query)
         for start in range(0, len(asked), size):

@@ -117,7 +117,11 @@ def evaluate_distances(
         raise InputError(f"{len(without)} of {len(query)} queries have no match in the gallery, first: {without[0]}")
     tally = None
     if false_accept_rates:
-        bounds = source.bounds or _bounds_of_matches(source, matching)
+        bounds = source.bounds
+        if bounds is None:  # a threshold outside of the range of the matches' distances accepts all of them, or none
+            rows = (source.rows(at, at + 1)[0, matching.columns[matching.relations(at)[0]]] for at in range(len(query)))
+            ends = [(float(row.min()), float(row.max())) for row in rows if row.size]
+            bounds = min(low for low, _ in ends), max(high for _, high in ends)
         tally = PairTally(len(query) * matching.columns.size, bounds=bounds, dtype=source.dtype)
     shot = _SingleShot(matching, max_rank) if single_gallery_shot else None
     one_pass = _Pass(matching, len(query), tally=tally, shot=shot)
@@ -126,32 +130,13 @@ def evaluate_distances(
     return one_pass.result(metric, max_rank=max_rank, targets=tuple(false_accept_rates))
 
 
-def _bounds_of_matches(source: DistanceSource, matching: Matching) -> tuple[float, float]:
-    """The range of the matches' distances: a threshold outside of it accepts all of them, or none."""
-    nearest, farthest = np.inf, -np.inf
-    for query in range(source.shape[0]):
-        matches, _ = matching.relations(query)
-        if matches.size:
-            distances = source.rows(query, query + 1)[0, matching.columns[matches]]
-            nearest, farthest = min(nearest, float(distances.min())), max(farthest, float(distances.max()))
-    return nearest, farthest
-
-
 class _Pass:
     """The one pass over the distances: ranks, counts and tallies each block, and keeps a few numbers per query."""
 
-    def __init__(
-        self, matching: Matching, n_queries: int, *, tally: PairTally | None, shot: _SingleShot | None
-    ) -> None:
+    def __init__(self, matching: Matching, count: int, *, tally: PairTally | None, shot: _SingleShot | None) -> None:
         self.matching, self.tally, self.shot = matching, tally, shot
-        self.per_query = QueryResults(
-            n_matches=np.zeros(n_queries, np.intp),
-            first_rank=np.zeros(n_queries, np.intp),
-            ap_step=np.zeros(n_queries),
-            ap_trapezoid=np.zeros(n_queries),
-            inverse_penalty=np.zeros(n_queries),
-            match_distance=np.full(n_queries, np.nan),
-            wrong_distance=np.full(n_queries, np.nan),
+        self.per_query = QueryResults(  # counts and ranks, means, distances
+            *np.zeros((2, count), np.intp), *np.zeros((3, count)), *np.full((2, count), np.nan)
         )
         self.pairs_ignored = 0
         self._n_cameras = len(matching.camera_names)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +117,8 @@ def encode_data(
         if progress is not None:
             progress(len(done) + len(skipped), len(items))
     if not vectors:
-        first = next(iter(skipped.items()), None)
-        raise InputError(
-            "expected at least one image to encode, got " + ("none" if first is None else ": ".join(first))
-        )
+        first = next(iter(skipped.items()), ("none",))
+        raise InputError(f"expected at least one image to encode, got {': '.join(first)}")
     remark_on_skipped(skipped, len(listed), _NOT_WHOLE)
     kept = [image.path for image in listed if image.path not in skipped]
     found = np.concatenate(vectors)[[path not in skipped for path in done]]
@@ -148,9 +147,7 @@ def _described(encoder: Encoder, images: Sequence[ReidImage], data: ReidData) ->
     return about
 
 
-def write_features(
-    file: str | os.PathLike[str], features: Features, *, results: Mapping[str, Any] | None = None
-) -> Path:
+def write_features(file: str | PathLike[str], features: Features, *, results: Mapping[str, Any] | None = None) -> Path:
     """An HDF5 file with the vectors, their images, and if given what an evaluation of them found."""
     target = Path(file)
     with replacing(target) as aside, h5py.File(aside, "w") as stream:
@@ -164,7 +161,7 @@ def write_features(
     return target
 
 
-def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
+def read_features(file: str | PathLike[str], data: ReidData) -> Features:
     """Vectors of a data set's images in a file of `distcam reid evaluate` or `encode`; InputError for other files."""
     path = Path(file)
     if not path.is_file():

@@ -9,7 +9,7 @@ Source: [Dist-CAM] Eq. 4–6; Stylianou, Souvenir and Pless 2019 for the decompo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 
 Part = tuple[float, float] | np.ndarray[Any, Any]
 
-BODY_PARTS: Mapping[str, Part] = {
-    "head": (0.0, 0.17),
-    "torso": (0.17, 0.5),
-    "legs": (0.5, 0.88),
-    "feet": (0.88, 1.0),
-}
+BODY_PARTS: Mapping[str, Part] = {"head": (0.0, 0.17), "torso": (0.17, 0.5), "legs": (0.5, 0.88), "feet": (0.88, 1.0)}
 """Stripes of an upright person's image, as fractions of its height from the top."""
 STRIPES: Mapping[str, Part] = {"top": (0.0, 0.25), "upper": (0.25, 0.5), "lower": (0.5, 0.75), "bottom": (0.75, 1.0)}
 """Stripes of an image of anything else, animals and vehicles among them."""
@@ -101,16 +96,12 @@ class PairExplanation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the similarity, the parts, the error of their sum, and the best pairs of places."""
-        return {
-            "similarity": self.similarity,
-            "residual": self.residual,
-            "is_exact": self.is_exact,
-            "parts": [{"name": p.name, "on_probe": p.on_probe, "on_match": p.on_match} for p in self.parts],
-            "corresponding_places": [
-                {"probe": list(pair.query), "match": list(pair.match), "share": pair.share}
-                for pair in self.correspondence.mutual_pairs(5)
-            ],
-        }
+        places = [
+            {"probe": list(pair.query), "match": list(pair.match), "share": pair.share}
+            for pair in self.correspondence.mutual_pairs(5)
+        ]
+        numbers = {"similarity": self.similarity, "residual": self.residual, "is_exact": self.is_exact}
+        return {**numbers, "parts": [asdict(part) for part in self.parts], "corresponding_places": places}
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The four raw maps, by name."""
@@ -191,9 +182,8 @@ def part_weights(
     [1.0, 1.0, 0.5, 0.0]
     """
     if not parts or ELSEWHERE in parts:
-        raise InputError(
-            f"expected at least one part, none of them called {ELSEWHERE!r}; got {', '.join(parts) or 'none'}"
-        )
+        got = ", ".join(parts) or "none"
+        raise InputError(f"expected at least one part, none of them called {ELSEWHERE!r}; got {got}")
     edges = (torch.arange(rows + 1, dtype=torch.float64) / rows * view.height + view.top) / height
     weights = {}
     for name, part in parts.items():
@@ -201,7 +191,7 @@ def part_weights(
             values = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float64))
             if values.ndim != 2 or 0 in values.shape:
                 raise ShapeError(f"part {name!r}: a mask is (rows, columns), got {tuple(values.shape)}")
-            if not bool(((values >= 0) & (values <= 1)).all()):
+            if not ((values >= 0) & (values <= 1)).all():
                 raise InputError(f"part {name!r}: a mask holds values in [0, 1]")
             weights[name] = torch.nn.functional.adaptive_avg_pool2d(values[None, None], (rows, columns))[0, 0]
             continue

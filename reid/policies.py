@@ -20,6 +20,8 @@ from ..images.labelling import is_placeholder, remark_on_twins
 from ..metrics.ranking import Groups
 from ..remarks import remark
 
+Flags = NDArray[np.bool_]
+Sides = tuple[NDArray[np.intp], NDArray[np.intp]]  # codes of queries and of the gallery
 MISSING = -1  # code of an unknown camera, here and in integer labels; in text labels it is the empty string
 
 
@@ -131,7 +133,7 @@ class Matching:
             (asking, answering), _ = _codes(query.images, gallery.images, name="images")
             self._same_image = Groups.of(asking, answering[self.columns])
 
-    def relations(self, query: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def relations(self, query: int) -> Sides:
         """Columns that are right answers to this query, and columns it must not meet; all others are wrong answers."""
         same = self._same_identity[query]
         camera = self.query_camera[query]
@@ -148,9 +150,7 @@ class Matching:
         return np.setdiff1d(matches, itself), np.union1d(ignored, itself)
 
 
-def _codes(
-    query: ArrayLike, gallery: ArrayLike, *, name: str
-) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], NDArray[Any]]:
+def _codes(query: ArrayLike, gallery: ArrayLike, *, name: str) -> tuple[Sides, NDArray[Any]]:
     """Integer codes of both sides over one list of names."""
     first, second = np.asarray(query), np.asarray(gallery)
     kinds = {"text" if side.dtype.kind == "U" else "integers" for side in (first, second) if side.size}
@@ -162,9 +162,7 @@ def _codes(
     return (codes[: first.size], codes[first.size :]), names
 
 
-def _nobody(
-    query: NDArray[np.intp], names: NDArray[Any], protocol: Protocol
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _nobody(query: NDArray[np.intp], names: NDArray[Any], protocol: Protocol) -> tuple[Flags, Flags]:
     """The names that are junk and those that are distractors; text labels hold the same identities as text."""
     junk, distractor = (
         np.isin(names.astype(str), [str(identity) for identity in declared])
@@ -172,12 +170,10 @@ def _nobody(
     )
     strange = names[(names < 0) & ~(junk | distractor)] if names.dtype.kind != "U" else names[:0]
     if strange.size:
-        raise InputError(
-            f"identity {strange[0]} is negative: declare it in the protocol, as junk (ignored) or distractor (wrong)"
-        )
+        remedy = "declare it in the protocol, as junk (ignored) or distractor (wrong)"
+        raise InputError(f"identity {strange[0]} is negative: {remedy}")
     for kind, declared in (("junk", junk), ("a distractor", distractor)):
-        bad = np.flatnonzero(declared[query])
-        if bad.size:
+        if (bad := np.flatnonzero(declared[query])).size:
             raise InputError(
                 f"query {bad[0]} has identity {names[query[bad[0]]]}, which the protocol declares {kind}: "
                 f"take {bad.size} such queries out, or change the protocol"
@@ -185,9 +181,7 @@ def _nobody(
     return junk, distractor
 
 
-def _camera_codes(
-    query: Labels, gallery: Labels, *, protocol: Protocol
-) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], list[Identity]]:
+def _camera_codes(query: Labels, gallery: Labels, *, protocol: Protocol) -> tuple[Sides, list[Identity]]:
     """Camera codes of both sides, `MISSING` where unknown, and the cameras' names."""
     sides = []
     for side, labels in (("query", query), ("gallery", gallery)):
@@ -248,8 +242,5 @@ def remark_on_placeholders(data: ReidData, protocol: Protocol, *, strict: bool =
         listed = ", ".join(f"{name} ({n:,} images)" for name, n in list(found.items())[:4])
         names = [name.partition(" ")[2].strip("'") for name in found if name.startswith("identity")]
         remedy = f"; --protocol junk={'+'.join(names)} leaves such identities out" if names else ""
-        remark(
-            f"{listed} look like placeholders, but count as one individual or one camera each{remedy}",
-            strict=strict,
-            stacklevel=4,
-        )
+        said = f"{listed} look like placeholders, but count as one individual or one camera each{remedy}"
+        remark(said, strict=strict, stacklevel=4)

@@ -68,10 +68,8 @@ def expand_queries(
     own: list[list[int]] = [[]] * len(query)  # where each query itself lies in the gallery
     if query_images is not None and gallery_images is not None:
         if (len(query_images), len(gallery_images)) != (len(query), len(gallery)):
-            raise ShapeError(
-                f"expected {len(query)} query and {len(gallery)} gallery names, "
-                f"got {len(query_images)} and {len(gallery_images)}"
-            )
+            got = f"{len(query_images)} and {len(gallery_images)}"
+            raise ShapeError(f"expected {len(query)} query and {len(gallery)} gallery names, got {got}")
         places: dict[str, list[int]] = {}
         for place, name in enumerate(gallery_images):
             places.setdefault(str(name), []).append(place)

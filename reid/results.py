@@ -112,9 +112,7 @@ class Evaluation:
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Everything as numbers, text, lists and dictionaries; NaN becomes None. Values per query only on request."""
         result = asdict(self) | {"protocol": self.protocol.to_dict()}
-        if not per_query:
-            del result["per_query"]
-        return {name: _jsonable(value) for name, value in result.items()}
+        return {name: _jsonable(value) for name, value in result.items() if per_query or name != "per_query"}
 
     def __str__(self) -> str:
         """A plain-text table: scores in percent, what was counted, and every decision."""

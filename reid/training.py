@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from ..datasets.registry import read_data
 from ..datasets.reid_records import ReidData
-from ..encoders import Encoder, Encoding, Inference
+from ..encoders import Encoder, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
 from ..images.loading import unreadable
@@ -137,33 +137,18 @@ def measured(encoder: Encoder, data: ReidData, test: TestSettings) -> dict[str, 
     device = next(encoder.parameters()).device
     inference = Inference(encoder, device=str(device), batch_size=64)
     images = list({image.path: image for image in (*data.queries, *data.gallery)}.values())
-    parts = [
-        inference.encode_images([data.file(image) for image in images[start : start + 256]])
-        for start in range(0, len(images), 256)
-    ]
-    paths = tuple(image.path for image in images)
-    vectors = {"": torch.cat([part.embedding for part in parts])}
+    encoding, paths = inference.encode_images([data.file(image) for image in images]), tuple(i.path for i in images)
+    wanted: list[tuple[str, Tensor, Refinement | None]] = [("", encoding.embedding, None)]
     if test.before_neck:
-        vectors["before neck "] = torch.cat([part.pooled for part in parts])
-    found: dict[str, float] = {}
-    for name, rows in vectors.items():
-        features = Features(rows.float().cpu().numpy(), paths)
-        found |= _scores(name, data, features, test, None)
+        wanted.append(("before neck ", encoding.pooled, None))
     if test.rerank:
         k1, k2, share = test.rerank
-        features = Features(vectors[""].float().cpu().numpy(), paths)
-        found |= _scores("re-ranked ", data, features, test, Refinement(reranking=(int(k1), int(k2), share)))
+        wanted.append(("re-ranked ", encoding.embedding, Refinement(reranking=(int(k1), int(k2), share))))
+    found: dict[str, float] = {}
+    for name, rows, refinement in wanted:
+        features = Features(rows.float().cpu().numpy(), paths)
+        scores = assess(data, features, metric=test.metric, refinement=refinement).evaluation
+        found |= {f"{name}rank-1": scores.rank(1), f"{name}mAP": scores.map_step, f"{name}mINP": scores.minp}
     if (data.root / "walkers.csv").is_file():
-        found |= pair_energy(inference.encoder, WalkerSet(data.root), Encoding.cat(parts), paths, parts=test.parts)
+        found |= pair_energy(inference.encoder, WalkerSet(data.root), encoding, paths, parts=test.parts)
     return found
-
-
-def _scores(
-    name: str, data: ReidData, features: Features, test: TestSettings, refinement: Refinement | None
-) -> dict[str, float]:
-    evaluation = assess(data, features, metric=test.metric, refinement=refinement).evaluation
-    return {
-        f"{name}rank-1": evaluation.rank(1),
-        f"{name}mAP": evaluation.map_step,
-        f"{name}mINP": evaluation.minp,
-    }

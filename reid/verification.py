@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 _EXACT_PAIRS = 1 << 22  # up to so many pairs every distance is a threshold; beyond, `_N_BINS` thresholds
 _N_BINS = 1 << 20
 _CURVE_POINTS = 512
@@ -83,8 +84,7 @@ class Identification:
 class PairTally:
     """Counts of genuine and impostor pairs by distance, collected block by block in bounded memory.
 
-    Up to four million pairs every distance is a threshold. Beyond, a million thresholds lie evenly within `bounds`;
-    bins are whole multiples of a power of two, so that no pair is on the wrong side of its threshold by rounding.
+    Bins are whole multiples of a power of two, so that no pair is on the wrong side of its threshold by rounding.
     """
 
     def __init__(self, n_pairs: int, *, bounds: tuple[float, float], dtype: np.dtype[Any]) -> None:
@@ -170,11 +170,7 @@ class PairTally:
 def identification(
     identified: NDArray[Any], alarms: NDArray[Any], *, n_mated: int, targets: Sequence[float]
 ) -> Identification | None:
-    """DIR@FAR, or None without probes of both kinds.
-
-    `identified` is the distance of the first match of those mated probes whose match ranks first, `alarms` that of the
-    nearest gallery image of each probe whose alarm is false; `n_mated` counts probes with a match at any rank.
-    """
+    """DIR@FAR by distances of matches that rank first and of false alarms; None without probes of both kinds."""
     if not n_mated or not alarms.size:
         return None
     thresholds = np.unique(np.concatenate([identified, alarms]).astype(np.float64))
@@ -185,20 +181,13 @@ def identification(
 
 
 def _operating_points(
-    thresholds: NDArray[np.float64],
-    accepted: NDArray[np.float64],
-    wrongly: NDArray[np.float64],
-    *,
-    targets: Sequence[float],
-    n_impostor: int,
+    thresholds: Floats, accepted: Floats, wrongly: Floats, *, targets: Sequence[float], n_impostor: int
 ) -> tuple[OperatingPoint, ...]:
     points = []
     for target in targets:
         last = int(np.searchsorted(wrongly, target, side="right")) - 1
-        resolved = n_impostor * target >= 1
-        if last < 0:
-            points.append(OperatingPoint(target, None, 0.0, 0.0, resolved))
-            continue
-        point = float(thresholds[last]), float(accepted[last]), float(wrongly[last])
-        points.append(OperatingPoint(target, *point, resolved))
+        at: tuple[float | None, float, float] = (None, 0.0, 0.0)
+        if last >= 0:
+            at = float(thresholds[last]), float(accepted[last]), float(wrongly[last])
+        points.append(OperatingPoint(target, *at, n_impostor * target >= 1))
     return tuple(points)

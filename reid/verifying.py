@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..encoders import Encoder, Inference
 from ..encoders.folding import fold
-from ..explain.inputs import Metric
 from ..explain.methods.lines import Places
-from ..explain.places import image_in_view
-from ..explain.verification import SAMPLE, count_alike, measure_scale, parse_verify
-from ..images import image_size
+from ..explain.verification import SAMPLE, PlaceReader, count_alike, parse_verify
+from ..metrics import Metric
 from ..metrics.fusion import USUAL_FUSION, Fusion
 from .distances import FeatureDistances
 from .policies import Matching, labels_of
@@ -51,7 +51,7 @@ class VerifiedDistances:
         self._plain = plain
         self.shape, self.dtype, self.bounds = plain.shape, plain.dtype, plain.bounds
         name, most = parse_verify(verify)
-        eye = _Eye(data, Inference(encoder, device=device), "cosine" if plain.metric == "l1" else plain.metric)
+        eye = _Eye(data, Inference(encoder, device=device), plain.metric)
         queries, gallery = images
         eye.measure([gallery[at] for at in np.unique(np.linspace(0, len(gallery) - 1, SAMPLE).round().astype(int))])
         matching = Matching(labels_of(queries), labels_of(gallery), protocol=protocol)
@@ -95,42 +95,36 @@ class _Eye:
     """The places of a data set's images; those seen last are kept."""
 
     def __init__(self, data: ReidData, inference: Inference, metric: Metric) -> None:
-        self._data, self._inference, self._metric = data, inference, metric
+        self._data, self._inference, self._reader = data, inference, PlaceReader(inference.transform, metric)
         self._layer = inference.fine.read()
         self._kept: OrderedDict[str, Places] = OrderedDict()
 
     def measure(self, images: Sequence[ReidImage]) -> None:
         """Settle the scale on some images."""
-        encoding = self._inference.encode_images([self._data.file(image) for image in images])
-        fine, response = self._maps(encoding)
-        vectors = encoding.embedding.cpu().numpy()
-        distances = FeatureDistances(vectors, vectors, metric=self._metric).rows(0, len(vectors))
-        similarity = torch.from_numpy((1.0 if self._metric == "cosine" else 0.0) - distances)
-        places = [self._place_of(image) for image in images]
-        self.scale = measure_scale(fine, response, similarity, layer=self._layer, metric=self._metric, images=places)
-
-    def _place_of(self, image: ReidImage) -> Any:
-        return image_in_view(self._inference.transform, image_size(self._data.file(image)))
+        files, fine, response, vectors = self._encoded(images)
+        self.scale = self._reader.measure(files, fine, response, vectors.numpy(), layer=self._layer)
 
     def alike(self, query: ReidImage, answers: Sequence[ReidImage], name: str) -> list[int]:
         """The number of places that lie alike on a query and each of its answers."""
         if name != "lines":
             return count_alike(name, self._data.file(query), [self._data.file(image) for image in answers])
-        mean = torch.tensor(self.scale.mean)
         missing = {image.path: image for image in (query, *answers) if image.path not in self._kept}
         if missing:
-            encoding = self._inference.encode_images([self._data.file(image) for image in missing.values()])
-            for path, fine, response in zip(missing, *self._maps(encoding), strict=True):
-                self._kept[path] = Places.of(fine, response, mean, image=self._place_of(missing[path]))
+            files, fine, response, _ = self._encoded(list(missing.values()))
+            found = self._reader.places(files, fine, response, torch.tensor(self.scale.mean))
+            self._kept.update(zip(missing, found, strict=True))
         places = [self._kept[image.path] for image in (query, *answers)]
         for image in (query, *answers):
             self._kept.move_to_end(image.path)
         while len(self._kept) > _KEPT_IMAGES:
             self._kept.popitem(last=False)
-        return count_alike("lines", places[0], places[1:], metric=self._metric)
+        return count_alike("lines", places[0], places[1:], metric=self._reader.metric)
 
-    def _maps(self, encoding: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        encoder = self._inference.encoder
+    def _encoded(self, images: Sequence[ReidImage]) -> tuple[list[Path], Tensor, Tensor, Tensor]:
+        """The files, fine maps, response maps and vectors of images."""
+        files, encoder = [self._data.file(image) for image in images], self._inference.encoder
+        encoding = self._inference.encode_images(files)
+        assert encoding.fine is not None
         with torch.no_grad():
             response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map
-        return encoding.fine.cpu(), response.cpu()
+        return files, encoding.fine.cpu(), response.cpu(), encoding.embedding.cpu()

@@ -19,9 +19,8 @@ from ..explain.drawing.rendering import draw_links
 from ..explain.methods.correspondence import pairwise_shares
 from ..explain.methods.lines import Lines, Places, find_lines
 from ..explain.places import image_in_view, middle_of
-from ..explain.verification import SAMPLE, count_alike, measure_scale, parse_verify
-from ..images import Box, image_size, read_image
-from ..metrics.distances import SearchSpec, comparable, distances_to
+from ..explain.verification import SAMPLE, PlaceReader, count_alike, parse_verify
+from ..images import read_image
 from ..metrics.fusion import USUAL_FUSION, Fusion, LineScale
 from ..remarks import counted, remark
 from .evidence import Evidence, folded, gallery_weights
@@ -30,7 +29,6 @@ from .ranking import Match, Ranking
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..explain.inputs import Metric
     from .matches import Matches
     from .retriever import Retriever
 
@@ -178,14 +176,9 @@ class LineFinder:
     """The places of a retriever's images, and the scale of its gallery's lines; one belongs to each retriever."""
 
     def __init__(self, retriever: Retriever, layer: str = "auto") -> None:
-        self._retriever = retriever
-        self._wanted = layer
-
-    @property
-    def metric(self) -> Metric:
-        """By which shares are divided: the gallery's, of l1 the cosine, as l1 does not divide."""
-        metric: Metric = self._retriever.gallery.metric
-        return "cosine" if metric == "l1" else metric
+        self._retriever, self._wanted = retriever, layer
+        self._reader = PlaceReader(retriever.encoder.transform, retriever.gallery.metric)
+        self.metric = self._reader.metric
 
     @cached_property
     def layer(self) -> str:
@@ -237,20 +230,8 @@ class LineFinder:
             )
         weights = gallery_weights(gallery, self._retriever.encoder, records, shape=(maps.shape[-2], maps.shape[-1]))
         response = folded(self._retriever.inference, maps, None if weights is None else torch.stack(weights)).map
-        vectors = gallery.embeddings(numbers)
-        spec = SearchSpec(vectors.shape[1], gallery.metric)
-        ready = comparable(spec, vectors)
-        distances = torch.tensor(np.stack([distances_to(spec, each, ready) for each in ready]))
-        similarity = self._retriever.similarity(0.0) - distances
-        images = [self._place_of(gallery.file(record)) for record in records]
-        return measure_scale(fine, response, similarity, layer=layer, metric=self.metric, images=images)
-
-    def _place_of(self, file: Path) -> Box | None:
-        """The place of an image on its map, from its header; None when it is gone."""
-        try:
-            return image_in_view(self._retriever.encoder.transform, image_size(file))
-        except ImageError:
-            return None
+        files = [gallery.file(record) for record in records]
+        return self._reader.measure(files, fine, response, gallery.embeddings(numbers), layer=layer)
 
     def query_places(self, ranking: Ranking) -> Places:
         """The places of the query, whose fine map comes from its own forward pass if lines were asked for then."""
@@ -261,9 +242,8 @@ class LineFinder:
                 raise InputError(f"{query.name} has no image: lines need one")
             fine = self._retriever.inference.encode_images([query.source]).fine
         assert fine is not None, layer
-        image = image_in_view(
-            self._retriever.encoder.transform, query.known_size if query.source is None else query.size
-        )
+        size = query.known_size if query.source is None else query.size
+        image = image_in_view(self._retriever.encoder.transform, size)
         response = Evidence(ranking, "metric").query_response.map[0]
         return Places.of(fine[0].cpu(), response, torch.tensor(scale.mean), image=image)
 
@@ -272,10 +252,8 @@ class LineFinder:
         _, scale = self.layer, self.scale
         fine = ranking.fine_maps[[rank - 1 for rank in ranks]]
         response = Evidence(ranking, "metric").match_response(tuple(ranks))
-        mean = torch.tensor(scale.mean)
-        images = [self._place_of(ranking.at_rank(rank).file) for rank in ranks]
-        each = zip(fine, response, images, strict=True)
-        return [Places.of(one, other, mean, image=image) for one, other, image in each]
+        files = [ranking.at_rank(rank).file for rank in ranks]
+        return self._reader.places(files, fine, response, torch.tensor(scale.mean))
 
 
 def sorted_by_lines(matches: Matches, verify: int | str, *, fusion: Fusion | None = None) -> Matches:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from ..errors import InputError
@@ -28,6 +26,7 @@ from ..metrics.maps import rectify
 from .evidence import Evidence, Space
 from .explanation import Explanation
 from .lines import MatchLines, lines_of
+from .printing import show_ranking
 from .ranking import Match, Ranking, TextEncoding
 
 if TYPE_CHECKING:
@@ -183,38 +182,7 @@ class Matches(Ranking):
 
     def show(self, console: Console | None = None) -> None:
         """Print the ranking as a table."""
-        among = "" if self.where is None else f" among {self.where}"
-        title = Text(f"{self.query.name}: {len(self)} nearest by {self.metric}{among}")  # names may hold [brackets]
-        table = Table(title=title, title_justify="left")
-        judged = () if self.max_distance is None else ("distance",)  # what the threshold is about
-        lines = () if self.verify is None else ("alike",)  # places, by which the first were sorted
-        for column in ("rank", "similarity", *judged, *lines):
-            table.add_column(column, justify="right")
-        for column in ("label", "path"):
-            table.add_column(column, overflow="fold")
-        if self.max_distance is not None:
-            table.add_column("match")
-        for match in self.matches:
-            judgement = () if match.is_accepted is None else ("yes" if match.is_accepted else "too far",)
-            names = Text(match.label or "–"), Text(match.path)
-            away = () if self.max_distance is None else (f"{match.distance:.4f}",)
-            alike = () if self.verify is None else ("–" if match.inliers is None else str(match.inliers),)
-            table.add_row(str(match.rank), f"{match.similarity:.4f}", *away, *alike, *names, *judgement)
-        console = console or Console()
-        console.print(table)
-        if self.max_distance is not None:
-            accepted = sum(match.is_accepted is True for match in self.matches)
-            verdict = f"{accepted} within distance {self.max_distance:.4g}"
-            if not accepted:
-                found = f"the nearest image is {self[0].distance:.4g} away" if len(self) else "no image was searched"
-                verdict = f"no match: {found}, at most {self.max_distance:.4g} was allowed"
-            console.print(Text(verdict))
-        if self.prototype is not None:
-            nearest, distance = self.prototype
-            similarity = self.retriever.similarity(distance)
-            console.print(
-                Text(f"nearest class prototype: {nearest} (similarity {similarity:.4f}, distance {distance:.4f})")
-            )
+        show_ranking(self.to_dict(), console or Console(), where=None if self.where is None else str(self.where))
 
     def explain(
         self,
@@ -325,5 +293,11 @@ class Matches(Ranking):
             **({} if self.rejection is None else {"rejection": asdict(self.rejection)}),
             **({} if self.verify is None else {"verify": self.verify}),
             "matches": [match.to_dict() for match in self.matches],
-            "prototype": None if nearest is None else {"label": nearest[0], "distance": nearest[1]},
+            "prototype": None
+            if nearest is None
+            else {
+                "label": nearest[0],
+                "distance": nearest[1],
+                "similarity": self.retriever.similarity(nearest[1]),
+            },
         }

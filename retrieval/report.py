@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from ..explain.drawing.page import Thumbnails, numbers, write_html
 from ..explain.weightings import NEEDS_MEAN, RECOMMENDED, RECTIFIED, SIGNED, WEIGHTINGS, Weighting
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .explanation import Explanation
 
 
@@ -82,11 +84,13 @@ def _query_data(explanation: Explanation, weightings: Sequence[Weighting], image
     """A query with its references under every weighting."""
     query = explanation.matches.query
     variants = [explanation.weighted(weighting) for weighting in weightings]
-    references = [_reference_data(variants, index, images) for index in range(len(explanation))]
+    answers = {each.weighting: each.found_reference_maps for each in variants}
+    references = [_reference_data(variants, answers, index, images) for index in range(len(explanation))]
     is_ranking = explanation.references[0].match is not None and explanation.versus is None and query.has_image
     if is_ranking and explanation.matches.prototype is not None:  # a contrast has none: its colours name two sides
         against = explanation.against("prototype")
-        references.insert(0, _reference_data([against.weighted(weighting) for weighting in weightings], 0, images))
+        by_weighting = [against.weighted(weighting) for weighting in weightings]
+        references.insert(0, _reference_data(by_weighting, {}, 0, images))
     notes = []
     if query.region is not None:
         notes.append("Only the region marked on the query was searched for.")
@@ -102,7 +106,9 @@ def _query_data(explanation: Explanation, weightings: Sequence[Weighting], image
     }
 
 
-def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbnails) -> dict[str, Any]:
+def _reference_data(
+    variants: Sequence[Explanation], answers: Mapping[Weighting, Tensor | None], index: int, images: Thumbnails
+) -> dict[str, Any]:
     """One reference under every weighting: the maps on the query, and on the match where they can be had."""
     explanation = variants[0]
     reference, member = explanation.references[index], explanation.nearest_member(index)
@@ -111,7 +117,6 @@ def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbna
     if member is not None:
         image, number = explanation.member_image(index), member.id
         name = f"the member nearest to it: {member.path}"
-    answers = {each.weighting: each.found_reference_maps for each in variants}
     maps = {name: each[index] for name, each in answers.items() if each is not None}
     return {
         "title": f"{match.rank} · {reference.label or '–'}" if match else f"prototype · {reference.label}",

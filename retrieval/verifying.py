@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..explain.verification import parse_verify
-from ..metrics.fusion import Verification, fit_fusion
+from ..metrics.fusion import VerifyGain, fit_fusion
 from ..metrics.intervals import bootstrap_interval
 from ..remarks import counted
 from .lines import inliers_of
@@ -28,7 +28,7 @@ def calibrate_verification(
     most: int = 200,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Verification:
+) -> VerifyGain:
     """Fit the calibrations on the gallery's labelled images, measure what they change, and keep both in the gallery.
 
     Each image asks without itself. Half of the classes' pairs fit the calibrations by which the other half is sorted
@@ -79,7 +79,7 @@ def calibrate_verification(
     return verification
 
 
-def _judged(rows: list[tuple[Any, Any, Any, Any]], retriever: Retriever, k: int) -> Verification:
+def _judged(rows: list[tuple[Any, Any, Any, Any]], retriever: Retriever, k: int) -> VerifyGain:
     """What sorting anew changes, each half of the classes by the calibrations of the other."""
     labels = sorted({row[3] for row in rows})
     is_even = np.array([labels.index(row[3]) % 2 == 0 for row in rows])
@@ -96,4 +96,4 @@ def _judged(rows: list[tuple[Any, Any, Any, Any]], retriever: Retriever, k: int)
     gain = bootstrap_interval(after - before)
     every = fit_fusion(*(np.concatenate([row[part] for row in rows]) for part in range(3)), scale=scale, source=source)
     means = float(before.mean()), float(after.mean()), gain.low, gain.high
-    return Verification(every, k, len(rows), *means, retriever.gallery.manifest.generation)
+    return VerifyGain(every, k, len(rows), *means, retriever.gallery.manifest.generation)

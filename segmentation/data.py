@@ -207,15 +207,9 @@ class MaskedImages:
     ) -> TrainingSet:
         """The images with one 0/1 column per class, in memory, for training an encoder from image-level labels.
 
-        Args:
-            transform: the encoder's.
-            masks_for: the images whose masks may be used, as regions of their classes (GAIN-ext).
-            kind: of the regions: the masks themselves, or the boxes around their connected parts.
-            regions: others, in place of those.
-
-        Raises:
-            ImageError: an image cannot be read.
-            InputError: an image without labels; one of `masks_for` without a mask.
+        The masks of `masks_for` become regions of their classes (GAIN-ext): masks, or boxes around connected parts;
+        `regions` are others in place of those. ImageError for an image that cannot be read, InputError for one without
+        labels, or one of `masks_for` without a mask.
         """
         columns = torch.zeros(len(self), len(self.class_names))
         pixels = torch.empty(len(self), 3, transform.height, transform.width, dtype=torch.uint8)
@@ -268,17 +262,11 @@ class MaskedImages:
         labels: str | Path | None = None,
         ids: MaskIds | None = None,
     ) -> Self:
-        """A folder, pattern, or table of images, and a folder with `NAME.png` for each that has a mask.
+        """Images as `list_images` takes them, and a folder with `NAME.png` for each that has a mask.
 
-        Args:
-            images: as `list_images` takes it; NAME is the path below its folder, without the suffix.
-            masks: None if there are none.
-            names: of the classes, or a file with them; see `read_names`.
-            labels: a table with the columns path and labels (names between semicolons).
-            ids: numbers of the classes in the masks.
-
-        Raises:
-            InputError: a folder is missing, no image has a mask, or a label is no class.
+        NAME is the path without the suffix. `names` are those of the classes, or a file with them (see `read_names`);
+        `labels` is a table with the columns path and labels (names between semicolons). InputError: a missing folder,
+        no image with a mask, or a label that is no class.
         """
         return cls(*layouts.in_folder(images, masks, names, labels), ids=ids)
 
@@ -293,14 +281,8 @@ class MaskedImages:
     ) -> Self:
         """A CSV with the column `path`, and `mask`, `labels` (names between semicolons) or one 0/1 column per class.
 
-        Args:
-            table: paths are relative to its folder.
-            names: of the classes, or a file with them; left out, the 0/1 columns.
-            split: only the rows whose column `split` says so.
-            ids: numbers of the classes in the masks.
-
-        Raises:
-            InputError: no such table, split, or class.
+        `names` are as in `from_folder`, left out the 0/1 columns; only rows whose column `split` says `split` count.
+        InputError: no such table, split, or class.
         """
         return cls(*layouts.in_table(table, names, split), ids=ids)
 
@@ -319,10 +301,7 @@ def all_readable(sets: Mapping[str, MaskedImages], *, strict: bool) -> dict[str,
 
 
 def label_map(mask: Mask, transform: Transform, *, outside: int = VOID) -> Mask:
-    """The mask in the pixels of the network's input: each takes the number of the pixel that its centre falls on.
-
-    What the input shows beyond the image (fit="pad") is `outside`.
-    """
+    """The mask in the pixels of the network's input; what that shows beyond the image (fit="pad") is `outside`."""
     seen, inside = sample_mask(mask, transform)
     return np.where(inside, seen, np.uint8(outside))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +26,8 @@ from ..images import Transform
 from ..images.masks import Mask
 from ..metrics.segmentation import SegmentationScore, evaluate_masks
 from ..progress import Progress
-from ..training.data.batches import Part, RunData, TrainingBatches, sentence
-from ..training.data.samplers import make_sampler
-from ..training.engine.loop import fit
+from ..training.data.batches import Part, RunData
 from ..training.engine.outcome import write_json
-from ..training.losses.registry import TermContext, build_objective
 from ..training.recipes.recipe import EncoderSettings, Recipe, located
 from ..training.recipes.runs import RunResult, run_recipe
 from ..training.recipes.tables import plain
@@ -56,19 +54,8 @@ def run_segmentation(
 
     Metrics: `maps.mean_iou` and `maps.beta` (training images, at the best constant background score),
     `masks.coverage` (share of the pixels that are decided), `masks.accuracy` (among those), `masks.mean_iou`, and of
-    the network `test.mean_iou`, `test.pixel_accuracy`, `test.iou.CLASS`.
-
-    Args:
-        recipe: from `PipelineRecipe.read`.
-        folder: where results go; None writes to a temporary folder.
-        seed: instead of the recipe's.
-        resume: go on with a run that was stopped.
-        cache: where scenes are drawn; in `folder` if left out.
-        announce: called before the training with sizes and classes of the parts, on one line.
-        progress: called with (steps done, steps in all) of each stage.
-
-    Raises:
-        InputError: whatever in the recipe does not fit.
+    the network `test.mean_iou`, `test.pixel_accuracy`, `test.iou.CLASS`. Options are those of `run_recipe`; without
+    `folder` results go to a temporary one. InputError: whatever in the recipe does not fit.
     """
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -83,7 +70,9 @@ def run_segmentation(
         for name, images in sets.items():
             shown = {c for i in filter(images.is_labelled, range(len(images))) for c in images.labels(i)}
             parts[name] = Part(len(images), frozenset(images.class_names[c] for c in shown))
-        run = _Run(recipe, place, parts, recipe.seed if seed is None else seed, resume, announce, progress)
+        seed = recipe.seed if seed is None else seed
+        told = {"seed": seed, "resume": resume, "announce": announce, "progress": progress}
+        run = _Run(recipe, place, parts, seed, progress, told)
         result, metrics, train = None, dict[str, float](), sets["train"]
         if recipe.weak is not None:
             result = run.learn_maps(recipe.weak, train)
@@ -108,9 +97,8 @@ class _Run:
     folder: Path
     parts: Mapping[str, Part]
     seed: int
-    resume: bool
-    announce: Callable[[str], None] | None
     progress: Progress | None
+    told: Mapping[str, Any]  # options of `run_recipe` for each training
 
     def learn_maps(self, stage: Recipe, train: MaskedImages) -> RunResult:
         """An encoder and a classifier from image-level labels, and from some outlines where the recipe has them."""
@@ -120,15 +108,7 @@ class _Run:
             own = train.training_set(transform, masks_for=outlined, kind=self.recipe.data.outlines)
             return RunData({"train": own}, parts=self.parts)
 
-        return run_recipe(
-            stage,
-            data=opened,
-            folder=self.folder / "weak",
-            seed=self.seed,
-            resume=self.resume,
-            announce=self.announce,
-            progress=self.progress,
-        )
+        return run_recipe(stage, data=opened, folder=self.folder / "weak", **self.told)
 
     def make_masks(self, train: MaskedImages) -> tuple[MaskedImages, dict[str, float]]:
         """The training images with masks from class maps, and what these are worth."""
@@ -144,7 +124,7 @@ class _Run:
         self, network: NetworkSettings, training: Recipe, train: MaskedImages
     ) -> tuple[RunResult, Segmenter]:
         """The segmentation network, trained on the masks as they are now."""
-        recipe, training = self.recipe, training.with_seed(self.seed)
+        recipe = self.recipe
         weights: str | Path = network.weights
         if weights == "weak":
             weights = self.folder / "weak" / "encoder.safetensors"
@@ -159,26 +139,15 @@ class _Run:
             options=network.options,
             seed=self.seed,
         )
-        data = dense_training_set(train, segmenter.transform)
-        data.require_trainable()
-        segmenter.trained_on = data.trained_on.after(segmenter.trained_on)
-        context = TermContext(segmenter, data.class_names, multi_label=True, folder=recipe.folder)
-        objective = build_objective(training.loss, context, terms=SEGMENTER_TERMS, seed=self.seed)
-        sampler = make_sampler(training.sampler, data.labels, seed=self.seed, class_names=data.class_names)
-        if self.announce is not None:
-            self.announce(sentence(self.parts))
-        found = fit(
-            segmenter,
-            TrainingBatches(data, sampler, augment=training.augment, seed=self.seed),
-            objective,
-            training.run,
-            folder=self.folder / "network",
-            resume=self.resume,
-            config=plain(dict(recipe.table)),
-            progress=self.progress,
-        )
+
+        def opened(transform: Transform) -> RunData:
+            own = dense_training_set(train, transform)
+            return RunData({"train": own}, parts=self.parts, terms=SEGMENTER_TERMS)
+
+        options = {"encoder": segmenter, "config": plain(dict(recipe.table)), **self.told}
+        result = run_recipe(training, data=opened, folder=self.folder / "network", **options)
         segmenter.save(self.folder / "segmenter.safetensors")
-        return RunResult(training, {}, found, segmenter, 0.0), segmenter
+        return result, segmenter
 
     def measure(self, segmenter: Segmenter, network: NetworkSettings, test: MaskedImages) -> dict[str, float]:
         """The network's metrics on the test images."""
@@ -223,10 +192,7 @@ def score_segmenter(
 
 
 def say_trained_on(model: object, data: MaskedImages) -> Overlap | None:
-    """Count of the measured images that a model was trained on, remarked on if there are any; None if unknown.
-
-    Classes are not counted: a segmenter is measured on those that it was trained on.
-    """
+    """Count of the measured images that a model was trained on, remarked on if there are any; None if unknown."""
     encoder = model if isinstance(model, Encoder) else getattr(model, "encoder", None)
     record: TrainedOn | None = getattr(encoder, "trained_on", None)
     if record is None:

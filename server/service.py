@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,6 +60,7 @@ class Metrics:
         self.images = Gauge("distcam_gallery_images", "Images in the gallery.", registry=registry)
         self.generation = Gauge("distcam_gallery_generation", "Generation of the gallery.", registry=registry)
         self.kept = Gauge("distcam_kept_bytes", "Memory of the queries that can be explained.", registry=registry)
+        self.matched = Gauge("distcam_match_bytes", "Memory of the maps of explained matches.", registry=registry)
 
     def batch_done(self, size: int, seconds: float) -> None:
         """Count a forward pass."""
@@ -88,46 +89,61 @@ class CachedQuery:
         return sum(storages.values()) + _OBJECT_BYTES
 
 
-class QueryCache:
-    """Queries by unguessable tokens, bounded in bytes and in age; the least recently used leave first. Thread-safe."""
+class EncodingCache:
+    """Encodings by keys, bounded in bytes and in age; the least recently used leave first. Thread-safe."""
 
     def __init__(self, *, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._clock = clock
-        self._queries: OrderedDict[str, CachedQuery] = OrderedDict()
+        self._queries: OrderedDict[Hashable, CachedQuery] = OrderedDict()
         self._lock = threading.Lock()
         self.nbytes = 0
 
-    def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
-        """Remember a query; its token. It is copied, so that the rest of its batch is let go."""
+    def keep(self, key: Hashable, encoding: Encoding, size: tuple[int, int]) -> None:
+        """Remember a batch of one. It is copied, so that the rest of its batch is let go."""
         query = CachedQuery(encoding.changed(Tensor.clone), size, self._clock())
-        token = secrets.token_urlsafe(18)
         with self._lock:
-            self._queries[token] = query
+            if (before := self._queries.pop(key, None)) is not None:
+                self.nbytes -= before.nbytes
+            self._queries[key] = query
             self.nbytes += query.nbytes
             self._evict()
-        return token
 
-    def get(self, token: str) -> CachedQuery:
-        """The query of a token."""
+    def find(self, key: Hashable) -> CachedQuery | None:
+        """What is kept under a key, which counts as used; None if nothing is, or no longer."""
         with self._lock:
             self._evict()
-            if token not in self._queries:
-                raise ApiError(410, "this query is not kept any more; send the image again", reason="token")
-            query = self._queries[token]
-            query.used = self._clock()
-            self._queries.move_to_end(token)
+            query = self._queries.get(key)
+            if query is not None:
+                query.used = self._clock()
+                self._queries.move_to_end(key)
             return query
 
     def _evict(self) -> None:
         oldest = self._clock() - self._max_age_s
         while self._queries:
-            token, query = next(iter(self._queries.items()))
+            key, query = next(iter(self._queries.items()))
             if self.nbytes <= self._max_bytes and query.used >= oldest:
                 return
-            del self._queries[token]
+            del self._queries[key]
             self.nbytes -= query.nbytes
+
+
+class QueryCache(EncodingCache):
+    """Queries by unguessable tokens."""
+
+    def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
+        """Remember a query; its token."""
+        token = secrets.token_urlsafe(18)
+        self.keep(token, encoding, size)
+        return token
+
+    def get(self, token: str) -> CachedQuery:
+        """The query of a token."""
+        if (query := self.find(token)) is None:
+            raise ApiError(410, "this query is not kept any more; send the image again", reason="token")
+        return query
 
 
 @dataclass(frozen=True)
@@ -140,11 +156,15 @@ class EncodedUpload:
 
 
 class QueuedInference:
-    """An `Inference` for threads: its forward passes go through the queue that all requests share."""
+    """An `Inference` for threads: its forward passes go through the queue that all requests share.
 
-    def __init__(self, inference: Inference | UnknownInference, *, at_once: int) -> None:
+    Encodings of files are kept in `kept` as long as a file is what it was: the next map of a match costs no pass.
+    """
+
+    def __init__(self, inference: Inference | UnknownInference, *, at_once: int, kept: EncodingCache) -> None:
         self._at_once = at_once
         self._inference = inference
+        self._kept = kept
         self.encoder = inference.encoder
         self.device = inference.device
         self.fine = inference.fine
@@ -155,15 +175,32 @@ class QueuedInference:
 
     def encode_images(self, images: Sequence[Any]) -> Encoding:
         """Wait in a thread until the images are encoded; one request never fills the queue with all of its images."""
+        keys = [self._key(image) for image in images]
+        found = [None if key is None else self._kept.find(key) for key in keys]
+        done = [None if each is None else each.encoding for each in found]
+        missing = [place for place, encoding in enumerate(done) if encoding is None]
 
         async def all_of(pixels: Sequence[Tensor]) -> list[Done[Encoding]]:
             return await asyncio.gather(*map(self._encode, pixels))
 
-        done: list[Done[Encoding]] = []
-        for start in range(0, len(images), self._at_once):
-            pixels = [self._inference.read(image) for image in images[start : start + self._at_once]]
-            done += asyncio.run_coroutine_threadsafe(all_of(pixels), self._loop).result()
-        return Encoding.cat([one.result for one in done])
+        for start in range(0, len(missing), self._at_once):
+            places = missing[start : start + self._at_once]
+            pixels = [self._inference.read(images[place]) for place in places]
+            results = asyncio.run_coroutine_threadsafe(all_of(pixels), self._loop).result()
+            for place, one in zip(places, results, strict=True):
+                done[place] = one.result
+                if (key := keys[place]) is not None:
+                    self._kept.keep(key, one.result, (0, 0))
+        return Encoding.cat([encoding for encoding in done if encoding is not None])
+
+    def _key(self, image: Any) -> Hashable | None:
+        """A file's path, state, and the layer that is read beside the map; None for what is not a file."""
+        try:
+            status = os.stat(image) if isinstance(image, str | os.PathLike) else None  # noqa: PTH116
+        except (OSError, ValueError):  # reading it says what is wrong
+            return None
+        state = status and (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return state and (os.fspath(image), *state, self.fine.layer)
 
 
 class _Threads:
@@ -199,7 +236,9 @@ class Service:
         self.metrics = Metrics()
         self.queries = QueryCache(max_bytes=settings.kept_bytes, max_age_s=settings.kept_s)
         encoder, self.inference = _encoder_for(settings)
-        self._queued = QueuedInference(self.inference, at_once=min(settings.max_batch, settings.queue))
+        self.matched = EncodingCache(max_bytes=settings.match_bytes, max_age_s=settings.kept_s)
+        at_once = min(settings.max_batch, settings.queue)
+        self._queued = QueuedInference(self.inference, at_once=at_once, kept=self.matched)
         self.live = LiveGallery(settings, encoder, self._queued, on_change=self.metrics.gallery_changed)
         self.changing = asyncio.Lock()
         self.has_changed = False
@@ -226,6 +265,7 @@ class Service:
         self._queued.connect(self._batcher.submit)
         self.metrics.queue.set_function(lambda: len(self._batcher))
         self.metrics.kept.set_function(lambda: self.queries.nbytes)
+        self.metrics.matched.set_function(lambda: self.matched.nbytes)
 
     async def stop(self) -> None:
         """Finish what waits, and let go of everything; a thread that does not end by then is left behind."""

@@ -12,7 +12,7 @@ from ..images.loading import MAX_PIXELS
 _LEAST = {
     "max_batch queue concurrency client_concurrency max_upload_bytes": 1,
     "decode_limit_s work_limit_s time_limit_s": 0.001,
-    "window_ms rate kept_bytes kept_s": 0,
+    "window_ms rate kept_bytes kept_s match_bytes": 0,
     "max_pixels": 64,
 }
 
@@ -41,6 +41,8 @@ class Settings:
         work_limit_s: for the filter of one request; `time_limit_s` would let a few of them have all threads.
         time_limit_s: for one request, from its first byte to its answer.
         kept_bytes, kept_s: how much memory the queries that can still be explained take, and for how long.
+        match_bytes: how much memory the maps of matches take that were explained within `kept_s`: the next weighting of
+            a match needs no forward pass. 0 keeps none.
         token: whoever has it may add and remove images; None makes a server that only reads.
         read_token: whoever has it (or `token`) may look and search; None lets everybody who reaches the server.
         uploads: where added images are put; by default `GALLERY.uploads` beside the gallery.
@@ -66,6 +68,7 @@ class Settings:
     time_limit_s: float = 60.0
     kept_bytes: int = 256 << 20
     kept_s: float = 900.0
+    match_bytes: int = 256 << 20
     token: str | None = field(default=None, repr=False)
     read_token: str | None = field(default=None, repr=False)
     uploads: Path | None = None

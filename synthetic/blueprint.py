@@ -29,7 +29,7 @@ _SYLLABLES = tuple(consonant + vowel for consonant, vowels in _VOWELS.items() fo
 
 
 @dataclass(frozen=True)
-class Part:
+class ToyPart:
     """One coloured piece of a class: the body, a limb behind its edge, or a mark on it.
 
     Ears, arms, feet and eyes are mirrored pairs and count as one part.
@@ -61,7 +61,7 @@ class Blueprint:
     """A class of objects: its name and its parts from back to front (limbs, the body, marks)."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[ToyPart, ...]
 
     def __post_init__(self) -> None:
         places = [part.place for part in self.parts]
@@ -69,7 +69,7 @@ class Blueprint:
             raise InputError(f"expected one body and no place twice, got {', '.join(places) or 'no parts'}")
 
     @property
-    def body(self) -> Part:
+    def body(self) -> ToyPart:
         """The part all others are attached to."""
         return next(part for part in self.parts if part.place == "body")
 
@@ -141,7 +141,7 @@ def blueprints(n_classes: int, *, seed: int = 0, relatives: float = 0.35) -> tup
                 limbs = [_pick(places, generator) for places in (("crown", "ears"), ("arms",), ("feet", "tail"))]
                 n_limbs = int(generator.integers(max(1, 2 - len(marks)), 4 - len(marks), endpoint=True))
                 chosen = sorted(generator.permutation(len(limbs))[:n_limbs])
-                body = Part("body", _pick(_BODIES, generator), _pick(tuple(INKS), generator))
+                body = ToyPart("body", _pick(_BODIES, generator), _pick(tuple(INKS), generator))
                 made = [body]
                 for place in (*(limbs[number] for number in chosen), *marks):
                     made.append(_new_part(place, body, made, generator))
@@ -155,14 +155,14 @@ def blueprints(n_classes: int, *, seed: int = 0, relatives: float = 0.35) -> tup
     return tuple(classes)
 
 
-def _new_part(place: str, body: Part, others: Sequence[Part], generator: np.random.Generator) -> Part:
+def _new_part(place: str, body: ToyPart, others: Sequence[ToyPart], generator: np.random.Generator) -> ToyPart:
     """A part for this place whose colour stands out from the body and is not yet used."""
     is_limb = place in _LIMB_ANGLES
     used = {part.colour for part in others}
     contrast = {name: int(np.abs(np.subtract(ink, INKS[body.colour])).sum()) for name, ink in INKS.items()}
     colour = _pick([name for name in INKS if name not in used and contrast[name] > 150], generator)
     size = _SIZES["limb" if is_limb else place] * generator.uniform(0.85, 1.2)
-    return Part(place, _pick(_LIMBS if is_limb else _MARKS, generator), colour, round(float(size), 2))
+    return ToyPart(place, _pick(_LIMBS if is_limb else _MARKS, generator), colour, round(float(size), 2))
 
 
 def _pick(choices: Sequence[_T], generator: np.random.Generator) -> _T:

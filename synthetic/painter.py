@@ -50,19 +50,19 @@ def _polar(radii: Sequence[float]) -> Float[np.ndarray, "n 2"]:
     return points
 
 
-def _rounded(points: Float[np.ndarray, "n 2"], *, cut: float = 0.12) -> Float[np.ndarray, "m 2"]:
-    """The closed polygon with soft corners: two rounds of corner cutting, the first by this share."""
-    for share in (cut, 0.25):
+def _rounded(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "m 2"]:
+    """The closed polygon with soft corners: two rounds of corner cutting."""
+    for share in (0.12, 0.25):
         following = np.roll(points, -1, axis=0)
         ends = [(1 - share) * points + share * following, share * points + (1 - share) * following]
         points = np.stack(ends, axis=1).reshape(-1, 2)
     return points
 
 
-def _ring(outer: float, inner: float) -> Float[np.ndarray, "n 2"]:
+def _ring() -> Float[np.ndarray, "n 2"]:
     """An annulus as one polygon: once around outside, a seam, once around inside."""
     circle = np.concatenate([_polar([1.0] * 36), _polar([1.0])])
-    return np.concatenate([outer * circle, inner * circle[::-1]])
+    return np.concatenate([circle, 0.52 * circle[::-1]])
 
 
 def _heart() -> Float[np.ndarray, "n 2"]:
@@ -105,7 +105,7 @@ _OUTLINES: dict[str, Callable[[], Float[np.ndarray, "n 2"]]] = {
     "drop": _drop,
     "heart": _heart,
     "flower": lambda: _polar([0.8 + 0.24 * float(np.cos(6 * a)) for a in np.arange(48) * (np.pi / 24)]),
-    "ring": lambda: _ring(1.0, 0.52),
+    "ring": _ring,
     "crescent": _crescent,
 }
 OUTLINES: tuple[str, ...] = tuple(_OUTLINES)
@@ -247,9 +247,8 @@ class Light:
     @classmethod
     def draw(cls, generator: np.random.Generator) -> Light:
         """Light from somewhere above, between overcast and bright, between warm and cold."""
-        angle, exposure, warmth, fall_off, grain = generator.uniform(
-            [-2.6, 0.82, -0.07, 0.0, 1.0], [-0.5, 1.12, 0.07, 0.3, 5.0]
-        )
+        low, high = [-2.6, 0.82, -0.07, 0.0, 1.0], [-0.5, 1.12, 0.07, 0.3, 5.0]
+        angle, exposure, warmth, fall_off, grain = generator.uniform(low, high)
         return cls(angle, exposure, (1 + warmth, 1.0, 1 - warmth), fall_off, grain)
 
 

@@ -142,14 +142,12 @@ class Camera:
         scene = texture(upper, rows, columns, generator=generator)
         horizon = int(rows * generator.uniform(0.45, 0.65))
         scene[horizon:] = texture(lower, rows - horizon, columns, generator=generator)
-        warmth, green, gamma, contrast, blur = generator.uniform(
-            [-0.22, -0.10, 0.70, 0.62, 0.0], [0.22, 0.10, 1.45, 1.08, 1.1]
-        )
-        gains = np.array([1 + warmth, 1 + green, 1 - warmth], np.float32)
+        low, high = [-0.22, -0.10, 0.70, 0.62, 0.0], [0.22, 0.10, 1.45, 1.08, 1.1]
+        warmth, green, gamma, contrast, blur = generator.uniform(low, high)
         shares = generator.dirichlet([0.8] * 4)
         return cls(
             backdrop=(0.35 * scene.mean() + 0.65 * scene).astype(np.float32),  # streets are duller than posters
-            gains=gains,
+            gains=np.array([1 + warmth, 1 + green, 1 - warmth], np.float32),
             gamma=float(gamma),
             contrast=float(contrast),
             blur=float(blur),

@@ -90,9 +90,8 @@ def draw_scene(
         fade = generator.uniform(0.9, 1.1, 3)  # the paint is never quite the same twice
         for part, pair in zip(blueprint.parts, polygons, strict=True):
             red, green, blue = (np.array(INKS[part.colour]) * fade).clip(0, 255).astype(int).tolist()
-            layers.append(
-                Layer(pair, (red, green, blue), 1.0 if part.is_limb else 2.0 if part.place == "body" else 2.7)
-            )
+            level = 1.0 if part.is_limb else 2.0 if part.place == "body" else 2.7
+            layers.append(Layer(pair, (red, green, blue), level))
     image, index = compose(ground, layers, light=Light.draw(generator), generator=generator)
     shown = []
     for blueprint, start in zip(objects, first, strict=True):

@@ -39,11 +39,7 @@ class WalkerSet:
 
     @classmethod
     def read(cls, folder: str | Path) -> WalkerSet:
-        """The set that `write_walkers` left in the folder.
-
-        Raises:
-            InputError: the folder holds none.
-        """
+        """The set that `write_walkers` left in the folder; InputError if it holds none."""
         root = Path(folder)
         if not (root / "walkers.csv").is_file():
             raise InputError(f"{root} holds no walkers.csv; write a set with `distcam reid walkers`")
@@ -65,8 +61,7 @@ class WalkerSet:
     def mask(self, path: str, *parts: str) -> UInt8[np.ndarray, "h w"]:
         """The part of each pixel of an image (see `PARTS`), or with names 1 where one of these parts is seen, else 0.
 
-        Raises:
-            InputError: the set was written without masks, or a part does not exist.
+        InputError if the set was written without masks, or a part does not exist.
         """
         file = self.mask_file(path)
         if not file.is_file():
@@ -141,11 +136,11 @@ def write_walkers(
         raise InputError(f"expected 4 to 9999 identities and 2 to 9 cameras, got {identities} and {cameras}")
     shares = (look_alikes, distractors, junk)
     if images_per_camera < 2 or not all(0 <= share <= 1 for share in shares):
-        got = f"{images_per_camera}, {shares}"
-        raise InputError(f"expected 2 or more images per camera and shares in [0, 1], got {got}")
+        expected = "2 or more images per camera and shares in [0, 1]"
+        raise InputError(f"expected {expected}, got {images_per_camera}, {shares}")
     if min(size) < 16 or not 1 <= quality <= 95 or seed < 0:
-        got = f"{size}, {quality}, {seed}"
-        raise InputError(f"expected a size from 16, a quality from 1 to 95, a seed from 0; got {got}")
+        expected = "a size from 16, a quality from 1 to 95, a seed from 0"
+        raise InputError(f"expected {expected}; got {size}, {quality}, {seed}")
     people = _people(identities, look_alikes, np.random.default_rng([seed, 1]))
     shots = list(_shots(people, cameras, images_per_camera, (distractors, junk), seed))
     views = [Camera.draw(np.random.default_rng([seed, 2, number]), number=number) for number in range(cameras)]
@@ -226,14 +221,8 @@ def _draw(
         at = Moment.draw(camera, generator)._replace(middle=side + float(generator.uniform(-0.12, 0.12)))
         others = ((Walker.draw(generator), at),)
     person = shot.person
-    image, mask = draw_pedestrian(
-        None if person is None else person.walker,
-        camera,
-        moment,
-        others=others,
-        obstacle=obstacle,
-        size=size,
-        generator=generator,
-    )
+    walker = None if person is None else person.walker
+    around: dict[str, Any] = {"others": others, "obstacle": obstacle, "size": size}
+    image, mask = draw_pedestrian(walker, camera, moment, **around, generator=generator)
     twin = ("", "") if person is None or shot.identity < 1 else (person.look_alike or "", person.differs_in)
     return image, mask, (shot.identity, shot.camera, moment.facing, obstacle, *twin)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.ndimage import label
 from torch import Tensor, nn
 
 from distcam.encoders.layers import evaluating
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.images.masks import VOID
-from distcam.metrics.maps import labelled
 from distcam.segmentation.data import MaskedImages, label_map
 
 
@@ -66,7 +66,7 @@ class PixelData:
             numbers = np.zeros(known.shape, dtype=np.int64)
             for c in np.unique(known).tolist():
                 if c not in (VOID, background):
-                    own = labelled(known == c)
+                    own = label(known == c, np.ones((3, 3)))[0]
                     numbers = np.where(own > 0, own + numbers.max(), numbers)
             classes.append(torch.from_numpy(known))
             instances.append(torch.from_numpy(numbers))

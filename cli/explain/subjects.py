@@ -201,7 +201,6 @@ def encoder_subject(asked: Asked, own: Encoder | None, gallery: Path | None, met
     import torch
 
     from ...encoders import evaluating
-    from ...images import read_image
     from ...index import Gallery
     from ...retrieval import Retriever
     from ...retrieval.evidence import surroundings_of
@@ -219,7 +218,7 @@ def encoder_subject(asked: Asked, own: Encoder | None, gallery: Path | None, met
         options = {"mean": around.mean, "surroundings": around, "is_class": asked.kind == "prototype"}
     if asked.kind == "match" or opened is None:
         with evaluating(encoder), torch.no_grad():
-            pixels = encoder.transform.normalise(encoder.transform(read_image(asked.value))[None])
+            pixels = encoder.transform.normalise(encoder.transform.read(asked.value)[0][None])
             return EncoderSubject(encoder, (asked.value,), encoder(pixels).embedding, metric, options)
     if not opened.prototypes.labels:
         raise InputError(f"{gallery} has no labels, so it has no class prototypes; use match:OTHER.jpg")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,8 +38,7 @@ Queries = Annotated[int, typer.Option(min=1, help="Query images per class.")]
 Episodes = Annotated[int, typer.Option(min=2, help="How many episodes.")]
 Seed = Annotated[int, typer.Option(min=0, help="Which list of episodes.")]
 Dirichlet = Annotated[
-    int | None,
-    typer.Option(min=1, help="Unbalanced queries: concentration of their class proportions; 2 is usual."),
+    int | None, typer.Option(min=1, help="Unbalanced queries: concentration of their class proportions; 2 is usual.")
 ]
 EncoderChoice = Annotated[
     str | None,
@@ -134,11 +133,8 @@ def evaluate(
     tested = opened[part]
     if episodes_file is None:
         sources.refuse_prescribed(opened, part)
-    loaded = (
-        None
-        if encoder is None
-        else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
-    )
+    chosen: dict[str, Any] = {"fit": fit, "size": image_size, "layer": layer, "readout": readout}
+    loaded = None if encoder is None else load_encoder(encoder, weights, **chosen)
     encode = partial(
         sources.features_of, encoder=loaded, folder=features or out_file.with_suffix(".features"),
         batch_size=batch_size, workers=workers, device=device, overwrite=overwrite, strict=strict,
@@ -160,12 +156,11 @@ def evaluate(
     overlap = say_overlap(overlap_of(encodings, tested, loaded))
     names = [record.path for record in encodings.records]
     short_name = str(encodings.encoder.get("short_name", ""))
+    answer = partial(fewshot.evaluate, encodings.embeddings, manifest, names=names, encoder=short_name)
     results = []
     with progress_bar("methods") as progress:
         for name in methods:
-            classifier = classifier_of(name, mean=mean)
-            found = fewshot.evaluate(encodings.embeddings, manifest, classifier, names=names, encoder=short_name)
-            results.append(found)
+            results.append(answer(classifier_of(name, mean=mean)))
             progress(len(results), len(methods))
     about = {
         "data": data, "part": part, "split_hash": tested.split_hash, "encoder": encoder, "weights": weights,
@@ -226,9 +221,8 @@ def compare(
         return
     say(comparison.table())
     ratio = comparison.variance_ratio
-    say(
-        f"an unpaired comparison would need {ratio:.1f} × as many episodes" if ratio < 1e6 else "no difference anywhere"
-    )
+    times = f"an unpaired comparison would need {ratio:.1f} × as many episodes"
+    say(times if ratio < 1e6 else "no difference anywhere")
     if needed is not None:
         say(
             f"a difference of {100 * abs(sought):.2f} points is found in 80 % of cases with {needed:,} episodes "

@@ -98,9 +98,8 @@ def base_mean(
         split = opened["base"]
         found = encode(split)
     else:
-        raise InputError(
-            f"simpleshot-cl2n centres by the mean of base classes, and {opened.name} has no base part; give --base DATA"
-        )
+        lacks = f"{opened.name} has no base part; give --base DATA"
+        raise InputError(f"simpleshot-cl2n centres by the mean of base classes, and {lacks}")
     row = {record.path: number for number, record in enumerate(found.records)}
     names = [name for name in split.names.tolist() if name not in found.skipped]
     mean = torch.from_numpy(found.embeddings[[row[name] for name in names]]).mean(0)

@@ -10,8 +10,9 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.lib import format as npy
@@ -56,7 +57,7 @@ def read_member(archive: zipfile.ZipFile, name: str, *, file: Path, most: int | 
     return data
 
 
-class Npz:
+class Npz(AbstractContextManager["Npz"]):
     """The plain arrays of an npz by name; nothing pickled is read, and no header is believed."""
 
     def __init__(self, file: Path) -> None:
@@ -66,9 +67,6 @@ class Npz:
         except _BROKEN as error:
             raise InputError(f"{file}: is no npz of plain arrays ({error})") from error
         self.files = [name.removesuffix(".npy") for name in self._archive.namelist()]
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._archive.close()
@@ -114,8 +112,8 @@ def data_of_arrays(name: str, files: Mapping[str, Path], read: Callable[[Path], 
         seen: dict[str, int] = {}
         names = []
         for label in labels:
-            names.append(f"{label}/{seen.setdefault(label, 0):05d}")
-            seen[label] += 1
+            seen[label] = number = seen.get(label, -1) + 1
+            names.append(f"{label}/{number:05d}")
         parts[part] = Split(f"{name}/{part}", np.array(names), np.array(labels), ArrayImages(file, load))
     return FewShotData(name, parts)
 
@@ -146,9 +144,8 @@ def read_pickled_images(file: Path) -> Archive:
         name_of = {number: str(name) for name, number in names.items()} if isinstance(names, dict) else {}
         numbers = array_of(content["labels"], f"{file}: labels").tolist()
         return images.__getitem__, _checked([name_of.get(number, f"{number}") for number in numbers], images, file)
-    raise InputError(
-        f"{file}: expected image_data and class_dict, or data and labels; got {', '.join(map(str, content))}"
-    )
+    got = ", ".join(map(str, content))
+    raise InputError(f"{file}: expected image_data and class_dict, or data and labels; got {got}")
 
 
 def read_npz(file: Path, labels: Sequence[str] | None = None) -> Archive:

@@ -1,13 +1,11 @@
 """Reading the pickles in which few-shot benchmarks were handed around, without running anything that is in them.
 
-A pickle is a program. This reader lets it build dictionaries, lists, tuples, strings, numbers and bytes, and nothing
-else: the few names that an array needs stand for inert objects of ours, which only keep what they are given, and every
-other name ends the reading. Not even NumPy's own reconstruction is called, since it trusts its arguments; arrays are
-made afterwards from their bytes, for plain number types only.
+A pickle is a program. This reader lets it build dictionaries, lists, tuples, strings, numbers and bytes; the few names
+that an array needs stand for inert objects of ours, and every other name ends the reading. NumPy's own reconstruction
+trusts its arguments, so arrays are made afterwards from their bytes, for plain number types only.
 
-Before it is run, the program is read through: nine bytes of it can name a place in its memory that costs gigabytes, and
-a tuple in a tuple, a hundred thousand times, ends the process, and hashing a key that is made of shared tuples, or many
-keys of one hash, never ends. What it makes out of its own bytes is counted.
+Before it is run, the program is read through: nine bytes can name a place in memory that costs gigabytes, tuples nested
+a hundred thousand times end the process, and hashing shared tuples, or many keys of one hash, never ends.
 """
 
 from __future__ import annotations
@@ -76,9 +74,8 @@ class _Array:
                 raise InputError("an array without shape, type or bytes")
         kind = dtype.resolve()
         raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote strings
-        if not all(isinstance(side, int) and side >= 0 for side in shape) or math.prod(shape) * kind.itemsize != len(
-            raw
-        ):
+        is_shape = all(isinstance(side, int) and side >= 0 for side in shape)
+        if not is_shape or math.prod(shape) * kind.itemsize != len(raw):
             raise InputError(f"an array of shape {shape} with {len(raw)} bytes of {kind}")
         return np.frombuffer(raw, kind).reshape(shape, order="F" if is_fortran else "C")
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import drop_block2d
 
 from ...errors import InputError
+from .torchvisions import ops
 
 
 class Conv4(nn.Module):
@@ -75,8 +75,9 @@ class DropBlock(nn.Module):
     def forward(self, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
         """The feature map, in training mode with holes."""
         if self.training:
-            feature_map = drop_block2d(feature_map, p=self.current_rate, block_size=self.size)
+            rate = self.current_rate
             self.num_batches_tracked += 1
+            feature_map = ops.drop_block2d(feature_map, p=rate, block_size=self.size)
         return feature_map
 
     def extra_repr(self) -> str:

@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.vision_transformer import VisionTransformer
 
 from ...errors import InputError
 from ...images.transform import Transform
@@ -23,6 +21,7 @@ from ..names import needs_weights
 from ..state_dicts import load_state, say_what_is_left
 from ..weight_files import drawn_from, fetch_imagenet, read_state_dict, uninitialised, usual_transform
 from .registry import with_last_stage
+from .torchvisions import models
 
 Kind = Literal["classifier", "segmenter"]
 
@@ -161,6 +160,6 @@ def _with_layer(model: nn.Module, kind: Kind) -> tuple[nn.Module, str]:
     """The end of a segmenter's backbone, a classifier's last map, or a transformer's input to its last attention."""
     if kind == "segmenter":
         return model, f"backbone.{list(dict(model.get_submodule('backbone').named_children()))[-1]}"
-    if isinstance(model, VisionTransformer):  # behind the last attention only the class token counts
+    if isinstance(model, models.VisionTransformer):  # behind the last attention only the class token counts
         return model, f"encoder.layers.{list(dict(model.encoder.layers.named_children()))[-1]}.ln_1"
     return with_last_stage(model)

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models.vision_transformer import VisionTransformer
 
 from ...errors import InputError, ShapeError
 from ...images.transform import Transform
@@ -25,6 +23,7 @@ from ..names import library_of
 from ..readouts import ReadOut, read_out
 from .few_shot import Conv4, ResNet12, WideResNet
 from .resnet38 import RESNET38_SPARE, ResNet38
+from .torchvisions import models
 
 _OWN: dict[str, tuple[Callable[..., nn.Module], str, frozenset[str]]] = {  # with the last layer, and spare weights
     "conv4": (Conv4, "encoder.3", frozenset()),
@@ -123,7 +122,7 @@ def _torchvisions(name: str, image_size: tuple[int, int], options: Mapping[str, 
                 module.stride = (last_stride, last_stride)
     if output_stride is not None:
         dilate(model, output_stride)
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, models.VisionTransformer):
         return Backbone(TransformerTrunk(model), "encoder", spare)
     stages = _stages(model)
     return Backbone(nn.Sequential(stages), _last_layer(stages), spare)
@@ -172,7 +171,7 @@ def with_last_stage(model: nn.Module) -> tuple[nn.Module, str]:
 class TransformerTrunk(nn.Module):
     """Torchvision's ViT up to its last layer norm, as a map of patches: the class token takes part and is dropped."""
 
-    def __init__(self, model: VisionTransformer) -> None:
+    def __init__(self, model: models.VisionTransformer) -> None:
         super().__init__()
         self.class_token, self.conv_proj, self.encoder = model.class_token, model.conv_proj, model.encoder
         self.image_size = model.image_size

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -36,7 +34,7 @@ def save_drawing(
         if kind == ".npz":
             np.savez_compressed(aside, allow_pickle=False, **arrays())
         else:
-            draw().save(aside)
+            draw().save(aside, compress_level=1)  # photographs: 9 % larger, a third of the time
     return path
 
 
@@ -60,7 +58,11 @@ class Thumbnails(dict[str, dict[str, Any]]):
 
 def numbers(raw: Tensor) -> list[float]:
     """A map's values in reading order, rounded."""
-    return [float(f"{value:.{DIGITS}g}") for value in raw.flatten().tolist()]
+    values = raw.flatten().double().numpy()
+    places = DIGITS - 1 - np.floor(np.log10(np.abs(values), where=values != 0, out=np.zeros_like(values)))
+    up, down = (10.0 ** each.clip(min=0) for each in (places, -places))  # powers from 1 up are exact
+    rounded: list[float] = (np.rint(values * up / down) / up * down).tolist()
+    return rounded
 
 
 def write_html(
@@ -74,6 +76,9 @@ def write_html(
     **content: Any,
 ) -> Path:
     """Write a report as one HTML file; an existing one is replaced. All text in it is escaped."""
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from markupsafe import Markup
+
     base = files(__package__).joinpath("base.html").read_text(encoding="utf-8")
     environment = Environment(loader=DictLoader({"base.html": base}), autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}

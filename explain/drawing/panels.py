@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -125,11 +126,11 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> s
     font = text_font(size)
     if draw.textlength(text, font=font) <= width:
         return text
-    while text and draw.textlength(text + "…", font=font) > width:
-        text = text[:-1]
-    return text + "…"
+    cut = bisect_left(range(1, len(text)), True, key=lambda n: draw.textlength(text[:n] + "…", font=font) > width)
+    return text[:cut] + "…"
 
 
+Seen = TypeVar("Seen", Box, Box | None)
 Style = Literal["overlay", "contour", "box"]
 Scale = Literal["each", "shared"]
 
@@ -279,6 +280,9 @@ def map_panel(
         ends = (f"{low:.3g}", f"{high:.3g}")
     bar = blank = Image.new("RGB", (size, 1), WHITE)
     if look.style == "overlay":
+        query, view = _reduced(query, view, size)
+        reduced = [_reduced(*each, size) for each in zip(references, views, strict=True)]
+        references, views = [tile for tile, _ in reduced], [seen for _, seen in reduced]
         bar = legend(size, colours=look.colours, low=ends[0], high=ends[1])
     rows = [[query, *references]]
     if query_maps is not None:
@@ -296,6 +300,16 @@ def map_panel(
         drawn_beside = map_tiles([query.image] * n, beside, views=[view] * n, look=plain)
         rows.append([Tile(blank, caption="beside it: Dist-CAM"), *drawn_beside])
     return _with_words(grid(rows, tile_size=size, gap_after_first=2 * GAP), words)
+
+
+def _reduced(tile: Tile, view: Seen, tile_size: int) -> tuple[Tile, Seen]:
+    """A tile with its image as small as it is shown, and the view in the new pixels; smooth colours look alike."""
+    width, height = _fitted(tile.image, tile_size)
+    if width >= tile.image.width:
+        return tile, view
+    scale = width / tile.image.width, height / tile.image.height
+    small = tile.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    return replace(tile, image=small), view and view.scaled(*scale)
 
 
 def _with_words(image: Image.Image, words: Sequence[str]) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ...errors import ImageError, InputError
 from ...remarks import remark
-from ..geometry import Box
+from ..geometry import Box, turned
 from ..joining import Names
 from ..loading import size_and_orientation
 
@@ -119,20 +119,6 @@ class Drawn(NamedTuple):
     path: str
     file: Path
     annotation: Annotation
-
-
-def turned(box: Box, orientation: int, size: Size) -> Box:
-    """A box of stored pixels, in an image of `size`, in those of the upright image.
-
-    >>> turned(Box(0, 0, 3, 1), 6, (4, 2))  # the camera was held upright: what was left is now the top
-    Box(left=1, top=0, right=2, bottom=3)
-    """
-    width, height = size
-    left, top, right, bottom = box
-    across, down = Box(width - right, top, width - left, bottom), Box(left, height - bottom, right, height - top)
-    both = Box(across.left, down.top, across.right, down.bottom)
-    flipped = {1: box, 2: across, 3: both, 4: down, 5: box, 6: down, 7: both, 8: across}[orientation]
-    return flipped if orientation < 5 else Box(flipped.top, flipped.left, flipped.bottom, flipped.right)
 
 
 def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> list[Annotation]:

@@ -23,7 +23,6 @@ from ...encoders.regions import MaskPooling, pooled_under
 from ...errors import FingerprintMismatchError, GalleryExistsError, InputError
 from ...files import Storage, after_commit
 from ...images.listing import Listing, list_images
-from ...images.loading import read_image
 from ...images.masks import MaskFolder
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...metrics.fusion import LineScale
@@ -164,10 +163,10 @@ def encoding_stream(
         weights: dict[int, Tensor | None] = {}  # of the offers that are on their way
 
         def load(offer: Offer) -> Tensor:
-            image = read_image(read_offer(offer))
+            pixels, size = inference.transform.read(read_offer(offer))
             if under is not None:
-                weights[id(offer)] = under.weights(offer.path, image.size)
-            return inference.transform(image)
+                weights[id(offer)] = under.weights(offer.path, size)
+            return pixels
 
         for batch in inference.stream(
             offers, load=load, workers=settings.workers, maps=store_maps or under is not None

@@ -21,7 +21,6 @@ from torch import nn
 
 from ...encoders import Encoder, Inference
 from ...errors import GalleryError, ImageError, InputError, MissingExtraError
-from ...images.loading import read_image
 from ...images.masks import MaskFolder
 from ..storage.manifest import Spec
 from ..storage.segments import Vectors
@@ -229,7 +228,7 @@ class _Worker:
         answer = []
         for batch in self._inference.stream(
             offers,
-            load=lambda offer: transform(read_image(read_offer(offer))),
+            load=lambda offer: transform.read(read_offer(offer))[0],
             workers=self._workers,
             maps=self._spec.map_shape is not None,
         ):

@@ -2,7 +2,8 @@
 
 What FAISS documents, and what is done about it: a copy takes 1.5 GB of scratch memory unless told otherwise; `k` and
 `nprobe` are at most 2048; a set of resources serves one thread at a time; row numbers of lists fit into 32 bits;
-half-precision flat vectors cannot be sharded by FAISS's own cloner; filters exist on the CPU alone.
+half-precision flat vectors cannot be sharded by FAISS's own cloner; filters exist on the CPU alone. Products in TF32
+(`NVIDIA_TF32_OVERRIDE=1` has them everywhere) are found out by a trial, and bounded as those of halves are.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Placement(NamedTuple):
 
 
 class GpuIndex:
-    """An index on GPUs; any thread may search it, one after the other."""
+    """An index on GPUs; any thread may search it, one after the other. `is_half`: its products have ten bits."""
 
     def __init__(self, index: Any, *, resources: Sequence[Any] = (), is_half: bool = False) -> None:
         self.is_half = is_half
@@ -180,7 +181,30 @@ def copy_to_gpus(index: Any, *, device: str, radius: float) -> GpuIndex | None:
             copy = faiss.index_cpu_to_gpu_multiple_py(resources, index, options, list(devices))
     except RuntimeError:  # another process took the memory, or FAISS lacks these numbers of parts or bits
         return None
-    return GpuIndex(copy, resources=resources, is_half=plan.is_half)
+    is_half = plan.is_half or (isinstance(inner_index(index), faiss.IndexFlat) and rounds_products(copy, index))
+    return GpuIndex(copy, resources=resources, is_half=is_half)
+
+
+def rounds_products(copy: Any, index: Any) -> bool:
+    """True if a copy multiplies with ten bits of its numbers, as TF32 does; FAISS forbids it, the environment may not.
+
+    Vectors with one number, 1 + 2⁻¹² times a power of two, are searched: ten bits lose the 2⁻¹², floats nothing.
+    """
+    stored = reconstructed(index, 0, min(64, int(index.ntotal))).astype(np.float64)
+    lengths = np.linalg.norm(stored, axis=1)
+    lengths = 2.0 ** np.round(np.log2(lengths, where=lengths > 0, out=np.zeros_like(lengths)))
+    queries = np.zeros_like(stored)
+    np.put_along_axis(queries, np.abs(stored).argmax(1)[:, None], (lengths * (1 + 2.0**-12))[:, None], axis=1)
+    found, rows = searched(copy, queries.astype(np.float32), 1)
+    nearest = np.stack([reconstructed(index, int(row), 1)[0] for row in rows[:, 0]]).astype(np.float64)
+    exact = products = (queries * nearest).sum(1)
+    slack = 2.0**-15 * np.abs(products)
+    if index.metric_type == faiss.METRIC_L2:
+        exact = ((queries - nearest) ** 2).sum(1)
+        slack = slack + 2.0**-20 * (lengths + np.linalg.norm(nearest, axis=1)) ** 2
+    elif index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        return False
+    return bool((np.abs(found[:, 0] - exact) > slack).any())
 
 
 def shards_of(index: Any, count: int, place: Callable[[Any, int], Any]) -> Any:

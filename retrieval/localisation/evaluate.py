@@ -20,7 +20,7 @@ from ...explain import peak_in_box, rectify, upsample
 from ...explain.checks.sanity import two_object_preference
 from ...explain.places import project, sample_mask
 from ...files import file_digests
-from ...images import Box, Listing, read_image
+from ...images import Box, Listing
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size
 from ...metrics import Metric
@@ -173,10 +173,9 @@ def _seen(
     read: dict[Path, tuple[Tensor, tuple[int, int], NDArray[np.bool_] | None]] = {}
 
     def load(image: BoxedImage) -> Tensor:
-        opened = read_image(image.file, whole=True)
-        pixels = transform(opened)
-        mask = None if masks is None else _mask_of(image, opened.size, masks, astray)
-        read[image.file] = (pixels, opened.size, mask)
+        pixels, size = transform.read(image.file, whole=True)
+        mask = None if masks is None else _mask_of(image, size, masks, astray)
+        read[image.file] = (pixels, size, mask)
         return pixels
 
     def projected(image: BoxedImage, labels: Sequence[str], size: tuple[int, int]) -> list[Box]:

@@ -22,7 +22,7 @@ from ...encoders.weight_files import fetch_imagenet, read_state_dict
 from ...errors import InputError
 from ...explain.methods.surroundings import Surroundings
 from ...explain.targets import distances
-from ...images import Listing, read_image
+from ...images import Listing
 from ...images.masks import MaskFolder
 from ...index.prototypes import PrototypeStore
 from ...metrics import Metric
@@ -87,9 +87,9 @@ def encode_both_ways(
 
     def load(item: tuple[Path, str]) -> Tensor:
         file, path = item
-        image = read_image(file, whole=True)
-        weights[file] = None if under is None else under.weights(path, image.size)
-        return inference.transform(image)
+        pixels, size = inference.transform.read(file, whole=True)
+        weights[file] = None if under is None else under.weights(path, size)
+        return pixels
 
     for batch in inference.stream(listed, load=load):
         if strict and batch.failures:

@@ -24,17 +24,14 @@ from ...encoders import Encoder
 from ...encoders.layers import evaluating, require_layer, returned_by
 from ...errors import InputError
 from ...training.engine.optimisation import whole_backbone
+from ...training.recipes.tables import Table
 
 Scaling = Literal["max", "range"]
 _EPS = 1e-5
 
 
 def class_maps(feature_map: Float[Tensor, "b k h w"], weights: Float[Tensor, "c k"]) -> Float[Tensor, "b c h w"]:
-    """Y, raw and signed; its mean over positions is the class's logit.
-
-    >>> class_maps(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]), torch.tensor([[1.0, -1.0]])).tolist()
-    [[[[-2.0, -2.0]]]]
-    """
+    """Y, raw and signed; its mean over positions is the class's logit."""
     return functional.conv2d(feature_map, weights[:, :, None, None])
 
 
@@ -43,12 +40,7 @@ def scaled_maps(
 ) -> Float[Tensor, "b c h w"]:
     """The maps in [0, 1], each without its negative part and on its own scale, inside the gradient graph.
 
-    A map that is the same everywhere points nowhere and becomes 0, as does one without a positive value, or of a class
-    that `labels`, 0/1 columns, say is absent. "range" also subtracts the minimum, as the published codes of SEAM and
-    CPN do: a map that is large everywhere then shows where it is largest.
-
-    >>> scaled_maps(torch.tensor([[[[-1.0, 2.0, 4.0]], [[3.0, 3.0, 3.0]]]])).tolist()
-    [[[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]]]]
+    A map without shape, or of a class that `labels` say is absent, is 0. "range" also subtracts the minimum.
     """
     if scaling not in ("max", "range"):
         raise InputError(f"unknown scaling {scaling!r}: expected 'max' or 'range'")
@@ -61,39 +53,21 @@ def scaled_maps(
     return scaled if labels is None else scaled * labels[:, :, None, None].to(scaled)
 
 
-def background_score(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> Float[Tensor, "b 1 h w"]:
-    """`(1 - max_c Y^c)^a`, in [0, 1]; a > 1 leaves the background less.
-
-    Source: [CPN] Eq. 16; Ahn and Kwak, AffinityNet, 2018, Eq. 2.
-
-    >>> background_score(torch.tensor([[[[0.25, 1.0]], [[0.5, 0.0]]]]), power=2.0).tolist()
-    [[[[0.25, 0.0]]]]
-    """
+def with_background(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> Float[Tensor, "b c_plus_1 h w"]:
+    """The background's score `(1 - max_c Y^c)^a` ([CPN] Eq. 16), then the classes, as masks number them, in [0, 1]."""
     if power <= 0:
         raise InputError(f"expected a power above 0, got {power}")
-    return (1 - scaled.amax(1, keepdim=True)).clamp(0, 1) ** power
-
-
-def with_background(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> Float[Tensor, "b c_plus_1 h w"]:
-    """Background first, then the classes, as masks number them."""
-    return torch.cat([background_score(scaled, power=power), scaled], 1)
+    return torch.cat([(1 - scaled.amax(1, keepdim=True)).clamp(0, 1) ** power, scaled], 1)
 
 
 def hardest(errors: Float[Tensor, "b c h w"], share: float | None) -> Tensor:
-    """The mean of each image's largest errors, that share of all of its elements; of all if `share` is None.
-
-    >>> hardest(torch.tensor([[[[1.0, 5.0, 3.0, 0.0]]]]), 0.5).item()
-    4.0
-    """
+    """The mean of each image's largest errors, that share of all of its elements; of all if `share` is None."""
     flat = errors.flatten(1)
     return flat.mean() if share is None else flat.topk(max(int(share * flat.shape[1]), 1), dim=1).values.mean()
 
 
 def min_pooling_loss(refined: Float[Tensor, "b c h w"]) -> Tensor:
-    """The mean of the lowest quarter of the positions' highest class scores: some of the image is no object.
-
-    Source: the published codes of SEAM and CPN; in neither paper.
-    """
+    """Mean of the lowest quarter of the highest class scores, from SEAM's and CPN's code: some of it is no object."""
     highest = refined.amax(1).flatten(1)
     return highest.topk(max(highest.shape[1] // 4, 1), dim=1, largest=False).values.clamp(min=0).mean()
 
@@ -108,22 +82,13 @@ _STAGES = {
 
 
 def affinity(embedded: Float[Tensor, "b d n"]) -> Float[Tensor, "b n n"]:
-    """J, how alike two positions are, in [0, 1]: ReLU of their cosine ([CPN] Eq. 10).
-
-    A position whose embedding is 0 is like none.
-
-    >>> affinity(torch.tensor([[[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]])).tolist()
-    [[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]
-    """
+    """J, how alike two positions are, in [0, 1]: ReLU of their cosine ([CPN] Eq. 10)."""
     unit = functional.normalize(embedded, dim=1)
     return (unit.mT @ unit).clamp(min=0)
 
 
 def pixel_correlation(maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
-    """Y_pcm: each position takes the mean of the maps over the positions that are like it; 0 where none is.
-
-    Source: [CPN] Eq. 9, after Wang et al., SEAM, 2020, Eq. 8.
-    """
+    """Y_pcm: the mean of the maps over the positions that are like each; 0 where none is ([CPN] Eq. 9)."""
     alike = affinity(embedded.flatten(2))
     # divided after the product, which is c/hw of the work
     refined = (maps.flatten(2) @ alike) / alike.sum(1, keepdim=True).clamp(min=1e-5)
@@ -131,18 +96,13 @@ def pixel_correlation(maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b
 
 
 class Prcm(nn.Module):
-    """Pixel-region correlation: each class's own mean of the features says which positions belong to it.
+    """Pixel-region correlation: each class's mean of X says which positions belong to it ([CPN] Eq. 11-12).
 
-    X has `in_dim` channels, g(X) `dim`. The softmax is over the classes of a position, or over the positions ("pixel")
-    as in the published code, where it is about 1/hw everywhere; that also divides by √(c + 1).
-
-    Source: [CPN] Eq. 11-12.
+    The softmax is over a position's classes, or, as in the published code, over positions ("pixel", by √(c + 1)).
     """
 
     def __init__(self, in_dim: int, dim: int, *, softmax: PrcmSoftmax = "class") -> None:
         super().__init__()
-        if softmax not in ("class", "pixel"):
-            raise InputError(f"unknown prcm_softmax {softmax!r}: expected 'class' or 'pixel'")
         self.softmax = softmax
         self.phi = nn.Linear(in_dim, dim, bias=False)
 
@@ -157,55 +117,45 @@ class Prcm(nn.Module):
         return maps * gate.view_as(maps)
 
 
-class MapRefinement(nn.Module):
-    """PCM and PRCM on one embedding of X, the image and what two stages of the network say about it.
+class RefinementSettings(Table):
+    """Options of the refinement, under the names that a recipe gives them."""
 
-    With J, how alike positions are, and Y the scaled maps, background among them:
+    pcm: bool = True  # refine by PCM
+    prcm: bool = True  # refine by PRCM; without both there is no refinement
+    prcm_softmax: PrcmSoftmax = "class"  # see `Prcm`
+    scaling: Scaling = "max"  # see `scaled_maps`
+    power: float = 1.0  # a of the background's score
+
+
+class MapRefinement(nn.Module):
+    """PCM and PRCM on one embedding g(X) of X, the image and what two stages of the network say about it.
 
         J_ij = ReLU(cos(g(X)_i, g(X)_j)),   Y_pcm,i = Σ_j Y_j J_ji / Σ_j J_ji                 PCM   [CPN] Eq. 9-10
         Z = softmax(Y) Xᵀ,   P_R = ReLU(φ(Z)) g(X),   Y_prcm = Y ∘ softmax(P_R)               PRCM  [CPN] Eq. 11-12
-        Ỹ = Y_pcm + Y_prcm
 
-    X = [stage 3 → 64 channels, stage 4 → 128 channels, the image in the maps' size]; g and φ are 1×1 convolutions to
-    192 channels. Neither X nor Y carries a gradient: the refinement learns, the network that it looks at does not. The
-    softmax of Z is over positions. What the paper leaves open is in docs/guides/segment.md.
+    Neither X nor the maps Y carry a gradient; the sum of Y_pcm and Y_prcm is the refined map.
     """
 
-    def __init__(
-        self,
-        stage_dims: tuple[int, int],
-        *,
-        pcm: bool = True,
-        prcm: bool = True,
-        prcm_softmax: PrcmSoftmax = "class",
-        scaling: Scaling = "max",
-        power: float = 1.0,
-    ) -> None:
+    def __init__(self, stage_dims: tuple[int, int], settings: RefinementSettings | None = None) -> None:
         super().__init__()
-        if not (pcm or prcm):
+        self.stage_dims, own = stage_dims, settings or RefinementSettings()
+        if not (own.pcm or own.prcm):
             raise InputError("a refinement needs pcm or prcm")
-        self.stage_dims, self.scaling, self.power = stage_dims, scaling, power
+        self.settings = own
         self.from_stages = nn.ModuleList(
             nn.Conv2d(inputs, outputs, 1, bias=False) for inputs, outputs in zip(stage_dims, (64, 128), strict=True)
         )
         self.embed = nn.Conv2d(64 + 128 + 3, 192, 1, bias=False)
-        self.pcm = pcm
-        self.prcm = Prcm(64 + 128 + 3, 192, softmax=prcm_softmax) if prcm else None
+        self.prcm = Prcm(64 + 128 + 3, 192, softmax=own.prcm_softmax) if own.prcm else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         nn.init.xavier_normal_(self.embed.weight)
 
     def options(self) -> dict[str, object]:
-        """The constructor's arguments, as JSON can hold them."""
-        return {
-            "stage_dims": list(self.stage_dims),
-            "pcm": self.pcm,
-            "prcm": self.prcm is not None,
-            "prcm_softmax": "class" if self.prcm is None else self.prcm.softmax,
-            "scaling": self.scaling,
-            "power": self.power,
-        }
+        """Stages and settings, as JSON can hold them."""
+        own = {name: getattr(self.settings, name) for name in RefinementSettings.model_fields}
+        return {"stage_dims": list(self.stage_dims), **own}
 
     def features(
         self,
@@ -227,10 +177,10 @@ class MapRefinement(nn.Module):
         labels: Float[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b c_plus_1 h w"]:
         """Ỹ, background first, of raw maps and X; with 0/1 columns the classes that an image does not show stay 0."""
-        scaled = scaled_maps(maps, labels, scaling=self.scaling)
-        scores = with_background(scaled.detach(), power=self.power)
+        scaled = scaled_maps(maps, labels, scaling=self.settings.scaling)
+        scores = with_background(scaled.detach(), power=self.settings.power)
         embedded = self.embed(features)
-        parts = [pixel_correlation(scores, embedded)] if self.pcm else []
+        parts = [pixel_correlation(scores, embedded)] if self.settings.pcm else []
         if self.prcm is not None:
             parts.append(self.prcm(scores, features, embedded))
         return torch.stack(parts).sum(0)

@@ -5,11 +5,8 @@
     L_tcp  = |λ Y_h + λ̄ Y_h̄ - Y_o| + |λ Ỹ_h + λ̄ Ỹ_h̄ - Ỹ_o|                                            [CPN] Eq. 14
     L_cpcr = |(Y_o - λ Y_h) - λ̄ Ỹ_h̄| + |(Y_o - λ̄ Y_h̄) - λ Ỹ_h|, the hardest fifth of it              [CPN] Eq. 15
 
-Y are maps on a common scale, absent classes 0; Ỹ are refined (`map_refinement`). |·| is the mean over positions and
-classes, in L_cpcr with the background among them, of each image's hardest positions and classes.
-
-What the paper leaves open, and where the published code departs from it, is in docs/guides/segment.md; each departure
-is an option, and `official_compat` in a recipe sets all of them (`AUTHORS_CODE`).
+Y are maps on a common scale, absent classes 0; Ỹ are refined. What the paper leaves open, and where the published code
+departs from it (`official_compat`), is in docs/guides/segment.md.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from ...training.losses.attention import statistics_frozen
 from ...training.losses.registry import TermContext
 from ...training.recipes.tables import NotNegative, parse
 from .class_maps import class_maps, hardest, min_pooling_loss, read_stages, scaled_maps, with_background
-from .map_term import MapSettings, MapTerm, renamed, require_plain_maps
+from .map_term import MapSettings, MapTerm, renamed
 from .patches import GridPatches, Patches, PatchPair, SuperpixelPatches
 
 AUTHORS_CODE: Mapping[str, Any] = {
@@ -57,46 +54,10 @@ def tcp_loss(
     share: Float[Tensor, " b"],
     detach_pair: bool = True,
 ) -> Tensor:
-    """One term of L_tcp: how far the pair's weighted sum is from the whole image's map, mean over all elements.
-
-    Source: [CPN] Eq. 14.
-
-    >>> one = torch.ones(1, 1, 1, 2)
-    >>> tcp_loss(one, (one, one * 0), share=torch.tensor([0.25])).item()               # |0.25 - 1|
-    0.75
-    """
+    """One term of L_tcp: mean distance of the pair's weighted sum from the whole image's map ([CPN] Eq. 14)."""
     part = share[:, None, None, None]
     together = part * pair[0] + (1 - part) * pair[1]
     return ((together.detach() if detach_pair else together) - original).abs().mean()
-
-
-def cpcr_loss(
-    original: Float[Tensor, "b c h w"],
-    pair: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]],
-    refined: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]],
-    *,
-    share: Float[Tensor, " b"],
-    hard_share: float | None = 0.2,
-    detach_minuend: bool = True,
-    one_hot: bool = False,
-    as_printed_in_paper: bool = False,
-) -> Tensor:
-    """L_cpcr: what the whole map leaves when one image's is taken away should be the other's refined map.
-
-    Source: [CPN] Eq. 15.
-    """
-    part = share[:, None, None, None]
-    (hidden, complement), (refined_hidden, refined_complement) = pair, refined
-    total = original.new_zeros(())
-    for seen, seen_share, other, other_share in (
-        (hidden, part, complement if as_printed_in_paper else refined_complement, 1 - part),
-        (complement, 1 - part, refined_hidden, part),
-    ):
-        left = original - seen_share * seen.detach()
-        left = left.detach() if detach_minuend else left
-        left = left * (left == left.amax(1, keepdim=True)) if one_hot else left
-        total = total + hardest((left - other_share * other).abs(), hard_share)
-    return total
 
 
 class CpnSettings(MapSettings):
@@ -113,9 +74,8 @@ class CpnSettings(MapSettings):
     tcp_weight: NotNegative = 1.0  # of L_tcp, 1 in the paper
     cpcr_weight: NotNegative = 1.0  # of L_cpcr, 1 in the paper
     resolution: Literal["map", "image"] = "map"  # of the losses: the maps' size ("map") or the "image"'s
-    # of a network whose batch norms are not frozen. "joint": one pass, statistics of all three branches. "separate":
-    # three passes, each branch its own. "original": the pair passes with the running statistics and leaves them alone,
-    # so that they stay those of whole images.
+    # of batch norms that are not frozen. "joint": one pass, statistics of all three branches. "separate": each branch
+    # its own. "original": the pair passes with the running statistics and leaves them alone.
     batch_norm: Literal["joint", "separate", "original"] = "joint"
     detach_refined_pair: bool = True  # no gradient goes through the refined maps' sum in L_tcp
     # what is left over in L_cpcr is a constant, so that L_cpcr trains the refinement alone. With a gradient through Y_o
@@ -130,26 +90,42 @@ class CpnSettings(MapSettings):
             raise InputError("cpcr compares plain with refined maps; switch pcm or prcm on, or cpcr off")
 
 
-class Cpn(MapTerm):
-    """The complementary patch network: three branches with one network, and a refinement that learns beside it.
+def cpcr_loss(
+    original: Float[Tensor, "b c h w"],
+    pair: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]],
+    refined: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]],
+    *,
+    share: Float[Tensor, " b"],
+    settings: CpnSettings,
+) -> Tensor:
+    """L_cpcr: the whole map less one image's should be the other's refined map ([CPN] Eq. 15)."""
+    part = share[:, None, None, None]
+    (hidden, complement), (refined_hidden, refined_complement) = pair, refined
+    total = original.new_zeros(())
+    for seen, seen_share, other, other_share in (
+        (hidden, part, complement if settings.as_printed_in_paper else refined_complement, 1 - part),
+        (complement, 1 - part, refined_hidden, part),
+    ):
+        left = original - seen_share * seen.detach()
+        left = left.detach() if settings.detach_minuend else left
+        left = left * (left == left.amax(1, keepdim=True)) if settings.one_hot else left
+        total = total + hardest((left - other_share * other).abs(), settings.compared)
+    return total
 
-    Source: [CPN] §3.
-    """
+
+class Cpn(MapTerm):
+    """The complementary patch network: three branches, and a refinement that learns beside them ([CPN] §3)."""
 
     def __init__(self, encoder: Encoder, n_classes: int, settings: CpnSettings | None = None) -> None:
         super().__init__(encoder.pooled_dim, n_classes)
         own = self.settings = settings or CpnSettings()
         self.patches: Patches
+        common: dict[str, Any] = {"hidden": own.hidden, "share": own.share}
         if own.patches == "grid":
-            self.patches = GridPatches(own.sizes, hidden=own.hidden, share=own.share)
+            self.patches = GridPatches(own.sizes, **common)
         else:
-            self.patches = SuperpixelPatches(
-                encoder.transform,
-                segments=own.segments,
-                hidden=own.hidden,
-                share=own.share,
-                replacement=own.replacement,
-            )
+            common |= {"segments": own.segments, "replacement": own.replacement}
+            self.patches = SuperpixelPatches(encoder.transform, **common)
         self.add_refinement(encoder, own)
 
     def forward(self, step: Step) -> Tensor:
@@ -164,9 +140,8 @@ class Cpn(MapTerm):
         value = self.classification(step, original, labels)
         for other in (hidden, complement):
             value = value + functional.multilabel_soft_margin_loss(other.mean((-2, -1)), labels)
-        total = value / 3
-        step.log["cls"] = float(total.detach())
-        step.log["whole_pairs"] = float(pair.is_whole.float().mean())
+        total = step.noted("cls", value / 3)
+        step.log["whole_pairs"] = pair.is_whole.float().mean()
         return total + self.regularisation(step, maps, features, labels=labels, share=pair.share)
 
     def branches(self, step: Step, images: Tensor, pair: PatchPair) -> tuple[Tensor, Tensor | None]:
@@ -209,23 +184,12 @@ class Cpn(MapTerm):
             if refined is not None:
                 whole, *pair = refined[:, 1:].chunk(3)
                 tcp = tcp + tcp_loss(whole, (pair[0], pair[1]), share=share, detach_pair=own.detach_refined_pair)
-            step.log["tcp"] = float(tcp.detach())
-            total = total + own.tcp_weight * tcp
+            total = total + own.tcp_weight * step.noted("tcp", tcp)
         if own.cpcr and own.cpcr_weight and refined is not None:
             whole, *pair = with_background(scaled, power=own.power).chunk(3)
             _, *crossed = refined.chunk(3)
-            cpcr = cpcr_loss(
-                whole,
-                (pair[0], pair[1]),
-                (crossed[0], crossed[1]),
-                share=share,
-                hard_share=own.hard_share if own.ohem else None,
-                detach_minuend=own.detach_minuend,
-                one_hot=own.one_hot,
-                as_printed_in_paper=own.as_printed_in_paper,
-            )
-            step.log["cpcr"] = float(cpcr.detach())
-            total = total + own.cpcr_weight * cpcr
+            cpcr = cpcr_loss(whole, (pair[0], pair[1]), (crossed[0], crossed[1]), share=share, settings=own)
+            total = total + own.cpcr_weight * step.noted("cpcr", cpcr)
         if own.min_pooling and refined is not None:
             total = total + own.min_pooling * min_pooling_loss(refined[:, 1:])
         return total
@@ -238,8 +202,7 @@ class Cpn(MapTerm):
 
 def build_cpn(options: Mapping[str, Any], context: TermContext) -> Term:
     """CPN from a recipe: the options of `CpnSettings`, and `official_compat` for those of the authors' code."""
-    require_plain_maps(context.encoder, "cpn")
-    own = renamed("cpn", options, _EARLIER_NAMES)
+    own = renamed("cpn", options, _EARLIER_NAMES, context.encoder)
     if own.pop("official_compat", False):
         own = {**AUTHORS_CODE, **own}
     return Cpn(context.encoder, context.n_classes, parse(CpnSettings, own, "loss.cpn"))

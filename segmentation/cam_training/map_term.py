@@ -19,11 +19,10 @@ from ...remarks import remark
 from ...training.engine.step import Step, Term, accuracy, multi_hot
 from ...training.losses.attention import statistics_frozen
 from ...training.losses.registry import TermContext, checked_term
-from ...training.recipes.tables import NotNegative, Table, parse
+from ...training.recipes.tables import NotNegative, parse
 from .class_maps import (
     MapRefinement,
-    PrcmSoftmax,
-    Scaling,
+    RefinementSettings,
     class_maps,
     hardest,
     min_pooling_loss,
@@ -35,16 +34,11 @@ from .class_maps import (
 )
 
 
-class MapSettings(Table):
+class MapSettings(RefinementSettings):
     """Options of CPN and SEAM alike."""
 
     ohem: bool = True  # compare refined maps by the hardest elements alone
     hard_share: float = 0.2  # share of the elements that those are
-    pcm: bool = True  # refine by PCM
-    prcm: bool = True  # refine by PRCM; without both there is no refinement
-    prcm_softmax: PrcmSoftmax = "class"  # see `Prcm`
-    power: float = 1.0  # a of the background's score
-    scaling: Scaling = "max"  # see `scaled_maps`
     start: int = 0  # the epoch in which other views come in, from 0; before, this is the plain CAM
     stages: tuple[str, ...] | None = None  # the layers of stages 3 and 4; see `stage_layers`
     one_hot: bool = False  # of the maps that refined ones follow, keep each position's highest class only
@@ -54,13 +48,14 @@ class MapSettings(Table):
         if not 0 < self.hard_share <= 1 or self.start < 0:
             raise InputError("expected 0 < hard_share <= 1, and start of at least 0")
 
+    @property
+    def compared(self) -> float | None:
+        """The share of elements that `hardest` looks at; None for all."""
+        return self.hard_share if self.ohem else None
+
 
 class MapTerm(Term):
-    """Image-level labels alone, the plain CAM: the soft margin loss of class maps pooled over positions.
-
-    The class weights are those of a 1×1 convolution on the feature map, without bias, so the logit of a class is the
-    mean of its map.
-    """
+    """Image-level labels alone, the plain CAM: the soft margin loss of class maps pooled over positions."""
 
     def __init__(self, dim: int, n_classes: int) -> None:
         super().__init__()
@@ -72,14 +67,7 @@ class MapTerm(Term):
         """Give the term the refinement that the settings ask for."""
         if settings.pcm or settings.prcm:
             self.stages = stage_layers(encoder) if settings.stages is None else settings.stages
-            self.refinement = MapRefinement(
-                stage_dims(encoder, self.stages),
-                pcm=settings.pcm,
-                prcm=settings.prcm,
-                prcm_softmax=settings.prcm_softmax,
-                scaling=settings.scaling,
-                power=settings.power,
-            )
+            self.refinement = MapRefinement(stage_dims(encoder, self.stages), settings)
 
     def class_weights(self) -> Float[Tensor, "c k"]:
         """One vector per class, inside the gradient graph."""
@@ -102,17 +90,13 @@ class MapTerm(Term):
         return functional.multilabel_soft_margin_loss(logits, labels)
 
 
-def require_plain_maps(encoder: Encoder, who: str) -> None:
-    """Nothing, if class weights can lie on the channels of the feature map."""
-    if not isinstance(encoder.head, Identity) or not isinstance(encoder.pooling, GAP):
-        raise InputError(f'{who} puts its class weights on the feature map; leave head out, and pooling = "gap"')
+def renamed(kind: str, options: Mapping[str, Any], names: Mapping[str, str], encoder: Encoder) -> dict[str, Any]:
+    """Options under today's names, of a loss whose class weights lie on the channels of the feature map.
 
-
-def renamed(kind: str, options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Options under today's names, with a remark on each that a recipe still spells as earlier versions did.
-
-    An earlier `free_…` is the opposite of today's `detach_…`.
+    Each earlier name is remarked on; an earlier `free_…` is the opposite of today's `detach_…`.
     """
+    if not isinstance(encoder.head, Identity) or not isinstance(encoder.pooling, GAP):
+        raise InputError(f'{kind} puts its class weights on the feature map; leave head out, and pooling = "gap"')
     own = dict(options)
     for old, new in names.items():
         if old in own:
@@ -126,8 +110,8 @@ def renamed(kind: str, options: Mapping[str, Any], names: Mapping[str, str]) -> 
 
 def build_multi_label(options: Mapping[str, Any], context: TermContext) -> Term:
     """The plain CAM from a recipe."""
-    require_plain_maps(context.encoder, "multi_label")
-    return checked_term("multi_label", partial(MapTerm, context.encoder.pooled_dim, context.n_classes), options)
+    own = renamed("multi_label", options, {}, context.encoder)
+    return checked_term("multi_label", partial(MapTerm, context.encoder.pooled_dim, context.n_classes), own)
 
 
 class SeamSettings(MapSettings):
@@ -151,16 +135,12 @@ class SeamSettings(MapSettings):
 
 
 class Seam(MapTerm):
-    """Equivariant attention: two views of every image, and a refinement; CPN's comparison.
+    """Equivariant attention: two views of every image, and a refinement (Wang et al., SEAM, 2020, §3).
 
         L_er  = |A(Y_1) - Y_2|                                                        [SEAM] Eq. 4
         L_ecr = |A(Ỹ_1) - Y_2| + |A(Y_1) - Ỹ_2|, the hardest fifth of it              [SEAM] Eq. 5
 
-    A makes the view: the image at 0.3 of its side. As in the authors' code the plain maps of L_ecr are constants of
-    which each position keeps its highest class, so that L_ecr trains the refinement, and L_er the network. Here the
-    background competes, too, as in CPN's code; in SEAM's the classes compete and the background always stays.
-
-    Source: Wang et al., Self-supervised Equivariant Attention Mechanism, 2020, §3.
+    A makes the smaller view. The background competes for the highest class, as in CPN's code; in SEAM's it stays.
     """
 
     def __init__(self, encoder: Encoder, n_classes: int, settings: SeamSettings | None = None) -> None:
@@ -182,8 +162,8 @@ class Seam(MapTerm):
                 small_maps = class_maps(step.encode(small).feature_map, self.weight)
             small_stages = read()
         total = self.classification(step, maps, labels)
-        total = (total + functional.multilabel_soft_margin_loss(small_maps.mean((-2, -1)), labels)) / 2
-        step.log["cls"] = float(total.detach())
+        total = total + functional.multilabel_soft_margin_loss(small_maps.mean((-2, -1)), labels)
+        total = step.noted("cls", total / 2)
         refine, features = self.refinement.refine, self.refinement.features
         refined = [
             refine(raw, features(parts, view, (raw.shape[-2], raw.shape[-1])), labels)
@@ -200,18 +180,15 @@ class Seam(MapTerm):
         one = functional.interpolate(one, size, mode="area")
         total = one.new_zeros(())
         if own.er:
-            er = (one - two).abs().mean()
-            step.log["er"] = float(er.detach())
-            total = total + er
+            total = total + step.noted("er", (one - two).abs().mean())
         if own.ecr:
             ecr = one.new_zeros(())
             for plain, found in ((two, functional.interpolate(refined[0], size, mode="area")), (one, refined[1])):
                 target = with_background(plain, power=own.power)
                 target = target.detach() if own.detach_plain else target
                 target = target * (target == target.amax(1, keepdim=True)) if own.one_hot else target
-                ecr = ecr + hardest((target - found).abs(), own.hard_share if own.ohem else None)
-            step.log["ecr"] = float(ecr.detach())
-            total = total + ecr
+                ecr = ecr + hardest((target - found).abs(), own.compared)
+            total = total + step.noted("ecr", ecr)
         if own.min_pooling:
             low = torch.stack([min_pooling_loss(maps[:, 1:]) for maps in refined]).mean()
             total = total + own.min_pooling * low
@@ -220,6 +197,5 @@ class Seam(MapTerm):
 
 def build_seam(options: Mapping[str, Any], context: TermContext) -> Term:
     """SEAM from a recipe: the options of `SeamSettings`."""
-    require_plain_maps(context.encoder, "seam")
-    own = renamed("seam", options, {"stop_plain": "detach_plain"})
+    own = renamed("seam", options, {"stop_plain": "detach_plain"}, context.encoder)
     return Seam(context.encoder, context.n_classes, parse(SeamSettings, own, "loss.seam"))

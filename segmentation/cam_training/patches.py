@@ -1,6 +1,4 @@
-"""Complementary patches: two images that share nothing and together are the image.
-
-    I_h + I_h̄ = I,     λ = 1 - N_h / N
+"""Complementary patches: two images that share nothing and together are the image: I_h + I_h̄ = I, λ = 1 - N_h / N.
 
 A patch is hidden in I_h with probability p_h, and in I_h̄ exactly if it is not hidden in I_h. Hidden pixels have the
 training set's mean colour: 0 in a normalised image. Each image has patches of its own.
@@ -34,13 +32,7 @@ class PatchPair:
     share: Float[Tensor, " b"]  # λ of each image, what I_h shows, in [0, 1]; I_h̄ shows λ̄ = 1 - λ
 
     def images(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]]:
-        """I_h and I_h̄ of normalised images.
-
-        >>> pair = PatchPair(torch.tensor([[[True, False]]]), torch.tensor([0.5]))
-        >>> one, other = pair.images(torch.full((1, 1, 1, 2), 3.0))
-        >>> one.tolist(), other.tolist()
-        ([[[[3.0, 0.0]]]], [[[[0.0, 3.0]]]])
-        """
+        """I_h and I_h̄ of normalised images."""
         shown = self.visible.unsqueeze(1)
         return images.where(shown, 0.0), images.where(~shown, 0.0)
 
@@ -52,15 +44,9 @@ class PatchPair:
 
 
 class Patches(ABC):
-    """Division of images into patches, some of them hidden.
+    """Division of images into patches, hidden with probability `hidden`; λ counts "pixels" or "patches".
 
-    A draw that would hide all of an image's patches, or none, is repaired: one patch by chance changes sides. Only an
-    image that is a single patch makes a pair of everything and nothing (`PatchPair.is_whole`).
-
-    Args:
-        hidden: p_h, the probability that a patch is hidden in I_h, between 0 and 1.
-        share: λ counts "pixels", which the network sees, or "patches", as published code does for grids.
-            They differ where patches differ in size.
+    A draw that would hide all of an image's patches, or none, is repaired: one patch by chance changes sides.
     """
 
     def __init__(self, *, hidden: float = 0.5, share: ShareOf = "pixels") -> None:
@@ -96,11 +82,7 @@ class Patches(ABC):
 
 
 class GridPatches(Patches):
-    """Squares of a grid that starts in the upper left corner; those at the far edges may be cut ([CPN] §3.1, §4.3).
-
-    Each image of a batch draws one of the `sizes`, in pixels or, between 0 and 1, as a share of the shorter side. The
-    paper's best for images of 448 pixels are 56 and 112, an eighth and a quarter of the side.
-    """
+    """Squares of a grid from the upper left corner on ([CPN] §3.1, §4.3); each image draws one of the `sizes`."""
 
     def __init__(
         self, sizes: Sequence[float] = (0.125, 0.25), *, hidden: float = 0.5, share: ShareOf = "pixels"
@@ -118,23 +100,13 @@ class GridPatches(Patches):
 
 
 def grid(height: int, width: int, side: int) -> Int[Tensor, "h w"]:
-    """The number of the square that each pixel lies in, row by row.
-
-    >>> grid(2, 3, 2).tolist()
-    [[0, 0, 1], [0, 0, 1]]
-    """
+    """The number of the square that each pixel lies in, row by row."""
     rows, columns = torch.arange(height) // side, torch.arange(width) // side
     return rows[:, None] * (int(columns[-1]) + 1) + columns
 
 
 class SuperpixelPatches(Patches):
-    """Superpixels of each image: patches that follow its edges.
-
-    They are found in the image as it enters the network, in CIELAB, and remembered by its pixels, so that images which
-    come again unchanged (without augmentation) cost nothing. Needs the extra `segment`.
-
-    Source: [CPN] §3.1, §4.3; Achanta et al., SLIC Superpixels, 2012.
-    """
+    """SLIC superpixels of each image, found in CIELAB and remembered by its pixels ([CPN] §3.1, §4.3)."""
 
     def __init__(
         self,

@@ -1,8 +1,4 @@
-"""Training from image-level labels on the one loop: plain CAM, CPN, SEAM, and every other loss, measured by mIoU.
-
-What comes out is `weak_segmenter.safetensors`: encoder, class weights, refinement, names of the classes, the recipe,
-and the best background score.
-"""
+"""Training from image-level labels on the one loop: plain CAM, CPN, SEAM, and every other loss, measured by mIoU."""
 
 from __future__ import annotations
 
@@ -45,9 +41,7 @@ class MeasureSettings(Table):
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # of the multi-scale measure; a single 1 leaves it out
     flip: bool = True  # that one also looks at mirror images
     images: int = 0  # of a split at most, spread over it; 0 for all
-    # background scores that are tried, 50 from 0 to 1 if empty. The best one is found on the split that it is reported
-    # for; the whole curve lies beside it.
-    betas: tuple[float, ...] = ()
+    betas: tuple[float, ...] = ()  # background scores that are tried, 50 from 0 to 1 if empty; the best one is reported
 
     def _check(self) -> None:
         if self.images < 0 or not self.scales or not all(0 <= beta <= 1 for beta in self.betas):
@@ -88,10 +82,7 @@ def measure(
     betas: Sequence[float] = (),
     device: str | torch.device = "cpu",
 ) -> BackgroundCurve:
-    """The maps' mIoU for every background score, at the size of the network's input.
-
-    The classes that an image shows are known, as where maps become pseudo masks: the maps of the others are 0.
-    """
+    """The maps' mIoU for every background score, at the network's input; maps of classes that are not shown are 0."""
     count = len(truth.images)
     chosen = (
         range(count) if not limit or limit >= count else np.linspace(0, count - 1, limit).round().astype(int).tolist()
@@ -127,21 +118,14 @@ _SOURCES: Mapping[str, Callable[[Path, str], MaskedImages]] = {
 
 
 class SegmentationRecipe(Recipe):
-    """A weakly supervised training run, resolved; `[data]` may also name "camvid:FOLDER" or "voc:FOLDER".
-
-    Metrics are `SPLIT.miou` of one look and `SPLIT.miou_multi_scale`, each at its best β; where the maps are refined
-    also both without that, with `_plain` at the end.
-    """
+    """A weakly supervised training run, resolved; `[data]` may also name "camvid:FOLDER" or "voc:FOLDER"."""
 
     # what is measured in the end; `run.monitor = "SPLIT.miou"` follows it epoch by epoch
     measure: MeasureSettings = MeasureSettings()
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], *, folder: Path = Path()) -> Self:
-        """The recipe that a resolved table holds.
-
-        Segmentation looks at whole images squashed, in training as in use: masks are brought back by stretching.
-        """
+        """The recipe that a resolved table holds; images are squashed, for masks are stretched back."""
         data = table.get("data")
         own = {"data": {"fit": "squash", **data}} if isinstance(data, Mapping) else {}
         return super().from_dict({"evaluation": {"metrics": ["accuracy"]}, **table, **own}, folder=folder)

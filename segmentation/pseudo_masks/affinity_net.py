@@ -2,17 +2,12 @@
 
     T = D⁻¹ A^∘β,   scores ← T scores, t times          (A^∘β: every entry to the power β; D: sums of its rows)
 
-A is never written out: each offset within a radius is a map of its own. Learnt affinities embed each position by a 1×1
-convolution on the encoder's feature map and the image's colours. Positive pairs are neighbours with cues of one class,
-negative ones with cues of two; undecided positions teach nothing.
-
-Source: Ahn and Kwak, Learning Pixel-level Semantic Affinity with Image-level Supervision (AffinityNet), 2018, §3.2-3.3
-and Eq. 5-6. Theirs reads three stages of its network and trains them; here the encoder stays as it is.
+Learnt affinities embed each position by a 1×1 convolution on the frozen feature map and the image's colours.
+Source: Ahn and Kwak, Learning Pixel-level Semantic Affinity (AffinityNet), 2018, §3.2-3.3 and Eq. 5-6.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...encoders import Encoder
-from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...encoders.layers import evaluating
 from ...encoders.weight_files import drawn_from
-from ...errors import InputError, ShapeError, WeightsError
+from ...errors import InputError, ShapeError
 from ...images.masks import VOID, Mask
 from ...progress import Progress
 from ...training.recipes.tables import Count, Natural, Positive, Table
@@ -56,11 +50,7 @@ class WalkSettings(Table):
 
 
 def neighbours(radius: int) -> list[Offset]:
-    """The offsets (down, across) within the radius, a position itself among them.
-
-    >>> neighbours(1)
-    [(-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)]
-    """
+    """The offsets (down, across) within the radius, a position itself among them."""
     steps = range(-radius, radius + 1)
     return [(down, across) for down in steps for across in steps if down**2 + across**2 <= radius**2]
 
@@ -77,10 +67,7 @@ def shifted(maps: Float[Tensor, "*c h w"], offset: Offset, *, fill: float = 0.0)
 
 
 def affinities(features: Float[Tensor, "d h w"], offsets: Sequence[Offset]) -> Float[Tensor, "o h w"]:
-    """`exp(-mean_d |f(x) - f(x + offset)|)` in (0, 1], and 0 where the offset leads out of the image.
-
-    Source: AffinityNet, Eq. 1; the mean over features, as its authors' code has it, where the text has the sum.
-    """
+    """`exp(-mean_d |f(x) - f(x + offset)|)`, 0 outside the image (AffinityNet, Eq. 1; a mean as in its code)."""
     inside = features.new_ones(1, *features.shape[1:])
     rows = []
     for offset in offsets:
@@ -97,12 +84,7 @@ def random_walk(
     power: float = 8.0,
     steps: int = 16,
 ) -> Float[Tensor, "c h w"]:
-    """The scores after `steps` steps; each is a mean over neighbours, so it never leaves the range of the scores.
-
-    >>> alike = torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]])              # to itself, and to the right
-    >>> random_walk(torch.tensor([[[0.0, 1.0]]]), alike, [(0, 0), (0, 1)], steps=1).tolist()
-    [[[0.5, 1.0]]]
-    """
+    """The scores after `steps` steps, each a mean over neighbours."""
     if affinity.shape != (len(offsets), *scores.shape[1:]):
         raise ShapeError(f"expected affinities {(len(offsets), *scores.shape[1:])}, got {tuple(affinity.shape)}")
     weights = affinity**power
@@ -130,14 +112,8 @@ def refine_by_walk(
 ) -> Float[np.ndarray, "c_and_background h w"]:
     """The scores of the background and the classes after the walk, in the image's pixels; the largest one wins.
 
-    Args:
-        scores: of the classes, as from `class_scores`; a class that is 0 everywhere stays so.
-        image: the image.
-        settings: `WalkSettings()` if left out.
-        features: learnt ones, on their own grid, in place of the image's colours.
-
-    Raises:
-        ShapeError: scores of another size than the image.
+    A class that is 0 everywhere stays so. Learnt `features`, on their own grid, stand in for the image's colours.
+    ShapeError: scores of another size than the image.
     """
     if scores.shape[1:] != (image.height, image.width):
         raise ShapeError(f"expected scores of {image.height} x {image.width} pixels, got {scores.shape[1:]}")
@@ -200,30 +176,9 @@ class AffinityNet(nn.Module):
         embedded: Tensor = self(*self.inputs(image))
         return embedded[0].cpu()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the embedding into a `.safetensors` file; the encoder has its own."""
-        own = {"dim": self.embed.out_channels, "side": self.side, "encoder": self.encoder.fingerprint}
-        write_checkpoint(path, {"kind": "affinity", **own}, self.embed.state_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], encoder: Encoder) -> AffinityNet:
-        """The net of a file that `save` wrote, around its encoder."""
-        config, tensors = read_checkpoint(path)
-        if config.get("kind") != "affinity" or config.get("encoder") != encoder.fingerprint:
-            raise WeightsError(f"{path}: holds no affinities of the encoder {encoder.short_name}")
-        with built_from_header(path, "affinities"):
-            net = cls(encoder, dim=config["dim"], side=config["side"])
-            net.embed.load_state_dict(tensors)
-        return net.eval()
-
 
 def affinity_loss(embedded: Float[Tensor, "b e h w"], cues: Int[Tensor, "b h w"], offsets: Sequence[Offset]) -> Tensor:
-    """`(L+_background + L+_foreground + 2 L-) / 4`: mean -log a of alike pairs, and mean -log(1 - a) of unlike ones.
-
-    A kind of pair that the batch does not have counts 0.
-
-    Source: AffinityNet, Eq. 3-4.
-    """
+    """`(L+_background + L+_foreground + 2 L-) / 4`; pairs that the batch lacks count 0 (AffinityNet, Eq. 3-4)."""
     kinds: list[list[Tensor]] = [[], [], []]
     for offset in offsets:
         other = shifted(cues, offset, fill=VOID)

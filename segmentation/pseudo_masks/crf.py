@@ -49,15 +49,9 @@ def dense_crf(
 ) -> Float[np.ndarray, "c h w"]:
     """The classes' probabilities after mean field inference, in [0, 1]; they sum to 1 over the classes.
 
-    Args:
-        image: in the scores' size.
-        scores: not negative, the background's first; divided by their sum they are the unary probabilities. A class
-            that is 0 everywhere is left out and stays 0.
-        settings: `CrfSettings()` if left out.
-
-    Raises:
-        MissingExtraError: pydensecrf2 is not installed.
-        ShapeError: scores of another size than the image.
+    Scores, the background's first, are not negative; divided by their sum they are the unary probabilities. A class
+    that is 0 everywhere is left out and stays 0. MissingExtraError: pydensecrf2 is not installed; ShapeError: scores
+    of another size than the image.
     """
     try:
         from pydensecrf import densecrf

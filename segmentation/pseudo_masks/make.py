@@ -5,7 +5,7 @@ Scores are those of `class_scores`: in an image's own pixels, each class's maxim
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class CueSettings(Table):
         region wins, and a tenth of the image with the least saliency is background.
     """
 
+    only_for: ClassVar = {"low": ("background", "low"), "share": ("background", "saliency")}
+
     foreground: BelowOne = 0.2
     conflicts: Literal["smaller", "score"] = "smaller"
     background: Literal["low", "saliency", "none"] = "low"
@@ -52,10 +54,6 @@ class CueSettings(Table):
     def _check(self) -> None:
         if self.background == "low" and self.low > self.foreground:
             raise InputError(f"low = {self.low} lies above foreground = {self.foreground}; pixels would be both")
-
-    def _unused(self) -> dict[str, str]:
-        kinds = {"low": "low", "share": "saliency"}
-        return {key: f"background {self.background!r}" for key, kind in kinds.items() if kind != self.background}
 
 
 def make_cues(
@@ -67,15 +65,8 @@ def make_cues(
 ) -> Mask:
     """A mask of the sure pixels: 0 background, c + 1 class c, 255 undecided.
 
-    Args:
-        scores: see the module's text.
-        settings: `CueSettings()` if left out.
-        image: the image, for background="saliency".
-        saliency: any map that is high on objects, in place of `border_contrast` of the image.
-
-    Raises:
-        InputError: background="saliency" without an image or a map.
-        ShapeError: these are not of the scores' size.
+    background="saliency" needs the image, or a map that is high on objects in place of `border_contrast` of it:
+    InputError without, ShapeError if these are not of the scores' size.
     """
     settings = settings or CueSettings()
     cues = foreground_cues(scores, threshold=settings.foreground, conflicts=settings.conflicts)
@@ -101,13 +92,7 @@ def make_cues(
 def foreground_cues(
     scores: Float[np.ndarray, "c h w"], *, threshold: float = 0.2, conflicts: Literal["smaller", "score"] = "smaller"
 ) -> Mask:
-    """A mask with c + 1 where class c is above `threshold` of its maximum, and 255 elsewhere.
-
-    Of two regions of one size the earlier class wins.
-
-    >>> foreground_cues(np.array([[[1.0, 0.9, 0.3, 0.0]], [[0.0, 0.1, 1.0, 0.0]]])).tolist()
-    [[1, 1, 2, 255]]
-    """
+    """A mask with c + 1 where class c is above `threshold` of its maximum, and 255 elsewhere."""
     most = scores.max((1, 2), keepdims=True)
     inside: Bool[np.ndarray, "c h w"] = (scores > threshold * most) & (most > 0)
     strength = scores if conflicts == "score" else -inside.sum((1, 2), keepdims=True)
@@ -121,12 +106,9 @@ def pseudo_mask(
     beta: float | Float[np.ndarray, "h w"] = 0.2,
     margin: float = 0.0,
 ) -> Mask:
-    """The argmax over the background's score β and those of the classes; at a tie the background wins.
+    """The argmax over the background's score β, a number or a map, and those of the classes; a tie is background.
 
-    Args:
-        scores: see the module's text.
-        beta: a number, or a score for every pixel.
-        margin: pixels whose best class and background differ by less are undecided (255).
+    Pixels whose best class and background differ by less than `margin` are undecided (255).
 
     >>> pseudo_mask(np.array([[[0.9, 0.3, 0.1]], [[0.0, 0.0, 0.5]]]), beta=0.3).tolist()
     [[1, 0, 2]]
@@ -139,11 +121,7 @@ def pseudo_mask(
 
 
 def border_contrast(image: Image.Image) -> Float[np.ndarray, "h w"]:
-    """Distance of each pixel's colour from those at the image's border, in [0, 1]: a saliency that learns nothing.
-
-    Colours are compared in a copy of the image 64 pixels wide and high; a pixel's distance is that to the nearest of
-    sixteen mean colours along the border, of strips 5 pixels thick. Objects that touch the border are lost on it.
-    """
+    """Distance of each pixel's colour from the nearest of sixteen mean colours along the border, in [0, 1]."""
     small = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BOX), dtype=float) / 255
     thick = 5
     strips = ((small[:thick], 1), (small[-thick:], 1), (small[:, :thick], 0), (small[:, -thick:], 0))

@@ -26,7 +26,7 @@ from ...images import Transform
 from ...training.engine.step import HasClassWeights, Targets
 from ...training.losses.attention import gradient_weights, pooled_weights
 from ...training.losses.classifier import load_classifier
-from ..cam_training.class_maps import MapRefinement, class_maps, read_stages
+from ..cam_training.class_maps import MapRefinement, RefinementSettings, class_maps, read_stages
 from ..cam_training.map_term import MapTerm
 
 Method = Literal["cam", "gradcam"]
@@ -46,19 +46,11 @@ class ClassMapSource(Protocol):
     def class_maps(
         self, images: Float[Tensor, "b 3 rows columns"], *, refined: bool = True, labels: Tensor | None = None
     ) -> Tensor:
-        """Raw maps (b, c, h, w) of normalised images of any size; what is below 0 speaks against the class.
-
-        `labels` are 0/1 columns, for a refinement that knows which classes are absent; None where nobody knows.
-        """
+        """Raw maps (b, c, h, w) of normalised images; `labels` are 0/1 columns, None where nobody knows."""
 
 
 class ClassifierMaps(nn.Module):
-    """The class maps of an encoder with a classifier (Zhou et al. 2016, Eq. 2 (CAM); [GAIN] Eq. 1-2).
-
-    "cam" weighs channels with the class's weights, "gradcam" with the gradient of its logit, summed over positions.
-    Behind global average pooling and a linear classifier the two are one map; behind GeM pooling or a cosine classifier
-    they are not.
-    """
+    """The class maps of an encoder with a classifier (Zhou et al. 2016, Eq. 2 (CAM); [GAIN] Eq. 1-2)."""
 
     def __init__(
         self,
@@ -105,15 +97,9 @@ class ClassifierMaps(nn.Module):
 
 
 def load_source(path: str | os.PathLike[str], *, method: Method = "cam") -> ClassMapSource:
-    """The source of class maps that a training left.
+    """The class maps of a `WeakSegmenter`'s file, or of a run's folder or encoder with a classifier beside it.
 
-    Args:
-        path: the file of a `WeakSegmenter`, or a run's folder or its `encoder.safetensors` with
-            `classifier.safetensors` beside it.
-        method: of a classifier's maps.
-
-    Raises:
-        WeightsError: no such file, or one that gives no class maps.
+    `method` is that of a classifier's maps. WeightsError: no such file, or one that gives no class maps.
     """
     given = Path(path)
     weak = given / "weak_segmenter.safetensors"
@@ -158,13 +144,8 @@ _KIND = "weak segmenter"
 class WeakSegmenter(nn.Module):
     """Class maps, plain or refined, of a training from image-level labels.
 
-    Args:
-        encoder: gives the feature map.
-        class_weights: one vector per class on its channels.
-        class_names: in their order; the foreground.
-        refinement: trained PCM and PRCM; None for plain maps.
-        stages: the layers that the refinement reads.
-        metadata: free JSON-able notes: the best background score β, the recipe.
+    `class_weights` are one vector per class on the channels of the encoder's feature map, `stages` the layers that the
+    trained refinement (PCM and PRCM) reads; `metadata` are free JSON-able notes: the best background score β, say.
     """
 
     def __init__(
@@ -220,12 +201,8 @@ class WeakSegmenter(nn.Module):
     ) -> Float[Tensor, "b c _h _w"]:
         """Raw maps of the classes, in the network's resolution, inside the gradient graph.
 
-        Plain maps are signed, refined ones are not. The maps of a batch's images do not depend on one another.
-
-        Args:
-            images: normalised, of any size that the encoder takes.
-            refined: apply the refinement, if there is one.
-            labels: 0/1 columns: the refinement then knows which classes are absent, as it did in training.
+        Plain maps are signed, refined ones are not. With `labels`, 0/1 columns, the refinement knows which classes are
+        absent, as it did in training. The maps of a batch's images do not depend on one another.
         """
         refinement = self.refinement if refined else None
         with read_stages(self.encoder, self.stages if refinement is not None else ()) as read:
@@ -241,12 +218,7 @@ class WeakSegmenter(nn.Module):
         return self.class_maps(images, refined=False).mean((-2, -1))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one `.safetensors` file.
-
-        Raises:
-            InputError: the encoder is code of your own, which no file can bring back.
-            WeightsError: the file cannot be written.
-        """
+        """Write everything into one `.safetensors` file; InputError for an encoder that is code of your own."""
         if self.encoder.options is None:
             raise InputError(f"{self.encoder.architecture} is a network of your own; save its state_dict() instead")
         config: dict[str, Any] = {
@@ -284,7 +256,7 @@ class WeakSegmenter(nn.Module):
             if config["refinement"] is not None:
                 with torch.random.fork_rng(devices=[]):
                     options = dict(config["refinement"])
-                    refinement = MapRefinement(tuple(options.pop("stage_dims")), **options)
+                    refinement = MapRefinement(tuple(options.pop("stage_dims")), RefinementSettings(**options))
             segmenter = cls(
                 encoder,
                 tensors["class_weights"],

@@ -76,11 +76,7 @@ def taken_by_network(pixels: Tensor, scale: float) -> Iterator[None]:
 
 
 def max_normalised(maps: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-    """Each map without its negative part, divided by its maximum: in [0, 1], and 0 where nothing is positive.
-
-    >>> max_normalised(torch.tensor([[[2.0, -1.0, 4.0]], [[-1.0, 0.0, -3.0]]])).tolist()
-    [[[0.5, 0.0, 1.0]], [[0.0, 0.0, 0.0]]]
-    """
+    """Each map without its negative part, divided by its maximum: in [0, 1], and 0 where nothing is positive."""
     positive = maps.clamp(min=0)
     most = positive.amax((-2, -1), keepdim=True)
     return torch.where(most > 0, positive / torch.where(most > 0, most, 1.0), 0.0)
@@ -98,19 +94,8 @@ def class_scores(
     """The classes' scores in the image's pixels, in [0, 1]: the strongest pixel of each class shown has 1.
 
     The maps of all scales, mirrored ones turned back, lose their negative part, are enlarged to the image (bilinear)
-    and summed; each class's sum is divided by its maximum.
-
-    Args:
-        source: gives the maps.
-        image: RGB.
-        shown: the classes that the image shows; the scores of all others are 0. None lets all stand.
-        settings: `InferenceSettings()` if left out.
-        device: of the network.
-
-    Raises:
-        InputError: `shown` holds a number that is no class, or a scale makes an input too small for the network.
-
-    Source: [CPN] §4.1 (scales 0.5, 1, 1.5, 2).
+    and summed; each class's sum is divided by its maximum ([CPN] §4.1). The scores of classes that are not `shown` are
+    0; None lets all stand. InputError: a number that is no class, or a scale too small for the network.
     """
     settings = settings or InferenceSettings()
     size = (image.height, image.width)
@@ -141,11 +126,7 @@ def class_scores(
 def predicted_classes(
     source: ClassMapSource, image: Image.Image, *, device: str | torch.device = "cpu"
 ) -> tuple[int, ...]:
-    """The classes that the model itself finds in the image; at least the most likely one.
-
-    A source with a method `presence` is asked for its logits. For any other, a class is there if its raw map has a
-    positive mean, which is its logit behind global average pooling, but for the bias.
-    """
+    """The classes that the model finds in the image, of a positive logit or mean of the raw map; one at least."""
     pixels = InferenceSettings().input_of(image, source.transform, 1.0).to(device)
     presence: Callable[[Tensor], Tensor] | None = getattr(source, "presence", None)
     logits = source.class_maps(pixels, refined=False).mean((-2, -1))[0] if presence is None else presence(pixels)[0]
@@ -181,18 +162,10 @@ def score_images(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Float[np.ndarray, "c h w"]]]:
-    """Position and scores of every image, one after another.
+    """Position and scores (see `class_scores`) of every image, one after another.
 
-    Args:
-        source: its classes must be those of the data.
-        data: the images.
-        labels: whose classes count: those "known" of the image, those "predicted", or "all" of them.
-        settings: see `class_scores`.
-        device: of the network.
-        progress: called with (images done, images in all).
-
-    Raises:
-        InputError: other classes, or an image without labels where they are to be known.
+    Classes count that are "known" of the image, that the model finds ("predicted"), or "all". InputError: the data have
+    other classes than the source, or an image has no labels where they are to be known.
     """
     require_classes(source.class_names, data)
     for i in range(len(data)):

@@ -1,19 +1,13 @@
 """Losses of a segmentation network that learns from weak labels: terms for the one training loop.
 
-    pixels      cross entropy where the mask is decided: cues, or a pseudo mask         [SEC] seeding loss, [GAIN] §4
-    pooled      multi-label loss of the classes' pooled logits                          [GAIN] §4
-    expand      weighted rank pooling: shown classes cover a part, absent ones nothing  [SEC] expansion loss
-    constrain   KL divergence from what a dense CRF makes of the prediction             [SEC] constrain-to-boundary loss
-
 [SEC] is Kolesnikov and Lampert, Seed, Expand and Constrain: Three Principles for Weakly-Supervised Image Segmentation,
-2016. GAIN trains its segmentation network with the first two, SEC with the first and the last two. Masks come as the
+2016. GAIN trains its network with `pixels` and `pooled`, SEC with `pixels`, `expand` and `constrain`. Masks come as the
 regions of a batch, one for each number in them, so they are augmented with the images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -37,10 +31,7 @@ _WHO = "a segmentation network"
 
 
 def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
-    """Images with 0/1 columns for the classes they show, and their masks as regions, one per number but void's.
-
-    Everything is in memory: h·w bytes for an image's every number, beside its pixels.
-    """
+    """Images with 0/1 columns for the classes they show, and their masks as regions, one per number but void's."""
     found: list[tuple[int, int, Mask]] = []
     for i in range(len(data)):
         mask = data.mask(i)
@@ -64,14 +55,7 @@ def dense_labels(batch: Batch) -> Int[Tensor, "b h w"]:
 
 
 class PixelCrossEntropy(Term):
-    """Cross entropy of the decided pixels, at the masks' resolution.
-
-    Args:
-        balance: "no": the mean over all decided pixels of the batch, as in SEC and GAIN. "background": the mean of
-            those of the background and of the classes count half each, since cues of the background are many.
-
-    Source: [SEC], seeding loss.
-    """
+    """Cross entropy of the decided pixels, at the masks' resolution ([SEC], seeding loss)."""
 
     def __init__(self, *, balance: Literal["no", "background"] = "no") -> None:
         super().__init__()
@@ -87,7 +71,7 @@ class PixelCrossEntropy(Term):
         decided = labels != VOID
         with torch.no_grad():
             right = (enlarged.argmax(1) == labels)[decided]
-            step.log["accuracy"] = float(right.float().mean()) if len(right) else 0.0
+            step.log["accuracy"] = right.float().mean() if len(right) else 0.0
         values = functional.cross_entropy(enlarged, labels, ignore_index=VOID, reduction="none")
         parts = [decided] if self.balance == "no" else [labels == 0, decided & (labels > 0)]
         means = [values[part].mean() for part in parts if part.any()]
@@ -95,13 +79,7 @@ class PixelCrossEntropy(Term):
 
 
 class Pooled(Term):
-    """Multi-label soft margin of the classes' pooled logits, the background left out.
-
-    Args:
-        pooling: "mean", or "max".
-
-    Source: [GAIN] §4, the classification stream that the segmentation network keeps.
-    """
+    """Multi-label soft margin of the classes' pooled logits, the background left out ([GAIN] §4)."""
 
     def __init__(self, *, pooling: Literal["mean", "max"] = "mean") -> None:
         super().__init__()
@@ -116,15 +94,7 @@ class Pooled(Term):
 
 
 def rank_pooled(probabilities: Float[Tensor, "b c h w"], decay: float) -> Float[Tensor, "b c"]:
-    """Global weighted rank pooling: `Σ_j d^(j-1) f_j / Σ_j d^(j-1)` over a class's pixels from the largest on.
-
-    With a decay of 0 it is max pooling, with 1 mean pooling.
-
-    Source: [SEC], global weighted rank pooling.
-
-    >>> rank_pooled(torch.tensor([[[[0.2, 0.8]]]]), 0.5).tolist()           # (0.8 + 0.5 · 0.2) / 1.5
-    [[0.6000000238418579]]
-    """
+    """Global weighted rank pooling, `Σ_j d^(j-1) f_j / Σ_j d^(j-1)` from a class's largest pixel on ([SEC])."""
     flat = probabilities.flatten(2)
     if decay == 0:
         return flat.amax(2)
@@ -133,17 +103,9 @@ def rank_pooled(probabilities: Float[Tensor, "b c h w"], decay: float) -> Float[
 
 
 class Expand(Term):
-    """The classes that an image shows cover a part of it, the others nothing, the background a large part.
+    """Shown classes cover a part of the image, the others nothing, the background much ([SEC], expansion loss).
 
-    Decays are those of SEC's 41×41 map and are raised to the power that gives the same shares on another: the highest
-    ten percent of the positions make up half of a shown class's mean, the highest thirty of the background's.
-
-    Args:
-        shown: d+, of the classes that the image shows.
-        absent: d-, of those it does not; 0 looks at the highest position alone.
-        background: d of the background.
-
-    Source: [SEC], expansion loss; the decays are those of its experiments.
+    Decays are those of SEC's 41×41 map and are raised to the power that gives the same shares on another.
     """
 
     def __init__(self, *, shown: float = 0.996, absent: float = 0.0, background: float = 0.999) -> None:
@@ -168,17 +130,7 @@ class Expand(Term):
 
 
 class Constrain(Term):
-    """Mean KL divergence of the prediction from what a dense CRF makes of it: masks should end where colours change.
-
-    The CRF works on the network's own grid and gets no gradient. It runs image by image on the CPU.
-
-    Args:
-        transform: to give the CRF the colours back.
-        factor: of the CRF's distances, which are meant for images; left out, the grid's longer side over 500.
-        steps: of the CRF.
-
-    Source: [SEC], constrain-to-boundary loss.
-    """
+    """Mean KL divergence of the prediction from what a dense CRF makes of it ([SEC], constrain-to-boundary loss)."""
 
     def __init__(self, transform: Transform, *, factor: float | None = None, steps: int = 10) -> None:
         super().__init__()
@@ -205,11 +157,9 @@ class Constrain(Term):
         return (wanted * (wanted.log() - probabilities.log())).sum(1).mean()
 
 
-SEGMENTER_TERMS: Mapping[str, Builder] = MappingProxyType(
-    {
-        "pixels": made("pixels", PixelCrossEntropy),
-        "pooled": made("pooled", Pooled),
-        "expand": made("expand", Expand),
-        "constrain": made("constrain", Constrain),
-    }
-)
+SEGMENTER_TERMS: Mapping[str, Builder] = {
+    "pixels": made("pixels", PixelCrossEntropy),
+    "pooled": made("pooled", Pooled),
+    "expand": made("expand", Expand),
+    "constrain": made("constrain", Constrain),
+}

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision import models
 
 from ...encoders import Encoder, Encoding
 from ...encoders.backbones.networks import Network, available_networks
 from ...encoders.backbones.registry import build_backbone
+from ...encoders.backbones.torchvisions import models
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...encoders.layers import closest, evaluating
 from ...encoders.names import library_of, needs_weights
@@ -60,12 +60,8 @@ class SegmentationModel(nn.Module):
 class Segmenter(Encoder):
     """A segmentation network as an encoder: the feature map are logits, the background's first.
 
-    Args:
-        model: its parts.
-        class_names: of the foreground; the network has one output more.
-        transform: from an image to its input; nothing may be cut away, so it squashes.
-        architecture: a name of torchvision's, or "light".
-        options: of the architecture, to build it again.
+    `class_names` are of the foreground; nothing may be cut away from an image, so the transform squashes. `options` are
+    those of the architecture, torchvision's or "light", to build it again.
     """
 
     def __init__(
@@ -134,18 +130,12 @@ def build_segmenter(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Segmenter:
-    """A segmentation network to be trained.
+    """A segmentation network to be trained: one of torchvision's, or "light"; the transform's size is the training's.
 
-    Args:
-        architecture: of torchvision's segmenters, or "light".
-        class_names: of the foreground.
-        transform: its size is that of the training.
-        weights: must be named: "random", or of the backbone: "imagenet" (torchvision's, downloaded), a state_dict of a
-            classifier, or, for "light", a checkpoint of an encoder, whose architecture it then has. A state_dict of a
-            segmenter with as many classes fills everything.
-        options: of "light": `encoder` (an architecture), `encoder_options`, `layer`,
-            `hidden` and `dilation` (of the head).
-        seed: of random weights.
+    Weights must be named: "random", or of the backbone: "imagenet" (torchvision's, downloaded), a state_dict of a
+    classifier, or, for "light", a checkpoint of an encoder, whose architecture it then has. A state_dict of a segmenter
+    with as many classes fills everything. Options of "light": `encoder` (an architecture), `encoder_options`, `layer`,
+    `hidden` and `dilation` (of the head).
 
     Raises:
         InputError: an unknown name or option, or no weights named.
@@ -262,11 +252,7 @@ def class_probabilities(
 ) -> Float[np.ndarray, "c h w"]:
     """Probabilities in the image's pixels, the background's first: the mean over scales and mirror images.
 
-    Args:
-        segmenter: in evaluation mode, on `device`.
-        image: RGB.
-        settings: one scale, not mirrored, if left out.
-        device: of the network.
+    The segmenter is in evaluation mode, on `device`; it looks once, not mirrored, if `settings` are left out.
     """
     settings = settings or ONE_LOOK
     size = (image.height, image.width)

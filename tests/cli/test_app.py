@@ -39,13 +39,24 @@ def test_every_command_has_help_with_an_example():
         assert f"distcam {' '.join(command)}" in " ".join(distcam(*command, "--help").split())
 
 
+def loaded_by(*arguments):
+    """The modules that the command loads in a process of its own."""
+    code = "import sys; from distcam.cli import main\ntry: main()\nfinally: print(*sys.modules)"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return set(said.splitlines()[-1].split())
+
+
+def test_a_cold_query_loads_no_compiler_and_no_templates(photos, tmp_path):
+    distcam("index", "build", photos, "--out", tmp_path / "g", "--encoder", "mobilenet_v2", "--weights", "random",
+            "--image-size", "64")  # fmt: skip
+    loaded = loaded_by("query", tmp_path / "g", next(photos.rglob("*.jpg")))
+    assert {"torch", "torchvision"} <= loaded
+    assert not {"torch._dynamo", "torch._inductor", "sympy", "jinja2", "scipy", "sklearn", "fastapi"} & loaded
+
+
 def test_help_loads_no_command_and_nothing_heavy():
-    code = (
-        "import sys; from distcam.cli import main; sys.argv = ['distcam', '--help']\n"
-        "try: main()\nfinally: print(*sys.modules)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    loaded = set(said.splitlines()[-1].split())
+    loaded = loaded_by("--help")
     assert not {"torch", "numpy", "h5py", "PIL", "rich.progress", "hashlib"} & loaded
     assert not [f"distcam.cli.{name}" for name in _COMMANDS if f"distcam.cli.{name}" in loaded]
 

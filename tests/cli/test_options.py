@@ -37,6 +37,11 @@ BRANCHES = [
     ("query {gallery} {photo} --explain why.html --weighting dist", "by the weighting dist", "--mean half"),
     ("query {gallery} {photo}", "without an image to join with --text", "--text-weight 0.3"),
     ("query {gallery} {photo}", "where no image of the gallery is opened", "--root ."),
+    (
+        "query {gallery} {photo} --server http://127.0.0.1:9",
+        "by a server (--server)",
+        "--explain why.html --verify 5 --encoder x.safetensors --device cpu --max-pixels 64000000",
+    ),
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
@@ -139,7 +144,7 @@ BRANCHES = [
 
 # Options that every branch of their command uses; all others must stand in `BRANCHES`.
 ALWAYS = {
-    "query": "ids k where region mask reject max_distance text verify explain encoder strict as_json",
+    "query": "ids k where region mask reject max_distance text server strict as_json",
     "index build": "max_pixels out_path encoder weights layer readout store_lines fit image_size labels store_maps "
     "masks metric "
     "batch_size workers "

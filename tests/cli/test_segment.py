@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_one_line(run, scenes, tmp_path, monkeypatch, capsy
         "evaluate", tmp_path / "x", scenes / "masks"
     )
     assert "none of the images has a mask to compare with" in error("evaluate", weak, scenes / "test")
-    assert "has no counterpart; expected" in error("evaluate", scenes / "masks" / "test", scenes / "masks" / "train")
+    assert "has no mask; expected" in error("evaluate", scenes / "masks" / "test", scenes / "masks" / "train")
     bad = tmp_path / "bad"
     for number, value in enumerate((1, 77)):
         (bad / str(number)).mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_one_line(run, scenes, tmp_path, monkeypatch, capsy
     )
     (bad / "2").mkdir()
     Image.fromarray(np.ones((5, 4), np.uint8)).save(bad / "2" / "a.png")
-    assert "2/a.png: expected a mask of 4 x 4 pixels as" in error("evaluate", bad / "2", bad / "0")
+    assert "a.png has 4x4 pixels, its mask" in error("evaluate", bad / "2", bad / "0").replace(": has", " has")
 
 
 def test_a_recipe_with_an_unknown_key_names_the_nearest(tmp_path, monkeypatch, capsys) -> None:

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from distcam.encoders import BNNeck, Encoder, Inference, Linear, Sequential
-from distcam.encoders.inference import fuse_batch_norms, resolved_precision
+from distcam.encoders.devices import resolved_precision
+from distcam.encoders.fusing import fuse_batch_norms
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
 
@@ -70,6 +71,17 @@ def test_the_fast_path_gives_the_encoders_numbers_in_more_families(name: str) ->
     check_same_numbers(name)
 
 
+def test_a_network_that_takes_one_size_alone_is_watched_at_that_size() -> None:
+    class Rigid(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] != 96:
+                raise ValueError("expected 96 pixels")
+            return super().forward(x)  # type: ignore[no-any-return]
+
+    encoder = Encoder(Rigid(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), transform=Transform(96), options={})
+    assert batch_norms(Inference(encoder, device="cpu").encoder) == 0
+
+
 def test_a_batch_norm_whose_convolution_is_used_elsewhere_too_stays() -> None:
     class Fork(nn.Module):
         def __init__(self) -> None:
@@ -81,15 +93,20 @@ def test_a_batch_norm_whose_convolution_is_used_elsewhere_too_stays() -> None:
             y = self.conv(x)
             return y + self.norm(y)
 
-    fork = Fork().eval()
-    assert fuse_batch_norms(fork, torch.randn(1, 3, 8, 8)) is fork
+    fork, image = Fork().eval(), torch.randn(1, 3, 8, 8)
+    weight, norm, before = fork.conv.weight, fork.norm, fork(image)
+    fuse_batch_norms(fork, image)
+    assert fork.conv.weight is weight
+    assert fork.norm is norm
+    assert torch.equal(fork(image), before)
 
 
 def test_a_batch_norm_that_serves_two_convolutions_stays() -> None:
     norm = nn.BatchNorm2d(3)
     norm.running_mean = torch.ones(3)
     shared = nn.Sequential(nn.Conv2d(3, 3, 3), norm, nn.Conv2d(3, 3, 3), norm).eval()
-    assert batch_norms(fuse_batch_norms(shared, torch.randn(1, 3, 8, 8))) == 1
+    fuse_batch_norms(shared, torch.randn(1, 3, 8, 8))
+    assert batch_norms(shared) == 1
 
 
 def test_bfloat16_stays_close_and_pools_in_float32() -> None:
@@ -320,3 +337,20 @@ def test_auto_is_bfloat16_where_a_cpu_gains_by_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert resolved_precision("auto", torch.device("cpu")) == precision
+
+
+def test_frozen_weights_are_cast_once() -> None:
+    encoder = lived_in("resnet18")
+    inference = Inference(encoder, device="cpu", precision="bf16")
+    casts = []
+    for _ in range(2):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            inference(pixels(1))
+        casts.append(sum(event.count for event in profile.key_averages() if event.key == "aten::_to_copy"))
+    n_convolutions = sum(isinstance(part, nn.Conv2d) for part in encoder.modules())
+    assert casts[0] == casts[1] < n_convolutions  # of images alone, none of weights
+    images = SMALL.normalise(pixels(2)).contiguous(memory_format=torch.channels_last)
+    full = Inference(encoder, device="cpu", precision="fp32").encoder
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = full(images)
+    assert torch.equal(inference(pixels(2)).feature_map, plain.feature_map)

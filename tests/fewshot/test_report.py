@@ -250,7 +250,7 @@ def test_names_cannot_leave_their_place_in_the_page(tmp_path) -> None:
 def test_maps_of_failures_add_up_to_the_stored_margins(photos, small_encoder, tmp_path) -> None:
     split = open_data(str(photos))["novel"]
     stored = encode_split(split, small_encoder, tmp_path / "f.h5")
-    episodes = sample_episodes(split.labels, names=split.names, n_way=3, n_query=4, n_episodes=20)
+    episodes = sample_episodes(split.labels, names=split.names, n_way=3, n_query=4, n_episodes=8)
     methods = {name: classifier_of(name) for name in ("proto", "proto-power", "baseline", "baseline++", "bdcspn")}
     file = ResultFile(tuple(evaluate(stored.embeddings, episodes, each) for each in methods.values()))
     features = dict(zip(split.names.tolist(), stored.embeddings, strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import distcam.metrics.fusion as fusion
-from distcam.metrics.fusion import Fusion, LineScale, Logistic, Verification, fit_fusion
+from distcam.metrics.fusion import Fusion, LineScale, Logistic, VerifyGain, fit_fusion
 
 SCALE = LineScale("layer2", (0.0,), (8, 11, 16), 120, (0.5, 0.1))
 
@@ -61,6 +61,6 @@ def test_the_score_that_tells_decides():
     [(0.1, 0.2, True, "helps"), (-0.2, -0.1, False, "harm"), (-0.1, 0.1, None, "not seen")],
 )
 def test_a_verdict_leaves_out_what_the_interval_does_not_tell(low, high, helps, words):
-    found = Verification(Fusion(Logistic(1, 0), Logistic(1, 0), ""), 20, 100, 0.3, 0.4, low, high, 1)
+    found = VerifyGain(Fusion(Logistic(1, 0), Logistic(1, 0), ""), 20, 100, 0.3, 0.4, low, high, 1)
     assert found.helps is helps
     assert words in str(found)

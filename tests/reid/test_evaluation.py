@@ -223,11 +223,11 @@ def test_every_ranking_measure_equals_a_walk_through_the_ranking(seed: int, leve
     np.testing.assert_allclose(result.cmc, [(first <= k).mean() for k in range(1, 51)], atol=1e-12)
 
 
-def test_a_benchmark_of_a_hundred_quantised_queries_equals_scikit_learn() -> None:
-    """The size of a public CUHK03 test file, with ties in every row and hundreds of matches for some queries."""
+def test_many_quantised_queries_equal_scikit_learn() -> None:
+    """Ties in every row, and more matches for some queries than are counted one by one."""
     random = np.random.default_rng(5332)
-    gallery = Labels(random.integers(0, 40, 5332), random.integers(0, 2, 5332))
-    query = Labels(random.integers(0, 40, 100), random.integers(0, 2, 100))
+    gallery = Labels(random.integers(0, 12, 1500), random.integers(0, 2, 1500))
+    query = Labels(random.integers(0, 12, 25), random.integers(0, 2, 25))
     same = np.asarray(query.identities)[:, None] == np.asarray(gallery.identities)
     distances = np.round(random.normal(1 - 0.3 * same, 0.1), 3).astype(np.float32)
     result, slow = evaluate_distances(distances, query=query, gallery=gallery), walked(distances, query, gallery)

@@ -72,6 +72,17 @@ def test_images_that_answer_themselves_come_first(walkers, encoder, vectors) -> 
     assert alike[0] == max(alike) > 0
 
 
+def test_similarities_are_measured_as_distances_are_ranked(walkers, encoder) -> None:
+    """By l1 too, of which lines divide no shares: they take the cosine's."""
+    inference = verifying.Inference(encoder, device="cpu")
+    eye, images = verifying._Eye(walkers, inference, "l1"), walkers.gallery[:3]
+    eye.measure(images)
+    vectors = inference.encode_images([walkers.file(image) for image in images]).embedding.numpy().astype(float)
+    apart = [-np.abs(vectors[i] - vectors[j]).sum() for i in range(3) for j in range(3) if i != j]
+    assert eye.scale.similarity == pytest.approx((np.mean(apart), np.std(apart)))
+    assert eye._reader.metric == "cosine"
+
+
 @pytest.mark.parametrize(("verify", "says"), [("foo", "not understood"), ("1", "2 matches or more")])
 def test_what_cannot_be_verified_is_refused_before_anything_is_encoded(walkers, monkeypatch, verify, says) -> None:
     monkeypatch.setattr("distcam.reid.features.encode_data", lambda *_args, **_options: pytest.fail("encoded"))

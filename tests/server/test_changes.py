@@ -17,6 +17,7 @@ from distcam.errors import FingerprintMismatchError, InputError
 from distcam.files import WriterLock
 from distcam.images import Transform
 from distcam.index import Gallery
+from distcam.retrieval import Retriever
 from distcam.server import Settings, create_app
 
 
@@ -268,3 +269,62 @@ def test_what_cannot_be_served_is_said_before_it_starts(gallery, tmp_path):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} must be at least"):
             Settings(gallery.folder, **wrong)
     assert TOKEN not in repr(Settings(gallery.folder, token=TOKEN))
+
+
+# ------------------------------------------------------------------------------------------------ kept maps of matches
+
+
+def forward_passes(client) -> int:
+    lines = client.get("/metrics").text.splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("distcam_batch_images_sum"))))
+
+
+def explained(client, **asked):
+    answer = client.post("/api/v1/explain", json={"id": 4, "k": 3, **asked})
+    assert answer.status_code == 200, answer.text
+    return [reference["match_map"]["values"] for reference in answer.json()["references"]]
+
+
+def test_another_weighting_of_the_same_matches_needs_no_forward_pass(client):
+    maps = explained(client)
+    before = forward_passes(client)
+    assert explained(client) == maps
+    assert explained(client, weighting="dist") != maps
+    assert forward_passes(client) == before
+    assert "distcam_match_bytes 0.0" not in client.get("/metrics").text
+
+
+def test_a_server_may_keep_no_maps(gallery):
+    with served(gallery.folder, match_bytes=0) as client:
+        maps, before = explained(client), forward_passes(client)
+        assert explained(client) == maps
+        assert forward_passes(client) == before + 4  # three matches and the query
+        assert "distcam_match_bytes 0.0" in client.get("/metrics").text
+
+
+def test_kept_maps_are_those_of_the_files_and_of_the_gallery_as_they_are_now(photos, small_encoder, tmp_path):
+    shutil.copytree(photos, tmp_path / "pictures")
+    gallery = Gallery.build(tmp_path / "pictures", small_encoder, out=tmp_path / "g", precision="fp32")
+
+    def fresh() -> list[list[float]]:
+        with Gallery.open(gallery.folder) as now:
+            maps = Retriever(now, small_encoder, device="cpu").query_stored(4, k=3).explain().reference_maps
+        return maps.flatten(1).tolist()
+
+    with served(gallery.folder, token=TOKEN) as client:
+        maps = explained(client)
+        assert maps == [pytest.approx(one, rel=1e-3, abs=1e-4) for one in fresh()]
+        ranked = client.post("/api/v1/search/stored", json={"id": 4, "k": 3}).json()["matches"]
+        file = gallery.file(ranked[1]["id"])
+        file.write_bytes(image_bytes((64, 64), seed=9, kind="PNG"))
+        changed = explained(client)
+        assert [one == other for one, other in zip(changed, maps, strict=True)] == [True, False, True]
+        assert changed == [pytest.approx(one, rel=1e-3, abs=1e-4) for one in fresh()]
+        assert client.delete(f"/api/v1/images/{ranked[0]['id']}", headers=BEARER).status_code == 204
+        assert explained(client) == [pytest.approx(one, rel=1e-3, abs=1e-4) for one in fresh()]
+        with Gallery.open(gallery.folder) as other:
+            other.remove(paths=[ranked[1]["path"]])
+        assert explained(client) == [pytest.approx(one, rel=1e-3, abs=1e-4) for one in fresh()]
+        file.unlink()
+        added = add(client, image_bytes((64, 64), seed=5)).json()
+        assert len(explained(client, id=added["id"])) == 3

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distcam.errors import InputError
-from distcam.synthetic.blueprint import Blueprint, Part, blueprints
+from distcam.synthetic.blueprint import Blueprint, ToyPart, blueprints
 from distcam.synthetic.painter import BACKGROUNDS
 from distcam.synthetic.scene import Scene, draw_scene
 from distcam.synthetic.scene_set import SceneSet, draw_scenes, write_scenes
@@ -21,9 +21,9 @@ CLASSES = blueprints(12)
 TOY = Blueprint(
     "toy",
     (
-        Part("ears", "triangle", "amber", 0.4),
-        Part("body", "disc", "indigo"),
-        Part("badge", "star", "cream", 0.5),
+        ToyPart("ears", "triangle", "amber", 0.4),
+        ToyPart("body", "disc", "indigo"),
+        ToyPart("badge", "star", "cream", 0.5),
     ),
 )
 
@@ -260,14 +260,14 @@ def test_an_unknown_background_names_the_nearest() -> None:
 
 def test_unknown_names_of_a_part_name_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown colour 'tael', nearest is 'teal'"):
-        Part("body", "disc", "tael")
+        ToyPart("body", "disc", "tael")
     with pytest.raises(InputError, match=r"unknown place 'eye', nearest is 'eyes'"):
-        Part("eye", "disc", "teal")
+        ToyPart("eye", "disc", "teal")
 
 
 def test_a_blueprint_without_a_body_is_refused() -> None:
     with pytest.raises(InputError, match=r"expected one body and no place twice, got eyes"):
-        Blueprint("ghost", (Part("eyes", "disc", "ink", 0.3),))
+        Blueprint("ghost", (ToyPart("eyes", "disc", "ink", 0.3),))
 
 
 @pytest.mark.parametrize(

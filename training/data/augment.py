@@ -1,7 +1,7 @@
 """Random changes to a batch of images, and the same ones to the masks and boxes that belong to them.
 
-Everything happens to a whole batch at once. What becomes of an image depends on (seed, epoch, its place in the epoch,
-its index) only: the numbers are hashed from these, so neither the batch size nor the number of workers shows.
+What becomes of an image is hashed from (seed, epoch, its place in the epoch, its index): neither the batch size nor
+the number of workers shows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2 import functional as image_functional
 
 from ...errors import InputError
 from ..engine.step import Mix, Regions
@@ -39,9 +38,7 @@ class AugmentSettings(Table):
     saturation: Share = 0.0  # likewise, the distance from the pixel's own grey
     hue: HalfShare = 0.0  # largest turn of the colour circle, as a share of it, at most 0.5; slow
     grey: Share = 0.0  # probability of an image without colour
-    # probability that a rectangle is painted over with the image's mean colour. Masks and boxes stay: the object is
-    # still there.
-    erase: Share = 0.0
+    erase: Share = 0.0  # probability that a rectangle takes the image's mean colour; masks and boxes stay
     erase_area: Range = (0.02, 0.33)  # smallest and largest share of the area that is painted over
     mixup: NotNegative = 0.0  # parameter of the Beta distribution that blends two images, 0.2 for example; 0 for none
     # the same for pasting a rectangle of another image, 1.0 for example. With both, batches take turns by chance.
@@ -77,10 +74,7 @@ _FLIP, _SHIFT, _CROP, _ROTATE, _COLOUR, _ERASE = 0, 1, 3, 7, 8, 13
 
 
 def uniforms(seed: int, epoch: int, place: Int[Tensor, " b"], index: Int[Tensor, " b"]) -> Float[Tensor, "b _draws"]:
-    """Numbers in [0, 1) for every image, each a hash of its key and nothing else.
-
-    Source: Steele, Lea, Flood, Fast splittable pseudorandom number generators, 2014 (SplitMix64's finaliser).
-    """
+    """Numbers in [0, 1) for every image, each a hash of its key (SplitMix64; Steele, Lea, Flood 2014)."""
     key = _hashed(np.array([seed], dtype=np.uint64))
     for part in (np.array([epoch]), place.numpy(), index.numpy()):
         key = _hashed(key + part.astype(np.uint64))
@@ -102,10 +96,7 @@ def augment(
     *,
     regions: Regions | None = None,
 ) -> tuple[UInt8[Tensor, "b 3 h w"], Regions | None]:
-    """The batch after everything that happens to single images; `mix_images` comes after normalising.
-
-    `chance` comes from `uniforms`. Regions move with their images; those that end up outside are left out.
-    """
+    """The batch after everything that happens to single images; regions that end up outside are left out."""
     if settings.crop != (1.0, 1.0) or settings.rotate:
         pixels, raster = _resampled(pixels, settings, chance, regions)
     else:
@@ -180,6 +171,8 @@ def _recoloured(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Te
     strengths = (settings.brightness, settings.contrast, settings.saturation)
     if not any((*strengths, settings.hue, settings.grey)):
         return pixels
+    from torchvision.transforms.v2 import functional as image_functional
+
     factor = 1 + (2 * chance[:, _COLOUR : _COLOUR + 3] - 1) * torch.tensor(strengths)
     brightness, contrast, saturation = factor[:, :, None, None, None].unbind(1)
     levels = pixels.float()
@@ -201,10 +194,7 @@ def _recoloured(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Te
 
 
 def _erased(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Tensor:
-    """A rectangle of some images painted over with their mean colour.
-
-    Source: Zhong et al., Random Erasing Data Augmentation, 2020; shapes from 0.3 to 3.3, whole inside the image.
-    """
+    """A rectangle of some images painted over with their mean colour (Zhong et al., Random Erasing, 2020)."""
     own = chance[:, _ERASE : _ERASE + 5]
     low, high = settings.erase_area
     area = low + (high - low) * own[:, 1]
@@ -231,20 +221,15 @@ def _rectangles(sides: Float[Tensor, "b 2"], place: Float[Tensor, "b 2"], height
 def mix_images(
     images: Float[Tensor, "b 3 h w"], settings: AugmentSettings, seed: tuple[int, ...], *, regions: Regions | None
 ) -> tuple[Float[Tensor, "b 3 h w"], Mix | None, Regions | None]:
-    """Mixup or CutMix of normalised images, one share for the batch; regions lose what was pasted over.
-
-    `seed` says which batch this is: seed, epoch and step for example.
-
-    Source: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019.
-    """
+    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of normalised images; `seed` says which batch it is."""
     generator = np.random.default_rng([0x313, *seed])
     if not settings.mixes or len(images) < 2 or generator.random() >= settings.mix_share:
         return images, None, regions
     cuts = settings.cutmix > 0 and (settings.mixup == 0 or generator.random() < 0.5)
     strength = settings.cutmix if cuts else settings.mixup
     share = float(generator.beta(strength, strength))
-    place = torch.from_numpy(generator.random((1, 2))).float()
-    partner = torch.from_numpy(generator.permutation(len(images)))
+    place = torch.from_numpy(generator.random((1, 2))).to(images.device, torch.float32)
+    partner = torch.from_numpy(generator.permutation(len(images))).to(images.device)
     if not cuts:
         return torch.lerp(images[partner], images, share), Mix(partner, share), regions
     height, width = images.shape[-2:]

@@ -10,12 +10,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...encoders import Encoder
 from ...errors import InputError
@@ -33,10 +35,7 @@ _AHEAD = 3  # batches that wait for the training
 
 
 class TrainingBatches:
-    """The training loop's source of batches, for one of `world_size` processes.
-
-    `workers` threads prepare them: one for images in memory, else one per core, if left out.
-    """
+    """The training loop's source of batches, for one of `world_size` processes, by one thread per core if need be."""
 
     def __init__(
         self,
@@ -58,7 +57,12 @@ class TrainingBatches:
         self._sampler = sampler
         self._augment = AugmentSettings.none() if augment is None else augment
         self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._workers = workers or (1 if data.in_memory else min(os.cpu_count() or 1, 8))
+        self._workers = workers or (1 if data.held is not None else min(os.cpu_count() or 1, 16))
+        self._device: torch.device | None = None
+
+    def finish_on(self, device: torch.device) -> None:
+        """From now on give bytes, for `device` in page-locked memory, that `Batch.finish` augments and normalises."""
+        self._device = device
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch but the first `skip`, prepared by threads that end with the iterator."""
@@ -82,11 +86,19 @@ class TrainingBatches:
         place = torch.from_numpy(own) + (step << 32)
         regions = None if self.data.regions is None else self.data.regions.of(index)
         chance = uniforms(self._seed, epoch, place, index)
-        pixels, regions = augment(self.data.pixels(index), self._augment, chance, regions=regions)
+        finish = partial(self._finished, chance, (self._seed, epoch, step, self._rank))
+        batch = Batch(self.data.pixels(index), self.data.labels[index], index, regions, finish=finish)
+        if self._device is None:
+            return finish(batch)
+        return replace(batch, images=batch.images.pin_memory()) if self._device.type == "cuda" else batch
+
+    def _finished(self, chance: Tensor, key: tuple[int, ...], batch: Batch) -> Batch:
+        """A batch of bytes augmented, normalised and mixed, where it lies."""
+        chance = chance.to(batch.images.device, non_blocking=True)
+        pixels, regions = augment(batch.images, self._augment, chance, regions=batch.regions)
         images = self.data.transform.normalise(pixels)
-        key = (self._seed, epoch, step, self._rank)
         images, mix, regions = mix_images(images, self._augment, key, regions=regions)
-        return Batch(images, self.data.labels[index], index, regions, mix)
+        return replace(batch, images=images, regions=regions, mix=mix, finish=None)
 
 
 Measure = Callable[[Encoder, Objective, Path | None], Mapping[str, float]]  # the last: the run's folder

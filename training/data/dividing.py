@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -48,10 +49,7 @@ class SplitSettings(Table):
 def settled(
     split: SplitSettings, records: Sequence[ImageRecord], *, where: object, strict: bool, quiet: bool = False
 ) -> SplitSettings:
-    """The same settings with a column or shares, and with parts: what a run's resolved recipe says.
-
-    `where` is the folder or table, for messages; with `quiet` there are no remarks.
-    """
+    """The same settings with a column or shares, and with parts: what a run's resolved recipe says."""
     names = list(dict.fromkeys(name for record in records for name in record.columns))
     rows = [record.columns for record in records]
     has_flags = bool(flags_of(dict.fromkeys(names, ""), where))
@@ -84,11 +82,7 @@ def settled(
 
 def _counts(records: Sequence[ImageRecord], column: str) -> dict[str, int]:
     """Number of images by value of the column, known splits by their usual names, in order of appearance."""
-    counts: dict[str, int] = {}
-    for record in records:
-        value = _value(record, column)
-        counts[value] = counts.get(value, 0) + 1
-    return counts
+    return Counter(_value(record, column) for record in records)
 
 
 def _value(record: ImageRecord, column: str) -> str:

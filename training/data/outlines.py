@@ -71,17 +71,13 @@ class RegionSettings(Table):
     """The choice of the images that come with an outline of their object."""
 
     kind: Literal["none", "mask", "box"] = "none"  # "mask", "box", or "none"
-    # of the images; every class gets the same number as far as it has outlined images. A larger share contains the
-    # smaller one.
+    # of the images, classes taking turns; a larger share contains the smaller one
     share: Annotated[float, limited(lambda value: 0 < value <= 1, "a share of the images in (0, 1]")] = 0.05
     seed: int = 0  # of the choice
 
 
 def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
-    """Outlines in the columns `mask` and `x1`, `y1`, `x2`, `y2` of a listing; masks lie relative to its root.
-
-    Boxes that cannot be used are left out and remarked on, as those of a file of boxes are.
-    """
+    """Outlines in the columns `mask` and `x1`, `y1`, `x2`, `y2` of a listing; unusable boxes are remarked on."""
     has_mask = "mask" in listing.column_names
     corners = [name for name in _CORNERS if name in listing.column_names]
     if corners and len(corners) < 4:
@@ -130,10 +126,7 @@ def region_table(
     transform: Transform,
     strict: bool,
 ) -> RegionTable | None:
-    """The regions of the images that the settings choose; outlines of one class in one image become one region.
-
-    Outlines that cannot be used are left out and remarked on.
-    """
+    """The regions of the images that the settings choose, one for each class; unusable outlines are remarked on."""
     if settings is None or settings.kind == "none":
         return None
     by_image = _by_image(outlines or {}, settings.kind, files, labels, class_names)

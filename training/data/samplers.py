@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -39,25 +39,20 @@ class Sampler:
 class SamplerSettings(Table):
     """The sampler and its batches."""
 
+    only_for: ClassVar = {"per_class": ("kind", "pk", "pk_full"), "drop_last": ("kind", "shuffled")}
+
     # "shuffled": every image once an epoch. "balanced": as many images an epoch, of every class equally many. "pk":
-    # every batch shows P classes with K images each, drawn anew for every batch, as `MPerClassSampler` of
-    # pytorch-metric-learning does. "pk_full": the same, and every image comes at least once an epoch, as
-    # re-identification wants it.
+    # every batch shows P classes with K images each. "pk_full": the same, and every image comes at least once an epoch.
     kind: Literal["shuffled", "balanced", "pk", "pk_full"] = "shuffled"
     batch_size: Count = 64  # images per step of each process
     per_class: int = 4  # K; P is the batch size divided by it. PK only.
     drop_last: bool = False  # "shuffled": leave out the last batch if it is smaller than the others
-    # how many places of a batch are kept for images with a mask or box, which take turns in them beside their usual
-    # ones. A few outlines then guide every step, as the external stream of GAIN-ext does.
+    # places of a batch that are kept for images with a mask or box, which take turns in them (GAIN-ext)
     outlined: int = 0
 
     def _check(self) -> None:
         if not 0 <= self.outlined < self.batch_size:
             raise InputError(f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}")
-
-    def _unused(self) -> dict[str, str]:
-        keys = ["per_class"] * (not self.kind.startswith("pk")) + ["drop_last"] * (self.kind != "shuffled")
-        return dict.fromkeys(keys, f"kind {self.kind!r}")
 
 
 def make_sampler(
@@ -69,10 +64,9 @@ def make_sampler(
     class_names: Sequence[str] = (),
     outlined: Int[Tensor, " m"] | Sequence[int] = (),
 ) -> Sampler:
-    """The sampler that the settings describe, for images with these class indices; names are for messages.
+    """The sampler that the settings describe; its batches are for all processes together.
 
-    Its batches are for all processes together: `world_size` times as large as the settings say. `outlined` are the
-    images that have a mask or a box.
+    `outlined` are the images that have a mask or a box; names of classes are for messages.
     """
     array, kept = np.asarray(labels), settings.outlined * world_size
     common = {"batch_size": settings.batch_size * world_size - kept, "seed": seed}
@@ -83,29 +77,19 @@ def make_sampler(
     elif settings.kind == "balanced":
         sampler = balanced(array, **common, class_names=class_names)
     else:
-        build = steady_pk if settings.kind == "pk" else full_pk
-        sampler = build(array, **common, per_class=settings.per_class, class_names=class_names)
+        is_full = settings.kind == "pk_full"
+        sampler = pk(array, **common, per_class=settings.per_class, is_full=is_full, class_names=class_names)
     return with_outlined(sampler, np.asarray(outlined, dtype=np.int64), count=kept, seed=seed) if kept else sampler
 
 
 def share_of_rank(batch: Indices, *, rank: int, world_size: int) -> Indices:
-    """The part of a batch that one of `world_size` processes works on; all parts are equally long.
-
-    Parts are stretches, so that the images of one class under PK sampling stay together. What is missing to equal
-    parts is filled from the batch's beginning.
-
-    >>> share_of_rank(np.arange(6), rank=1, world_size=2).tolist()
-    [3, 4, 5]
-    """
+    """The stretch of a batch that one of `world_size` processes works on; all are equally long."""
     size = -(-len(batch) // world_size)
     return np.resize(batch, size * world_size)[rank * size : (rank + 1) * size]
 
 
 def shuffled(count: int, batch_size: int, *, seed: int = 0, drop_last: bool = False) -> Sampler:
-    """Every image once an epoch, in a new order.
-
-    A last batch of one image joins the one before it: batch normalisation has nothing to standardise in it.
-    """
+    """Every image once an epoch, in a new order; a last batch of one, which no batch norm takes, joins another."""
     if count < 1 or (drop_last and count < batch_size):
         raise InputError(f"expected {batch_size if drop_last else 1} images or more, got {count}")
     whole, rest = divmod(count, batch_size)
@@ -121,11 +105,7 @@ def shuffled(count: int, batch_size: int, *, seed: int = 0, drop_last: bool = Fa
 
 
 def balanced(labels: Indices, *, batch_size: int, seed: int = 0, class_names: Sequence[str] = ()) -> Sampler:
-    """Batches in which every class is equally likely; an epoch has as many images as the data set.
-
-    Classes take turns in random order, and so do a class's images: of a small class each image comes several times
-    before another class's come once.
-    """
+    """Batches in which every class is equally likely; an epoch has as many images as the data set."""
     members = _members(labels, class_names)
     shape = shuffled(len(labels), batch_size)
     ends = np.cumsum([len(batch) for batch in shape.batches(0)])[:-1]
@@ -140,10 +120,15 @@ def balanced(labels: Indices, *, batch_size: int, seed: int = 0, class_names: Se
     return Sampler(listed, shape.steps_per_epoch)
 
 
-def _pk_classes(
-    labels: Indices, class_names: Sequence[str], *, batch_size: int, per_class: int
-) -> tuple[list[Indices], int]:
-    """The images of every class, and P; refused where no batch of P classes with K images each can be made."""
+def pk(
+    labels: Indices, *, batch_size: int, per_class: int, is_full: bool, seed: int = 0, class_names: Sequence[str] = ()
+) -> Sampler:
+    """Batches of P classes with K images each; with `is_full` every image comes at least once an epoch.
+
+    Otherwise P classes are drawn anew for every batch, and K repeats only in classes of fewer. Full, each class is
+    dealt into groups of K, the last filled up; a batch takes those of the classes that have most left (after Luo et
+    al., Bag of Tricks for Person Re-ID, 2019, §3, where what fills no batch is dropped).
+    """
     if per_class < 2:
         raise InputError(f"PK batches show every class with 2 images or more; got per_class = {per_class}")
     if batch_size % per_class:
@@ -163,60 +148,22 @@ def _pk_classes(
             f"a batch of {batch_size} with {per_class} images a class shows {n_way} classes, but there are "
             f"{len(members)}; make the batch smaller or per_class larger"
         )
-    return members, n_way
-
-
-def steady_pk(
-    labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
-) -> Sampler:
-    """Batches of P classes with K images each; the classes of every batch are drawn anew.
-
-    An epoch has as many whole batches as the images suffice for, one at least. Images repeat within a batch only where
-    a class has fewer than K, as in pytorch-metric-learning's `MPerClassSampler`, which cannot be resumed.
-    """
-    members, n_way = _pk_classes(labels, class_names, batch_size=batch_size, per_class=per_class)
-    steps = max(len(labels) // batch_size, 1)
-
-    def listed(epoch: int) -> list[Indices]:
-        generator = _generator(seed, epoch)
-        batches = []
-        for _ in range(steps):
-            chosen = generator.permutation(len(members))[:n_way]
-            drawn = [_Deck(members[number], generator).draw(per_class) for number in chosen]
-            batches.append(np.concatenate(drawn))
-        return batches
-
-    return Sampler(listed, steps)
-
-
-def full_pk(
-    labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
-) -> Sampler:
-    """Batches of P different classes with K images each, in which every image comes at least once an epoch.
-
-    Each class's images are dealt into groups of K, the last one filled up with others of the class. A batch takes its P
-    groups from the classes that have most of them left, at random among equals, so that classes run out together. When
-    fewer than P classes have groups left, others come once more.
-
-    Source: the identity sampler of Luo et al., Bag of Tricks and a Strong Baseline for Deep Person Re-identification,
-    2019, §3; theirs drops what does not fill a batch.
-    """
-    members, n_way = _pk_classes(labels, class_names, batch_size=batch_size, per_class=per_class)
     groups = np.array([-(-len(own) // per_class) for own in members])
+    full_steps = max(int(groups.max()), -(-int(groups.sum()) // n_way))
+    steps = full_steps if is_full else max(len(labels) // batch_size, 1)
 
     def listed(epoch: int) -> list[Indices]:
-        generator = _generator(seed, epoch)
+        generator, left, batches = _generator(seed, epoch), groups.copy(), []
         decks = [_Deck(own, generator) for own in members]
-        left = groups.copy()
-        batches = []
-        while left.max() > 0:
-            order = generator.permutation(len(left))
-            chosen = order[np.argsort(-left[order], kind="stable")[:n_way]]
-            batches.append(np.concatenate([decks[number].draw(per_class) for number in chosen]))
+        for _ in range(steps):
+            order = generator.permutation(len(members))
+            chosen = (order[np.argsort(-left[order], kind="stable")] if is_full else order)[:n_way]
+            hands = decks if is_full else [_Deck(own, generator) for own in members]
+            batches.append(np.concatenate([hands[number].draw(per_class) for number in chosen]))
             left[chosen] = np.maximum(left[chosen] - 1, 0)
         return batches
 
-    return Sampler(listed, max(int(groups.max()), -(-int(groups.sum()) // n_way)))
+    return Sampler(listed, steps)
 
 
 def with_outlined(sampler: Sampler, outlined: Indices, *, count: int, seed: int = 0) -> Sampler:

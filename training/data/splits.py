@@ -7,9 +7,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import BeforeValidator
 
 from ...errors import InputError
 from ...images import ImageRecord, Listing, Transform
@@ -41,32 +41,26 @@ class ScenePart(Table):
     two_objects: float = 0.0  # share of the scenes with a second object
 
 
+def _part(value: object) -> object:
+    return ScenePart(per_class=value) if isinstance(value, int) else value
+
+
 class ScenesSettings(Table):
     """Procedural scenes, drawn once into a folder of their own."""
 
     # by name; a number stands for that many scenes of each base class before any background
-    splits: Mapping[str, ScenePart | int]
+    splits: Mapping[str, Annotated[ScenePart, BeforeValidator(_part)]]
     classes: int = 12  # base classes
     novel_classes: int = 0  # further classes, which share no object with them
     size: int = 64  # side of the images in pixels
     seed: int = 0  # of classes and images; not that of the training
 
-    @field_validator("splits")
-    @classmethod
-    def _of_any_background(cls, splits: Mapping[str, ScenePart | int]) -> dict[str, ScenePart]:
-        return {name: ScenePart(per_class=part) if isinstance(part, int) else part for name, part in splits.items()}
-
     def _check(self) -> None:
         if self.classes < 2 or self.novel_classes < 0:
             raise InputError(f"expected two classes or more, got {self.classes} and {self.novel_classes} novel ones")
-        novel = [name for name, part in self.parts.items() if part.classes == "novel"]
+        novel = [name for name, part in self.splits.items() if part.classes == "novel"]
         if novel and not self.novel_classes:
             raise InputError(f"the split {novel[0]!r} shows novel classes; set novel_classes to how many there are")
-
-    @property
-    def parts(self) -> Mapping[str, ScenePart]:
-        """The splits by name."""
-        return cast("Mapping[str, ScenePart]", self.splits)
 
 
 class DataSettings(Table):
@@ -134,8 +128,7 @@ def load_splits(
 ) -> RunData:
     """The images by split, listed once; "train" is always there, and other splits of its classes number them alike.
 
-    Files that cannot be read are left out and named, all at once; every file is decoded once to know. Scenes are drawn
-    into `cache`, once for all runs with the same ones. `progress` starts anew for each split.
+    Files that cannot be read are left out and named, all at once. Scenes are drawn into `cache`.
     """
     if settings.scenes is not None:
         return RunData(_drawn_splits(settings, settings.scenes, transform, cache, progress), split=settings.split)
@@ -188,7 +181,7 @@ def _drawn_splits(
     classes = blueprints(scenes.classes + scenes.novel_classes, seed=scenes.seed)
     common = {key: value for key, value in plain(scenes).items() if key != "splits"}
     sets: dict[str, TrainingSet] = {}
-    for name, part in scenes.parts.items():
+    for name, part in scenes.splits.items():
         own = classes[: scenes.classes] if part.classes == "base" else classes[scenes.classes :]
         known = json.dumps([name, plain(part), common], sort_keys=True)  # everything that the images depend on
         target = cache / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
@@ -219,15 +212,11 @@ def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tup
 
     if part.backgrounds == "any":
         return None
-    chosen: dict[str, tuple[str, ...]] = {}
-    for number, blueprint in enumerate(classes):
-        own = BACKGROUNDS[number % len(BACKGROUNDS)]
-        if isinstance(part.backgrounds, tuple):
-            chosen[blueprint.name] = part.backgrounds
-        else:
-            others = tuple(name for name in BACKGROUNDS if name != own)
-            chosen[blueprint.name] = (own,) if part.backgrounds == "own" else others
-    return chosen
+    own = {blueprint.name: BACKGROUNDS[number % len(BACKGROUNDS)] for number, blueprint in enumerate(classes)}
+    if isinstance(part.backgrounds, tuple):
+        return dict.fromkeys(own, part.backgrounds)
+    is_own = part.backgrounds == "own"
+    return {name: tuple(each for each in BACKGROUNDS if (each == place) == is_own) for name, place in own.items()}
 
 
 def _listed(settings: DataSettings, folder: Path) -> tuple[Listing, Path]:

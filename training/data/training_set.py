@@ -18,7 +18,7 @@ from torch import Tensor
 from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
 from ...files import content_digest
-from ...images import ImageRecord, Listing, Transform, read_image
+from ...images import ImageRecord, Listing, Transform
 from ...progress import Progress
 from ...remarks import Skipped, counted, remark
 from .dividing import shown_classes
@@ -55,13 +55,13 @@ def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progres
     def look(file: Path) -> tuple[Tensor | None, int] | ImageError:
         """The image, if it is to be kept, and the digest of the file; or what is wrong with it."""
         try:
-            image = read_image(file)
+            pixels, _ = transform.read(file)
             digest = content_digest(file.read_bytes())
         except ImageError as error:
             return error
         except OSError as error:
             return ImageError(file, f"cannot be read: {error.strerror}")
-        return None if is_lazy else transform(image), digest
+        return None if is_lazy else pixels, digest
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         try:
@@ -120,16 +120,11 @@ class TrainingSet:
         """True if an image may show several classes."""
         return self.labels.ndim == 2
 
-    @property
-    def in_memory(self) -> bool:
-        """True if the images are decoded already."""
-        return self.held is not None
-
     def pixels(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
         """Images as the transform makes them, in grey levels; ImageError names a file that cannot be read any more."""
         if self.held is not None:
             return self.held[index]
-        return torch.stack([self.transform(read_image(self.files[i])) for i in index.tolist()])
+        return torch.stack([self.transform.read(self.files[i])[0] for i in index.tolist()])
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -169,10 +164,7 @@ class TrainingSet:
         regions: RegionTable | None = None,
         digests: NDArray[np.int64] | None = None,
     ) -> TrainingSet:
-        """Images that are in memory already, as `transform` makes them; kept, not copied.
-
-        Labels are class names, class indices, or 0/1 columns; regions are ordered by image.
-        """
+        """Images in memory, as `transform` makes them; labels are names, indices, or 0/1 columns."""
         expected = (len(labels), 3, transform.height, transform.width)
         if pixels.dtype != torch.uint8 or tuple(pixels.shape) != expected:
             raise ShapeError(f"expected uint8 pixels {expected}, got {pixels.dtype} {tuple(pixels.shape)}")
@@ -204,11 +196,8 @@ class TrainingSet:
     ) -> TrainingSet:
         """Images of a folder or table, or of some of its records, all decoded now, and kept if they fit into memory.
 
-        Files that cannot be read are left out and named in one remark, or added to `left_out`. So are outlines that
-        cannot be used. An image may show several classes if the table has a column `labels` with names between
-        semicolons, or one 0/1 column per class, named by `label_columns`. Otherwise every image needs its label.
-        Outlines come from `outlines_of` and `boxes_from`; `regions` says which of them are used. With the cache "auto"
-        decoded images stay in memory up to 2 GiB.
+        Files that cannot be read are left out and named in one remark, or added to `left_out`. An image shows several
+        classes by a column `labels` (names between semicolons) or by 0/1 `label_columns`.
         """
         chosen = list(listing) if records is None else list(records)
         shown = [_labels_of(record, label_columns) for record in chosen]
@@ -238,10 +227,7 @@ class TrainingSet:
         is_multi_label: bool = False,
         regions: RegionSettings | None = None,
     ) -> TrainingSet:
-        """One split of a set of scenes, with the boxes and masks of its objects.
-
-        With `is_multi_label` a scene shows the classes of all its objects, else that of the first one.
-        """
+        """One split of a set of scenes, with outlines; multi-label, it shows the classes of all its objects."""
         records = scenes.of_split(split)
         shown = [tuple(dict.fromkeys(label for label, _ in record.boxes)) for record in records]
         names, labels = _numbered(

@@ -1,7 +1,7 @@
 """The surroundings of a run: processes, a device, and random numbers that belong to the step alone.
 
-Processes start as `torchrun` starts them. Gradients are averaged by one all_reduce of a flat vector after the backward
-pass; there is no wrapper around the encoder, so a loss may call it as often as it needs.
+Gradients are averaged by one all_reduce of a flat vector after the backward pass; the encoder has no wrapper, so a
+loss may call it as often as it needs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -51,10 +51,7 @@ def current_world() -> World:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """The process group, set up if several processes were started and nobody has done it, and taken down again.
-
-    On a CPU they speak through gloo, on GPUs through nccl.
-    """
+    """The process group (gloo, nccl), set up if several processes were started, and taken down again."""
     world = current_world()
     if world.size == 1 or distributed.is_initialized():
         yield world
@@ -68,11 +65,7 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], world: World, *, failed: bool) -> bool:
-    """Replace every gradient by its mean over the processes; True if any process has `failed`.
-
-    A parameter without a gradient counts as 0, unless it has none anywhere. All processes must hold the same
-    parameters in the same order.
-    """
+    """Replace every gradient (none counts as 0) by its mean over the processes; True if any has `failed`."""
     if world.size == 1:
         return failed
     marks = [float(failed), *(float(parameter.grad is not None) for parameter in parameters)]
@@ -134,13 +127,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def batch_on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the training device, its images with channels last in memory."""
+    """The batch on the training device, finished there, its images with channels last in memory."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Batch | Regions | Mix):
             return replace(value, **{each.name: moved(getattr(value, each.name)) for each in fields(value)})
         return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
+    if batch.finish is not None:
+        with nullcontext() if device.type == "cpu" else device:  # what is made on the way is made there
+            batch = batch.finish(moved(batch))
     images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
     found: Batch = moved(replace(batch, images=images))
     return found
@@ -164,13 +160,3 @@ def seed_step(seed: int, batch: int, rank: int) -> None:
     torch.manual_seed(word)
     np.random.seed(word % 2**32)  # noqa: NPY002
     random.seed(word)
-
-
-def repeatable(device: torch.device, *, deterministic: bool) -> AbstractContextManager[object]:
-    """Inside, cuDNN takes algorithms that repeat exactly, or the fastest it finds."""
-    if device.type != "cuda":
-        return nullcontext()
-    flags: AbstractContextManager[object] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=not deterministic, deterministic=deterministic
-    )
-    return flags

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from ...encoders import Encoder
-from ...encoders.inference import has_fast_bfloat16
+from ...encoders.devices import resolved_precision
 from ...errors import InputError
 from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings
 from . import environment, outcome
 from .optimisation import Optimisation, set_training, training_mode
-from .step import Batch, BatchSource, Objective, Progress, Step
+from .step import Batch, BatchSource, Losses, Objective, Progress, Step, as_numbers
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
 _FREE = ("device", "checkpoint_every_steps", "tensorboard")  # settings that a resumed run may change
@@ -59,7 +59,7 @@ def fit(
         settings: everything else; `Settings()` if left out.
         folder: where results and checkpoints go; None writes nothing.
         resume: go on from the checkpoint in `folder`; a new run if there is none.
-        evaluate: metrics of the encoder, which comes in evaluation mode with the weights that would be kept.
+        evaluate: metrics of the encoder, in evaluation mode, with the weights that would be kept.
         config: where this run came from (a resolved recipe, say), as JSON can hold it; kept with the encoder.
         progress: called with (batches done, batches in all).
         report: called after every epoch with its row of the log.
@@ -73,7 +73,8 @@ def fit(
     with ExitStack() as stack:
         world = stack.enter_context(environment.joined(device))
         stack.enter_context(environment.own_randomness(device))
-        stack.enter_context(environment.repeatable(device, deterministic=settings.deterministic))
+        repeats = settings.deterministic
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=not repeats, deterministic=repeats))
         encoder.to(device).to(memory_format=torch.channels_last)
         objective.to(device)
         stack.enter_context(training_mode(encoder, objective, settings))
@@ -119,13 +120,15 @@ class _Run:
         settings, n_batches = self.settings, self.batches.steps_per_epoch
         if n_batches < 1:
             raise InputError("the training data make no batch; add images or choose a smaller batch size")
+        if self.device.type == "cuda" and hasattr(self.batches, "finish_on"):
+            self.batches.finish_on(self.device)
         self.modules: dict[str, torch.nn.Module] = {"encoder": self.encoder, "objective": self.objective}
         for module in self.modules.values():
             environment.spread([*module.parameters(), *module.buffers()], self.world)
         steps = math.ceil(n_batches / settings.accumulate)
         self.optimisation = Optimisation(self.encoder, self.objective, settings, steps_per_epoch=steps)
         self.early_stopping = outcome.EarlyStopping(settings, self.modules)
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bfloat16(self.device))
+        bf16 = resolved_precision(settings.precision, self.device) == "bf16"
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16) if bf16 else nullcontext
         self.now = Progress(epoch=0, epochs=settings.epochs, step=0)
         self._restore(resume=resume)
@@ -186,34 +189,42 @@ class _Run:
 
     def _optimiser_step(self, group: Sequence[Batch]) -> None:
         images = sum(len(batch) for batch in group)
-        failures = [self._backward(batch, share=len(batch) / images) for batch in group]
+        begun = [self._backward(batch, place, share=len(batch) / images) for place, batch in enumerate(group)]
+        norm = self.optimisation.gradient_norm() if self.world.size == 1 else None
+        failures = [self._read(batch, *values) for batch, values in zip(group, begun, strict=True)]
         failure = next(filter(None, failures), None)
         if environment.average_gradients(self.optimisation.parameters, self.world, failed=failure is not None):
             raise InputError(failure or self._failure("another process's loss is not finite", group))
         numbers = {"learning_rate": self.optimisation.learning_rate, **self.last_losses}
-        if not self.optimisation.step():
+        if not self.optimisation.step(norm):
             raise InputError(self._failure("the losses are finite, but their gradient is not", group))
         self.now = replace(self.now, step=self.now.step + 1)
         if self.board is not None:
             self.board.add("step", self.now.step, numbers)
 
-    def _backward(self, batch: Batch, *, share: float) -> str | None:
-        """Add a batch's share of the gradient; what is wrong with its losses, if anything."""
-        number = self.now.epoch * self.batches.steps_per_epoch + self.batch
+    def _backward(self, batch: Batch, place: int, *, share: float) -> tuple[Losses, dict[str, float | torch.Tensor]]:
+        """Add a batch's share of the gradient; a device may still be at work on it, and on the losses and the log."""
+        number = self.now.epoch * self.batches.steps_per_epoch + self.batch + place
         environment.seed_step(self.settings.seed, number, self.world.rank)
         step = Step(self.encoder, environment.batch_on_device(batch, self.device), self.now, autocast=self.autocast)
         losses = self.objective(step)
-        total = float(losses.total.detach())
-        self.last_losses = {"loss": total, **{f"loss/{name}": value for name, value in losses.terms.items()}}
-        self.means.add(self.last_losses | step.log, len(batch))
-        self.batch += 1
-        if self.progress is not None:
-            self.progress(number + 1, self.settings.epochs * self.batches.steps_per_epoch)
-        if not math.isfinite(total) or not all(map(math.isfinite, losses.terms.values())):
-            values = ", ".join(f"{name}: {value:.6g}" for name, value in losses.terms.items())
-            return self._failure(f"the loss is not finite ({values})", [batch])
         if losses.total.requires_grad:
             (losses.total * share).backward()
+        return losses, step.log
+
+    def _read(self, batch: Batch, losses: Losses, log: dict[str, float | torch.Tensor]) -> str | None:
+        """Wait for the losses of a batch and take them down; what is wrong with them, if anything."""
+        values = {"loss": losses.total.detach(), **{f"loss/{name}": value for name, value in losses.values.items()}}
+        numbers = as_numbers(values | log)
+        self.last_losses = {name: numbers[name] for name in values}
+        self.means.add(numbers, len(batch))
+        self.batch += 1
+        if self.progress is not None:
+            done = self.now.epoch * self.batches.steps_per_epoch + self.batch
+            self.progress(done, self.settings.epochs * self.batches.steps_per_epoch)
+        if not all(map(math.isfinite, self.last_losses.values())):
+            shown = ", ".join(f"{name}: {numbers[f'loss/{name}']:.6g}" for name in losses.values)
+            return self._failure(f"the loss is not finite ({shown})", [batch])
         return None
 
     def _failure(self, what: str, group: Sequence[Batch]) -> str:

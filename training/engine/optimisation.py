@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -42,10 +42,13 @@ class Optimisation:
         rate: float = self.optimiser.param_groups[0]["lr"]
         return rate
 
-    def step(self) -> bool:
-        """Move the weights along their gradients; False, and nothing is moved, if these are not finite."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+    def gradient_norm(self) -> Tensor:
+        """The length of the whole gradient, a scalar that a device may still be computing."""
+        return torch.nn.utils.get_total_norm([each.grad for each in self.parameters if each.grad is not None])
+
+    def step(self, norm: Tensor | None = None) -> bool:
+        """Move the weights along their gradients of this length; False, and nothing moves, if these are not finite."""
+        norm = self.gradient_norm() if norm is None else norm
         if not math.isfinite(float(norm)):
             return False
         if self._clip_norm is not None:
@@ -88,7 +91,9 @@ class Optimisation:
             index: {name: laid_out(value, self.parameters[index]) for name, value in values.items()}
             for index, values in state["optimiser"]["state"].items()
         }
-        self.optimiser.load_state_dict({**state["optimiser"], "state": moments})
+        kernels = [{"fused": group.get("fused")} for group in self.optimiser.param_groups]  # of this device
+        groups = [group | own for group, own in zip(state["optimiser"]["param_groups"], kernels, strict=True)]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         self._schedule.load_state_dict(state["schedule"])
         if self.average is not None:
             self.average.model.load_state_dict(state["average"])
@@ -110,18 +115,21 @@ def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettin
     if not groups:
         raise InputError("nothing is left to train: every part of the encoder is frozen and the terms have no weights")
     rate, decay = settings.learning_rate, settings.weight_decay
+    fused = is_fused([*backbone, *rest, *own])
     if settings.kind == "sgd":
         momentum = settings.momentum
-        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0)
+        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0, fused=fused)
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
-    return kind(groups, rate, betas=settings.betas, weight_decay=decay)
+    return kind(groups, rate, betas=settings.betas, weight_decay=decay, fused=fused)
+
+
+def is_fused(parameters: Iterable[Tensor]) -> bool | None:
+    """True where one kernel can do an optimiser's step: all weights are floats on CUDA; None leaves it to torch."""
+    return True if all(each.device.type == "cuda" and each.is_floating_point() for each in parameters) else None
 
 
 class Average:
-    """A moving average of the encoder's weights and statistics and of what the objective learns.
-
-    Source: Polyak averaging as torch.optim.swa_utils has it, with a decay that grows to its full value.
-    """
+    """A moving average of the encoder's weights and statistics and of what the objective learns."""
 
     def __init__(self, encoder: Encoder, objective: Objective, decay: float) -> None:
         self._live = nn.ModuleList([encoder, nn.ParameterList(_trainable(objective))])
@@ -153,10 +161,7 @@ class Average:
 
 @contextmanager
 def training_mode(encoder: Encoder, objective: Objective, settings: Settings) -> Iterator[None]:
-    """Encoder and objective in training mode, frozen parts frozen.
-
-    Afterwards both are in evaluation mode, and what needed a gradient before needs one again.
-    """
+    """Encoder and objective in training mode, frozen parts frozen; then in evaluation mode, gradients as before."""
     needed = [(parameter, parameter.requires_grad) for parameter in encoder.parameters()]
     for part in _frozen_parts(encoder, settings):
         part.requires_grad_(False)
@@ -210,11 +215,7 @@ def learning_rate_schedule(
 
 
 def learning_rate_factor(step: int, *, settings: ScheduleSettings, steps: int, steps_per_epoch: int) -> float:
-    """The share of the highest learning rate in optimiser step `step`, counted from 0, in [0, 1].
-
-    >>> learning_rate_factor(50, settings=ScheduleSettings(kind="cosine"), steps=100, steps_per_epoch=10)
-    0.5
-    """
+    """The share of the highest learning rate in optimiser step `step`, counted from 0, in [0, 1]."""
     warm_up = settings.warm_up * steps_per_epoch
     if step < warm_up:
         return min(1.0, (step + 1) / warm_up)

@@ -123,11 +123,7 @@ def write_outcome(
     settings: Mapping[str, Any],
     config: Mapping[str, Any] | None,
 ) -> None:
-    """Fill the run's folder: the encoder, its classifier, `metrics.json`, `log.csv`.
-
-    An encoder with code of its own, which no file can bring back, leaves its weights alone in `weights.safetensors`.
-    Class weights that are no linear or cosine classifier, such as several vectors per class, leave no classifier.
-    """
+    """Fill the run's folder: the encoder (of a network of one's own its weights), its classifier, metrics, log."""
     from ..losses.classifier import save_classifier  # with pytorch-metric-learning, which takes seconds to import
 
     assert result.folder is not None
@@ -232,10 +228,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """The tree as JSON, with names in place of tensors, and the tensors by name.
-
-    Keys that are no strings, tuples, and numbers that are not finite survive: `restore` gives back an equal tree.
-    """
+    """The tree as JSON, with names in place of tensors, and the tensors by name; `restore` gives back an equal tree."""
     tensors: dict[str, Tensor] = {}
 
     def plain(value: Any, path: str) -> Any:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -68,13 +68,15 @@ class Batch:
         index: each image's position in the training set.
         regions: masks and boxes; None if the data set has none at all.
         mix: how images were blended, None if they were not.
+        finish: what is left to do on the training device while the images are bytes as they were read; None if nothing.
     """
 
-    images: Float[Tensor, "b 3 h w"]
+    images: Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"]
     labels: Int[Tensor, " b"] | Float[Tensor, "b c"]
     index: Int[Tensor, " b"]
     regions: Regions | None = None
     mix: Mix | None = None
+    finish: Callable[[Batch], Batch] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -139,7 +141,7 @@ class Step:
         self.batch = batch
         self.progress = progress
         self.classifier: HasClassWeights | None = None
-        self.log: dict[str, float] = {}
+        self.log: dict[str, float | Tensor] = {}
         self._autocast = autocast
 
     @cached_property
@@ -152,6 +154,11 @@ class Step:
         with self._autocast():
             encoding: Encoding = (encoder or self.encoder)(images)
         return encoding.changed(Tensor.float)
+
+    def noted(self, name: str, value: Tensor) -> Tensor:
+        """The value, which the log gets too."""
+        self.log[name] = value.detach()
+        return value
 
     def need_classifier(self, who: str) -> HasClassWeights:
         """The term that owns the class weights; InputError if the objective has none."""
@@ -177,10 +184,23 @@ class Term(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """`total` is what is minimised; `terms` are the unweighted values of the terms that took part."""
+    """`total` is what is minimised; `values` are those of the terms that took part, unweighted and detached."""
 
     total: Tensor
-    terms: Mapping[str, float]
+    values: Mapping[str, Tensor]
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The values as numbers, for which the device is waited for."""
+        return as_numbers(self.values)
+
+
+def as_numbers(values: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Scalars as numbers; whatever lies on a device comes in one piece."""
+    scalars = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    read = torch.stack([value.double() for value in scalars.values()]).tolist() if scalars else []
+    found = dict(zip(scalars, read, strict=True))
+    return {name: found[name] if name in found else float(value) for name, value in values.items()}
 
 
 class Objective(nn.Module):
@@ -209,8 +229,7 @@ class Objective(nn.Module):
             if weight:
                 values[name] = term(step)
                 total = total + weight * values[name]
-        with torch.no_grad():
-            return Losses(total, {name: float(value.detach()) for name, value in values.items()})
+        return Losses(total, {name: value.detach() for name, value in values.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,25 +273,23 @@ def true_classes(batch: Batch) -> Targets:
 
 
 def is_right(logits: Float[Tensor, "b c"], labels: Tensor) -> Bool[Tensor, " b"]:
-    """True if a class that the image shows has the largest logit; a tie with one that it does not show is lost.
-
-    >>> is_right(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])).tolist()
-    [True, False]
-    """
+    """True if a class that the image shows has the largest logit; a tie with one that it does not show is lost."""
     is_shown = (labels if labels.ndim == 2 else one_hot(labels, logits.shape[1])) > 0
     best_shown, best_other = (logits.where(some, -torch.inf).amax(1) for some in (is_shown, ~is_shown))
     return best_shown > best_other
 
 
-def accuracy(logits: Float[Tensor, "b c"], batch: Batch) -> float:
+def accuracy(logits: Float[Tensor, "b c"], batch: Batch) -> Float[Tensor, ""]:
     """Share of images whose largest logit is (one of) their class(es), in [0, 1]; mixed images in their shares."""
+    return in_shares(batch, lambda labels: is_right(logits, labels).float().mean())
 
-    def hits(labels: Tensor) -> float:
-        return float(is_right(logits, labels).float().mean())
 
+def in_shares(batch: Batch, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """The value of the batch's labels; of a mixed batch that of both images' labels in their shares."""
     if batch.mix is None:
-        return hits(batch.labels)
-    return batch.mix.share * hits(batch.labels) + (1 - batch.mix.share) * hits(batch.labels[batch.mix.partner])
+        return value(batch.labels)
+    own, share = value(batch.labels), batch.mix.share
+    return share * own + (1 - share) * value(batch.labels[batch.mix.partner])
 
 
 def multi_hot(batch: Batch, who: str) -> Float[Tensor, "b c"]:

@@ -1,14 +1,12 @@
 """Attention maps inside the gradient graph, and what the losses that train attention have in common.
 
-The score of a class depends on the feature map only through pooling and head, so its gradient there needs a backward
-pass through these two alone, never through the backbone. All gradients come from `torch.autograd.grad`: no `.grad` is
-touched, so accumulated gradients stay what they were.
+All gradients come from `torch.autograd.grad` through pooling and head alone: no accumulated `.grad` is touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -25,14 +23,7 @@ ADAPTIVE_ACCURACY = 0.5
 
 
 def scaled(maps: Float[Tensor, "*b h w"], *, eps: float = 1e-8) -> Float[Tensor, "*b h w"]:
-    """Each map scaled to [0, 1] by its own minimum and maximum over rows and columns jointly, inside the graph.
-
-    A map whose values differ by no more than `eps` has no shape: it becomes 0 and passes no gradient, where dividing
-    by `eps` would pass an enormous one.
-
-    >>> scaled(torch.tensor([[1.0, 3.0], [2.0, 5.0]])).tolist()
-    [[0.0, 0.5], [0.25, 1.0]]
-    """
+    """Each map in [0, 1] by its own minimum and maximum, inside the graph; 0 if these differ by `eps` or less."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low
     return torch.where(span > eps, (maps - low) / (span + eps), 0.0)
@@ -45,11 +36,7 @@ def weighted_map(maps: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) 
 
 
 def pooled_weights(encoder: Encoder, weights: Float[Tensor, "c d"]) -> Float[Tensor, "c k"]:
-    """Class weights of the embedding carried back to the channels of the feature map: `Hᵀ w` for a head `H x + b`.
-
-    The head counts as a constant, with its running statistics if it has any: a map's loss then cannot be lowered by
-    turning the head, just as it cannot by turning the classifier. The bias adds the same number to all positions.
-    """
+    """Class weights carried back to the channels of the feature map: `Hᵀ w` for a head `H x + b`, a constant."""
     affine = affine_of(encoder.head)
     if affine is None:
         raise InputError(
@@ -71,11 +58,8 @@ def gradient_weights(
 ) -> Float[Tensor, "t k"]:
     """Grad-CAM's channel weights, `GAP(∂ s^c / ∂ f)`, for each pair of an image and a class ([GAIN] Eq. 1).
 
-    Pooling and head are run once more, the head as in evaluation mode. The weights are constants, the "kernel" that
-    the paper speaks of; with `second_order` they are part of the graph.
-
-    `score` is s^c: the class's logit, or the log-odds of its softmax, `logit_c - log Σ_{j≠c} exp logit_j`, which is
-    also raised by what speaks against the other classes.
+    s^c is the class's logit, or its log-odds `logit_c - log Σ_{j≠c} exp logit_j`. The head runs as in evaluation mode;
+    the weights are constants, or, with `second_order`, part of the graph.
     """
     maps = targets.of(feature_map)
     is_mean = isinstance(encoder.pooling, GAP)
@@ -90,18 +74,10 @@ def gradient_weights(
     return gradient / maps[0, 0].numel() if is_mean else gradient.mean((-2, -1))
 
 
-@contextmanager
-def statistics_frozen(module: nn.Module) -> Iterator[None]:
+def statistics_frozen(module: nn.Module) -> AbstractContextManager[None]:
     """Every batch norm inside works with its running statistics and leaves them alone; then the modes are as before."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    modes = [norm.training for norm in norms]
-    for norm in norms:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm, mode in zip(norms, modes, strict=True):
-            norm.training = mode
+    return evaluating(nn.ModuleList(norms))
 
 
 @contextmanager
@@ -118,10 +94,7 @@ def gradients_off(*modules: object) -> Iterator[None]:
 
 
 class LateTerm(Term):
-    """A term that begins at an epoch, or, "adaptive", once the training accuracy of an epoch is 50 % or more.
-
-    Once begun it goes on, whatever the accuracy does afterwards, also in a run that is resumed.
-    """
+    """A term that begins at an epoch, or, "adaptive", once an epoch's training accuracy is 50 % or more."""
 
     has_started: Tensor
 

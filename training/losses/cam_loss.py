@@ -34,12 +34,7 @@ def cam_differences(
     norm: MapNorm = "l1",
     eps: float = 1e-8,
 ) -> Float[Tensor, " t"]:
-    """L_cam of each feature map with its own class's weights, in [0, 1] ([CAM-loss] Eq. 1-4, Algorithm 1).
-
-    >>> features = torch.tensor([[[[4.0, 0.0, 1.0]], [[0.0, 2.0, 1.0]]]])    # CAAM' = (1, 0, 0)
-    >>> cam_differences(features, torch.tensor([[0.0, 1.0]])).item()         # CAM' = (0, 1, 0.5): 2.5 / 3
-    0.8333333134651184
-    """
+    """L_cam of each feature map with its own class's weights, in [0, 1] ([CAM-loss] Eq. 1-4, Algorithm 1)."""
     both = torch.stack([torch.ones_like(weights), weights], 1) @ maps.flatten(2)  # the feature map is read once
     caam, cam = scaled(both.reshape(len(maps), 2, *maps.shape[-2:]), eps=eps).unbind(1)
     return map_difference(caam, cam.detach() if detach_target else cam, norm)
@@ -59,10 +54,7 @@ def unpooled(encoder: Encoder, feature_map: Float[Tensor, "b k h w"]) -> Float[T
 
 
 class CamLoss(LateTerm):
-    """CAM-loss as a term; the module's text says what is settled how.
-
-    Source: [CAM-loss] Eq. 1-7, Algorithm 1; the weight c = 3.
-    """
+    """CAM-loss as a term ([CAM-loss] Eq. 1-7, Algorithm 1)."""
 
     default_weight = 3.0
 
@@ -124,18 +116,8 @@ def negative_cam(
 ) -> Tensor:
     """Distance of the maps of the likeliest absent classes from flat ones, mean over these classes and over images.
 
-    "uniform": the Kullback-Leibler divergence, in nats, of the map's softmax over positions from the uniform
-    distribution; 0 if the map is flat, at whatever height. "zero": the mean square of the map.
-
-    Of the classes that an image does not show those `n_negatives` with the largest mean over the map count.
-
-    Source: Sun et al., Fixing Localization Errors to Improve Image Classification, 2020 (homogeneous negative CAM).
-    Their published code adds the divergences of the classes up where this takes the mean.
-
-    >>> features = torch.tensor([[[[1.0, 1.0]], [[0.0, 2.0]]]])
-    >>> shown = torch.tensor([[True, False]])
-    >>> negative_cam(features, torch.eye(2), shown, towards="zero").item()     # map (0, 2) of the second class
-    2.0
+    "uniform": the Kullback-Leibler divergence of the map's softmax over positions from a uniform one; "zero": its mean
+    square. Source: Sun et al., Fixing Localization Errors, 2020; their code adds the classes' divergences up.
     """
     scores = (feature_map.mean((-2, -1)) @ class_weights.mT).detach().masked_fill(shown, -torch.inf)
     best, classes = scores.topk(min(n_negatives, class_weights.shape[0]), dim=1)
@@ -150,10 +132,7 @@ def negative_cam(
 
 
 class NegativeCam(LateTerm):
-    """Homogeneous negative CAM, the paper's rival: maps of absent classes are to be flat. See `negative_cam`.
-
-    Unlike CAM-loss it trains the class weights too. A mixed image shows both of its classes.
-    """
+    """Homogeneous negative CAM, see `negative_cam`; unlike CAM-loss it trains the class weights too."""
 
     def __init__(
         self,

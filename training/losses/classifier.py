@@ -18,19 +18,15 @@ from torch.nn import functional
 
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...errors import InputError, WeightsError
-from ..engine.step import HasClassWeights, Step, Term, accuracy, single_labels
+from ..engine.step import HasClassWeights, Step, Term, accuracy, in_shares, single_labels
 from ..recipes.tables import check_name
 from .metric import ProxyTerm, VectorSpace, gather_vectors
 
 
 class ClassifierTerm(Term):
-    """Cross entropy of a linear or cosine classifier on the embedding; soft margin per class if labels are 0/1 columns.
+    """Cross entropy of a linear or cosine classifier; soft margin per class if labels are 0/1 columns.
 
-    Linear: `W e + b`, initialised as `torch.nn.Linear`. Cosine: `scale · cos(w_c, e)`, whose class vectors have no
-    length that matters. Mixed images count with both labels in their shares. The log gets `accuracy`: the share of
-    images whose largest logit is (one of) their class(es).
-
-    Source: Chen et al., A Closer Look at Few-shot Classification, 2019, §3.2 (cosine head, "Baseline++").
+    Cosine: `scale · cos(w_c, e)` (Chen et al., A Closer Look at Few-shot Classification, 2019, §3.2).
     """
 
     def __init__(
@@ -76,33 +72,17 @@ class ClassifierTerm(Term):
         logits = self.logits(step.encoding.embedding)
         with torch.no_grad():
             step.log["accuracy"] = accuracy(logits, batch)
-        value = self._value(logits, batch.labels)
-        if batch.mix is None:
-            return value
-        return batch.mix.share * value + (1 - batch.mix.share) * self._value(logits, batch.labels[batch.mix.partner])
-
-    def _value(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.multi_label:
-            return functional.multilabel_soft_margin_loss(logits, labels.to(logits.dtype))
-        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            return in_shares(batch, lambda own: functional.multilabel_soft_margin_loss(logits, own.to(logits.dtype)))
+        smoothing = self.label_smoothing
+        return in_shares(batch, lambda own: functional.cross_entropy(logits, own, label_smoothing=smoothing))
 
 
 class CenterTerm(Term):
-    """Center loss: the squared distance of each vector to its class's center, summed over dimensions, mean over images.
+    """Center loss (Wen et al. 2016, Eq. 2): squared distance of each vector to its class's center, mean over images.
 
-    The centers follow by their own rule, not by the optimiser: after each batch
-    `c_j ← c_j - rate · (2 / B) Σ_{i of class j} (c_j - f_i)`, gradient descent on the unweighted loss, so neither the
-    term's weight nor the run's learning rate shrinks their steps. They are a buffer, drawn from N(0, 1), and stay as
-    they are in evaluation mode. With accumulated gradients each part of a batch moves them.
-
-    Args:
-        dim: length of the vectors.
-        n_classes: number of classes.
-        on: "pooled" (before the head, as in re-identification) or "embedding".
-        rate: step size of the centers.
-
-    Source: Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, 2016, Eq. 2; Luo et al.,
-    Bag of Tricks and a Strong Baseline for Deep Person Re-identification, 2019, §3.6 (the rule of the centers).
+    The centers follow by a rule of their own, no optimiser: `c_j ← c_j - rate · (2 / B) Σ_{i of class j} (c_j - f_i)`
+    after each batch in training mode, from N(0, 1) on (Luo et al., Bag of Tricks for Person Re-ID, 2019, §3.6).
     """
 
     default_weight = 5e-4
@@ -141,17 +121,8 @@ def save_classifier(
     """Write the class weights of a trained objective into one `.safetensors` file, beside the encoder's.
 
     Proxies become a linear or cosine classifier with the same logits, or, where they are compared by a distance, with
-    logits in the same order.
-
-    Args:
-        path: the file, replaced in one step.
-        classifier: an objective's `classifier`.
-        class_names: in the order of the class weights.
-        fingerprint: of the encoder that they belong to.
-
-    Raises:
-        InputError: a classifier that is no such thing, as one with several vectors per class.
-        WeightsError: the file cannot be written.
+    logits in the same order. `fingerprint` is that of the encoder. InputError: class weights that are no such
+    classifier, as several vectors per class; WeightsError: the file cannot be written.
     """
     plain = classifier if isinstance(classifier, ClassifierTerm) else _plain(classifier)
     config = {
@@ -182,36 +153,28 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[ClassifierTerm, list[
 
 
 @torch.no_grad()
-def _plain(classifier: HasClassWeights) -> ClassifierTerm:
-    form = _linear_form(classifier) if isinstance(classifier, ProxyTerm) else None
-    if form is None:
-        raise InputError(f"{getattr(classifier, 'name', type(classifier).__name__)} cannot be kept as a classifier")
-    scale, weight, bias = form
-    head: Literal["linear", "cosine"] = "linear" if scale is None else "cosine"
+def _plain(term: HasClassWeights) -> ClassifierTerm:
+    """A plain classifier that ranks the classes as proxies do."""
+    refusal = InputError(f"{getattr(term, 'name', type(term).__name__)} cannot be kept as a classifier")
+    if not isinstance(term, ProxyTerm) or term.has_several_vectors:
+        raise refusal
+    loss, distance = term.loss, term.loss.distance
+    weight, bias, head = term.class_weights().detach(), None, "linear"
+    scale = float(1 / loss.temperature if hasattr(loss, "temperature") else getattr(loss, "scale", 1.0))
+    if term.name == "large_margin_softmax":
+        weight = weight * scale
+    elif term.name == "sphereface" or (term.name == "normalized_softmax" and not distance.normalize_embeddings):
+        weight = functional.normalize(weight) * scale
+    elif distance.normalize_embeddings:  # the nearest of unit vectors has the largest cosine
+        head = "cosine"
+    elif isinstance(distance, distances.LpDistance) and distance.p == 2:  # -|x - p|² = 2 p·x - |p|² - |x|²
+        weight, bias = 2 * weight, -weight.square().sum(1)
+    elif not isinstance(distance, distances.DotProductSimilarity):
+        raise refusal
+    options: dict[str, Any] = {"head": head, "bias": bias is not None, "scale": scale if head == "cosine" else 1.0}
     with torch.random.fork_rng(devices=[]):
-        plain = ClassifierTerm(weight.shape[1], len(weight), head=head, bias=bias is not None, scale=scale or 1.0)
-    plain.to(weight.device)
+        plain = ClassifierTerm(weight.shape[1], len(weight), **options).to(weight.device)
     plain.weight.copy_(weight)
     if bias is not None:
         plain.bias.copy_(bias)
     return plain
-
-
-def _linear_form(term: ProxyTerm) -> tuple[float | None, Tensor, Tensor | None] | None:
-    """Scale (None: linear), weights and bias of a plain classifier that ranks the classes alike; None if none does."""
-    loss, distance = term.loss, term.loss.distance
-    if term.has_several_vectors:
-        return None
-    weight = term.class_weights().detach()
-    scale = float(1 / loss.temperature if hasattr(loss, "temperature") else getattr(loss, "scale", 1.0))
-    if term.name == "large_margin_softmax":
-        return None, weight * scale, None
-    if term.name == "sphereface" or (term.name == "normalized_softmax" and not distance.normalize_embeddings):
-        return None, functional.normalize(weight) * scale, None
-    if distance.normalize_embeddings:  # the nearest of unit vectors has the largest cosine
-        return scale, weight, None
-    if isinstance(distance, distances.DotProductSimilarity):
-        return None, weight, None
-    if isinstance(distance, distances.LpDistance) and distance.p == 2:  # -|x - p|² = 2 p·x - |p|² - |x|²
-        return None, 2 * weight, -weight.square().sum(1)
-    return None

@@ -1,11 +1,6 @@
 """Learning from a trained teacher: its class maps (CCM), its class-agnostic maps (AT), its probabilities (KD).
 
-    L_ccm = mean |CAAM_student' - CAM_teacher,i'|                               [CAM-loss] Eq. 10
-    L_at  = mean (CAAM_student' - CAAM_teacher')²                               after [CAM-loss] Eq. 9
-    L_kd  = τ² KL(softmax(t / τ) ‖ softmax(s / τ))                              Hinton et al. 2015
-    L     = β L_ce + (1 - β) L_kd + γ L_ccm,  β = 0.5, γ = 1, τ = 4             [CAM-loss] Eq. 12
-
-Where this is not what the paper prints: docs/guides/losses.md.
+Equations, and where this is not what the papers print: docs/guides/losses.md.
 """
 
 from __future__ import annotations
@@ -35,11 +30,7 @@ CLASSIFIER = "classifier.safetensors"
 
 
 class Teacher:
-    """A trained encoder that only looks on; no module, so nothing of it is trained or saved.
-
-    Several terms may share it: a batch is encoded once. Class names and transform are the student's; `classifier` is
-    the file with the teacher's class weights, `classifier.safetensors` beside the checkpoint if left out.
-    """
+    """A trained encoder that only looks on; no module, so nothing of it is trained or saved."""
 
     def __init__(
         self,
@@ -105,17 +96,21 @@ class Teacher:
 
 
 class Distillation(Term):
-    """A term with a teacher."""
+    """A term with a teacher; a missing file of its classifier, where one is needed, is found before the training."""
+
+    needs_classifier = True
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
         self.teacher = teacher
+        if self.needs_classifier:
+            _ = teacher.classifier
 
 
-class _MapMatching(Distillation):
-    """A term that compares maps; `norm` is "l1", the mean of absolute values, or "l2", of squares."""
+class Ccm(Distillation):
+    """CCM: `mean |CAAM_student' - CAM_teacher,i'|`, maps scaled to [0, 1] ([CAM-loss] Eq. 10)."""
 
-    def __init__(self, teacher: Teacher, *, norm: MapNorm) -> None:
+    def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
         super().__init__(teacher)
         check_name("norm", norm, ("l1", "l2"))
         self.norm = norm
@@ -128,17 +123,6 @@ class _MapMatching(Distillation):
         student = scaled(student)
         return map_difference(student if targets is None else targets.of(student), scaled(teacher), self.norm)
 
-
-class Ccm(_MapMatching):
-    """CAAM-CAM matching: the student's class-agnostic map against the teacher's map of the image's class.
-
-    Source: [CAM-loss] Eq. 10, in the sum of Eq. 12; "l1" is the paper's.
-    """
-
-    def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
-        super().__init__(teacher, norm=norm)
-        _ = teacher.classifier  # a missing file is to be found before the training begins
-
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images; a mixed image counts for both classes in their shares."""
         targets = true_classes(step.batch)
@@ -146,15 +130,11 @@ class Ccm(_MapMatching):
         return targets.mean(values, n_images=len(step.batch))
 
 
-class AttentionTransfer(_MapMatching):
-    """AT: the student's class-agnostic map against the teacher's, where Eq. 9 has those of the image's class.
-
-    The teacher needs no classifier.
-
-    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017; [CAM-loss] Eq. 9 for squares and weight.
-    """
+class AttentionTransfer(Ccm):
+    """AT: `mean (CAAM_student' - CAAM_teacher')²`, which needs no classifier (after [CAM-loss] Eq. 9)."""
 
     default_weight = 10.0
+    needs_classifier = False
 
     def __init__(self, teacher: Teacher, *, norm: MapNorm = "l2") -> None:
         super().__init__(teacher, norm=norm)
@@ -166,15 +146,7 @@ class AttentionTransfer(_MapMatching):
 
 
 class Kd(Distillation):
-    """Knowledge distillation: the student's class probabilities against the teacher's, both softened.
-
-    Args:
-        teacher: with a classifier.
-        temperature: τ; the loss is multiplied by τ², so its gradients keep their size.
-
-    Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; [CAM-loss] Eq. 8, which divides by the
-    number of classes, with the weight 0.5 of Eq. 12.
-    """
+    """KD: `τ² KL(softmax(t / τ) ‖ softmax(s / τ))` of class scores (Hinton et al. 2015; [CAM-loss] Eq. 8 and 12)."""
 
     default_weight = 0.5
 
@@ -183,7 +155,6 @@ class Kd(Distillation):
         if temperature <= 0:
             raise InputError(f"expected a temperature above 0, got {temperature}")
         self.temperature = temperature
-        _ = teacher.classifier
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images."""

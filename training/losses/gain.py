@@ -30,24 +30,14 @@ from .attention import LateTerm, gradient_weights, gradients_off, scaled, statis
 
 
 def attention_map(feature_map: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) -> Float[Tensor, "t h w"]:
-    """A^c, not negative, raw: Grad-CAM of given channel weights ([GAIN] Eq. 2).
-
-    >>> attention_map(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]), torch.tensor([[1.0, -1.0]])).tolist()
-    [[[0.0, 2.0]]]
-    """
+    """A^c, not negative, raw: Grad-CAM of given channel weights ([GAIN] Eq. 2)."""
     return weighted_map(feature_map, weights).clamp(min=0)
 
 
 def soft_mask(
     attention: Float[Tensor, "t h w"], size: tuple[int, int], *, sigma: float = 0.5, omega: float = 10.0
 ) -> Float[Tensor, "t rows columns"]:
-    """T(A): near 1 where the attention is above `sigma` of its range, near 0 elsewhere, at the image's size.
-
-    Source: [GAIN] Eq. 4.
-
-    >>> soft_mask(torch.tensor([[[3.0, 5.0, 7.0]]]), (1, 3)).tolist()      # sigmoid(-5), sigmoid(0), sigmoid(5)
-    [[[0.006692850962281227, 0.5, 0.9933071732521057]]]
-    """
+    """T(A), at the image's size: near 1 where A is above `sigma` of its range, else near 0 ([GAIN] Eq. 4)."""
     return torch.sigmoid(omega * (scaled(upsample(attention, size)) - sigma))
 
 
@@ -57,27 +47,14 @@ def hidden(images: Float[Tensor, "t 3 h w"], mask: Float[Tensor, "t h w"]) -> Fl
 
 
 def mask_loss(attention: Float[Tensor, "r h w"], masks: Float[Tensor, "r rows columns"]) -> Float[Tensor, " r"]:
-    """Mean squared difference of the attention, scaled to [0, 1], from a mask reduced to its size by area.
-
-    Source: [GAIN] Eq. 7.
-
-    >>> mask_loss(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[1.0, 0.0, 1.0, 1.0]]])).tolist()     # H = (.5, 1)
-    [0.125]
-    """
+    """Mean squared difference of the attention, in [0, 1], from a mask reduced to its size by area ([GAIN] Eq. 7)."""
     return (scaled(attention) - _reduced(masks, attention)).square().mean((-2, -1))
 
 
 def box_loss(
     attention: Float[Tensor, "r h w"], boxes: Float[Tensor, "r rows columns"], saliency: Float[Tensor, "r h w"]
 ) -> Float[Tensor, " r"]:
-    """Mean over positions of: attention outside the box, and difference from the saliency inside, both squared.
-
-    Source: [GAIN] Eq. 9.
-
-    >>> attention, box = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])
-    >>> box_loss(attention, box, torch.tensor([[[0.5, 0.5]]])).tolist()                # (0.5² + 1²) / 2
-    [0.625]
-    """
+    """Attention outside the box, and its difference from the saliency inside, squared, mean ([GAIN] Eq. 9)."""
     attention, inside = scaled(attention), _reduced(boxes, attention)
     outer, inner = (1 - inside) * attention, inside * (attention - saliency)
     return (outer.square() + inner.square()).mean((-2, -1))
@@ -87,13 +64,9 @@ def box_loss(
 def contrast_saliency(
     images: Float[Tensor, "r 3 rows columns"], boxes: Float[Tensor, "r rows columns"], size: tuple[int, int]
 ) -> Float[Tensor, "r h w"]:
-    """A saliency prior for boxes, in [0, 1]: how far a position's colour is from the mean colour outside the box.
+    """A saliency prior for boxes, in [0, 1]: how far a cell's colour is from the mean colour outside the box.
 
-    A box says that its outside is background, so colours of the outside are background inside it as well. The colours
-    are means over the cells of `size`; 1 is the largest contrast inside the box. If the box leaves nothing outside,
-    the mean colour of the whole image stands in for it. An image of one colour has no contrast: 0 everywhere.
-
-    The idea of contrast with a mean colour is that of Achanta et al., Frequency-tuned Salient Region Detection, 2009.
+    1 is the largest contrast inside. If nothing is outside, the whole image's mean stands in (after Achanta et al.).
     """
     cells = functional.interpolate(images, size, mode="area")
     inside = functional.interpolate(boxes.unsqueeze(1), size, mode="area")
@@ -146,17 +119,14 @@ class AttentionMining(LateTerm):
         total = step.encoding.pooled.sum() * 0  # also where no image has a class or a region
         targets = true_classes(step.batch)
         if self.mining and len(targets):
-            value = self._mined(step, targets)
-            step.log["attention_mining"] = float(value.detach())
-            total = total + self.mining * value
+            total = total + self.mining * step.noted("attention_mining", self._mined(step, targets))
         if step.batch.regions is None or not len(step.batch.regions.row):
             return total
         regions = step.batch.regions.merged()
         for name, weight, chosen in (("masks", self.mask, ~regions.is_box), ("boxes", self.box, regions.is_box)):
             if weight and bool(chosen.any()):
                 value = self._guided(step, regions, chosen) / len(step.batch)
-                step.log[f"attention_{name}"] = float(value.detach())
-                total = total + weight * value
+                total = total + weight * step.noted(f"attention_{name}", value)
         return total
 
     def _mined(self, step: Step, targets: Targets) -> Tensor:
@@ -181,19 +151,15 @@ class AttentionMining(LateTerm):
 
 
 class Gain(AttentionMining):
-    """GAIN as a term, beside a classification loss; the module's text says what is settled how ([GAIN] Eq. 1-10).
-
-    Without regions in the data it is GAIN-self; with some it is GAIN-ext.
-    """
+    """GAIN as a term, beside a classification loss ([GAIN] Eq. 1-10): GAIN-self, with regions in the data GAIN-ext."""
 
     def __init__(
         self,
         *,
         # s^c(I*); "auto" is softmax for one class per image and sigmoid for several
         score: Literal["auto", "softmax", "sigmoid", "logit"] = "auto",
-        # s^c of the map: the class's "logit", as in the paper, or the "log_odds" of its probability, which is the logit
-        # itself where images show several classes. The map of a logit is blind to what lowers the other classes'
-        # logits, by which a background can still give the class away.
+        # s^c of the map: the class's "logit", as in the paper, blind to what lowers the other classes' logits; or the
+        # "log_odds" of its probability, which is the logit itself where images show several classes
         evidence: Literal["logit", "log_odds"] = "logit",
         second_order: bool = False,  # whether w^c is part of the gradient graph
         # what the masked pass leaves untrained: "no", "classifier", or "all"
@@ -239,14 +205,10 @@ MetricWeighting = Literal["dist", "dist*s", "dist*excess", "dot", "dot_centered"
 
 
 class MetricGain(AttentionMining):
-    """GAIN without a classifier: A is the Dist-CAM map against the own class's prototype, s the similarity to it.
+    """GAIN without a classifier: A is the Dist-CAM map against the own class's prototype, s the cosine to it.
 
-    It is in no paper.
-
-    A prototype is the running mean of its class's embeddings, each scaled to length 1: the first batch's mean, then
-    `momentum · old + (1 - momentum) · batch's mean`. It is a constant for the gradient; the image's own map is not.
-    Prototypes are part of the state dict and stay as they are in evaluation mode. What is lowered is the cosine of the
-    masked image's embedding and the prototype, as long as it is positive.
+    It is in no paper. A prototype is the running mean of its class's normalised embeddings, constant for the gradient,
+    and part of the state dict.
     """
 
     def __init__(
@@ -254,9 +216,7 @@ class MetricGain(AttentionMining):
         dim: int,  # length of the embedding
         n_classes: int,  # number of classes
         *,
-        # of the Dist-CAM map; see `distcam.explain.channel_weights`. The mean that two of them need is that of the
-        # prototypes.
-        weighting: MetricWeighting = "dist",
+        weighting: MetricWeighting = "dist",  # see `distcam.explain.channel_weights`; a mean is the prototypes'
         momentum: float = 0.9,  # how much of a prototype a batch leaves as it was
         second_order: bool = False,  # whether the channel weights are part of the gradient graph
         freeze_am: Literal["no", "all"] = "no",  # what the masked pass leaves untrained: "no" or "all"

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,7 @@ from pytorch_metric_learning.utils import distributed
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ..engine.step import Step, Term, accuracy, single_labels
+from ..engine.step import Step, Term, accuracy, in_shares, single_labels
 from ..recipes.tables import check_name, check_options, parameters_of
 
 VectorSpace = Literal["embedding", "pooled"]
@@ -38,65 +37,57 @@ class _Loss:
 
 _BATCH_HARD = {"margin": 0.3, "miner": "batch_hard", "distance": "l2", "reducer": "mean"}
 
-LOSSES: Mapping[str, _Loss] = MappingProxyType(
-    {
-        "triplet": _Loss(losses.TripletMarginLoss),
-        "batch_hard_triplet": _Loss(losses.TripletMarginLoss, defaults=_BATCH_HARD),
-        "multi_similarity": _Loss(losses.MultiSimilarityLoss),
-        "contrastive": _Loss(losses.ContrastiveLoss),
-        "supcon": _Loss(losses.SupConLoss),
-        "circle": _Loss(losses.CircleLoss),
-        "ntxent": _Loss(losses.NTXentLoss),
-        "nca": _Loss(losses.NCALoss),
-        "angular": _Loss(losses.AngularLoss),
-        "lifted_structure": _Loss(losses.LiftedStructureLoss),
-        "tuplet_margin": _Loss(losses.TupletMarginLoss),
-        "fast_ap": _Loss(losses.FastAPLoss),
-        "proxy_anchor": _Loss(losses.ProxyAnchorLoss, has_classes=True),
-        "proxy_nca": _Loss(losses.ProxyNCALoss, has_classes=True, is_per_image=True),
-        "arcface": _Loss(losses.ArcFaceLoss, has_classes=True, is_per_image=True),
-        "subcenter_arcface": _Loss(losses.SubCenterArcFaceLoss, has_classes=True, is_per_image=True),
-        "cosface": _Loss(losses.CosFaceLoss, has_classes=True, is_per_image=True),
-        "sphereface": _Loss(losses.SphereFaceLoss, has_classes=True, is_per_image=True),
-        "large_margin_softmax": _Loss(losses.LargeMarginSoftmaxLoss, has_classes=True, is_per_image=True),
-        "normalized_softmax": _Loss(losses.NormalizedSoftmaxLoss, has_classes=True, is_per_image=True),
-        "soft_triple": _Loss(losses.SoftTripleLoss, has_classes=True, is_per_image=True),
-    }
-)
+LOSSES: Mapping[str, _Loss] = {
+    "triplet": _Loss(losses.TripletMarginLoss),
+    "batch_hard_triplet": _Loss(losses.TripletMarginLoss, defaults=_BATCH_HARD),
+    "multi_similarity": _Loss(losses.MultiSimilarityLoss),
+    "contrastive": _Loss(losses.ContrastiveLoss),
+    "supcon": _Loss(losses.SupConLoss),
+    "circle": _Loss(losses.CircleLoss),
+    "ntxent": _Loss(losses.NTXentLoss),
+    "nca": _Loss(losses.NCALoss),
+    "angular": _Loss(losses.AngularLoss),
+    "lifted_structure": _Loss(losses.LiftedStructureLoss),
+    "tuplet_margin": _Loss(losses.TupletMarginLoss),
+    "fast_ap": _Loss(losses.FastAPLoss),
+    "proxy_anchor": _Loss(losses.ProxyAnchorLoss, has_classes=True),
+    "proxy_nca": _Loss(losses.ProxyNCALoss, has_classes=True, is_per_image=True),
+    "arcface": _Loss(losses.ArcFaceLoss, has_classes=True, is_per_image=True),
+    "subcenter_arcface": _Loss(losses.SubCenterArcFaceLoss, has_classes=True, is_per_image=True),
+    "cosface": _Loss(losses.CosFaceLoss, has_classes=True, is_per_image=True),
+    "sphereface": _Loss(losses.SphereFaceLoss, has_classes=True, is_per_image=True),
+    "large_margin_softmax": _Loss(losses.LargeMarginSoftmaxLoss, has_classes=True, is_per_image=True),
+    "normalized_softmax": _Loss(losses.NormalizedSoftmaxLoss, has_classes=True, is_per_image=True),
+    "soft_triple": _Loss(losses.SoftTripleLoss, has_classes=True, is_per_image=True),
+}
 
-MINERS: Mapping[str, Any] = MappingProxyType(
-    {
-        "batch_hard": miners.BatchHardMiner,
-        "batch_easy_hard": miners.BatchEasyHardMiner,
-        "multi_similarity": miners.MultiSimilarityMiner,
-        "triplet_margin": miners.TripletMarginMiner,
-        "pair_margin": miners.PairMarginMiner,
-        "angular": miners.AngularMiner,
-        "distance_weighted": miners.DistanceWeightedMiner,
-        "hdc": miners.HDCMiner,
-    }
-)
+MINERS: Mapping[str, Any] = {
+    "batch_hard": miners.BatchHardMiner,
+    "batch_easy_hard": miners.BatchEasyHardMiner,
+    "multi_similarity": miners.MultiSimilarityMiner,
+    "triplet_margin": miners.TripletMarginMiner,
+    "pair_margin": miners.PairMarginMiner,
+    "angular": miners.AngularMiner,
+    "distance_weighted": miners.DistanceWeightedMiner,
+    "hdc": miners.HDCMiner,
+}
 
 _raw = {"normalize_embeddings": False}
-_DISTANCES: Mapping[str, Any] = MappingProxyType(
-    {
-        "cosine": distances.CosineSimilarity,
-        "dot": partial(distances.DotProductSimilarity, **_raw),
-        "l2": partial(distances.LpDistance, **_raw),
-        "l1": partial(distances.LpDistance, **_raw, p=1),
-        "unit_l2": distances.LpDistance,  # pytorch-metric-learning's own default
-        "snr": distances.SNRDistance,
-    }
-)
+_DISTANCES: Mapping[str, Any] = {
+    "cosine": distances.CosineSimilarity,
+    "dot": partial(distances.DotProductSimilarity, **_raw),
+    "l2": partial(distances.LpDistance, **_raw),
+    "l1": partial(distances.LpDistance, **_raw, p=1),
+    "unit_l2": distances.LpDistance,  # pytorch-metric-learning's own default
+    "snr": distances.SNRDistance,
+}
 
-_REDUCERS: Mapping[str, Any] = MappingProxyType(
-    {
-        "mean": reducers.MeanReducer,
-        "sum": reducers.SumReducer,
-        "avg_non_zero": reducers.AvgNonZeroReducer,
-        "per_anchor": reducers.PerAnchorReducer,
-    }
-)
+_REDUCERS: Mapping[str, Any] = {
+    "mean": reducers.MeanReducer,
+    "sum": reducers.SumReducer,
+    "avg_non_zero": reducers.AvgNonZeroReducer,
+    "per_anchor": reducers.PerAnchorReducer,
+}
 
 _NOT_IN_A_RECIPE = {
     *("self", "args", "kwargs", "num_classes", "embedding_size", "distance", "reducer", "collect_stats"),
@@ -107,21 +98,16 @@ _SEVERAL_VECTORS = frozenset({"subcenter_arcface", "soft_triple"})
 
 
 def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, Any] | None = None) -> MetricTerm:
-    """A metric loss by name.
-
-    Options besides the loss's own, which are spelt as in pytorch-metric-learning:
+    """A metric loss by name, with its own options, spelt as in pytorch-metric-learning, and these.
 
     - `on`: "embedding" (default) or "pooled".
-    - `miner`: a key of `MINERS`, or a table with `kind` and the miner's options. It compares by `distance`
-      too, if one is given.
+    - `miner`: a key of `MINERS`, or a table with `kind` and options; it compares by `distance` too, if one is given.
     - `distance`: "cosine", "dot", "l2", "l1" (vectors as they are), "unit_l2" (scaled to length 1), "snr", or a table.
-      Left out, the loss's own.
-    - `reducer`: "mean", "sum", "avg_non_zero", "per_anchor"; left out, the loss's own.
-    - `memory`: how many vectors of earlier batches the batch is compared with as well (cross-batch memory); 0 is none.
+    - `reducer`: "mean", "sum", "avg_non_zero", "per_anchor".
+    - `memory`: how many vectors of earlier batches the batch is compared with as well (cross-batch memory).
 
-    "batch_hard_triplet" is the triplet loss of re-identification: the farthest image of the class and the nearest one
-    of any other, Euclidean, mean over all anchors; `margin=0, smooth_loss=true` is its soft margin. "contrastive" with
-    a similarity ("cosine", "dot") has the margins 1 and 0 unless others are given.
+    "batch_hard_triplet" is that of re-identification; `margin=0, smooth_loss=true` is its soft margin. "contrastive"
+    with a similarity ("cosine", "dot") has the margins 1 and 0 unless others are given.
     """
     check_name("metric loss", name, LOSSES)
     given = dict(LOSSES[name].defaults) | dict(options or {})
@@ -142,19 +128,23 @@ def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, An
         given |= {"num_classes": n_classes, "embedding_size": dim}
     loss = _made(name, LOSSES[name].make, given)
     if memory:
-        loss, miner = _with_memory(name, loss, miner, dim=dim, size=memory), None
+        supported = losses.CrossBatchMemory.supported_losses()
+        if type(loss).__name__ not in supported:
+            able = sorted(known for known, entry in LOSSES.items() if entry.make.__name__ in supported)
+            raise InputError(f"{name} cannot use a memory of earlier batches; {', '.join(able)} can")
+        if memory < 0:
+            raise InputError(f"expected `memory` as a number of vectors, got {memory}")
+        loss = losses.CrossBatchMemory(loss, embedding_size=dim, memory_size=memory, miner=miner)
+        miner = None
     has_class_vectors = LOSSES[name].has_classes and on == "embedding"
     return (ProxyTerm if has_class_vectors else MetricTerm)(name, loss, miner, on=on)
 
 
 class MetricTerm(Term):
-    """A loss of pytorch-metric-learning, with its miner; `metric_term` makes it.
+    """A metric loss of pytorch-metric-learning, with its miner; `metric_term` makes it.
 
-    In a distributed run the vectors of all processes are compared with one another, and averaging the processes'
-    gradients gives the gradient of the whole batch's loss, for encoder and class vectors alike. Mixed images count
-    with both labels: `share · loss(own) + (1 - share) · loss(partner's)`.
-
-    The vectors in a cross-batch memory, and where the next ones go, are part of the state dict.
+    In a distributed run the vectors of all processes are compared, and averaging the gradients gives that of the whole
+    batch's loss. Mixed images count with both labels. A cross-batch memory is part of the state dict.
     """
 
     loss: Any
@@ -175,16 +165,12 @@ class MetricTerm(Term):
 
     def forward(self, step: Step) -> Tensor:
         """The loss of the batch."""
-        labels = single_labels(step.batch, self.name)
+        single_labels(step.batch, self.name)
         vectors: Tensor = getattr(step.encoding, self.on)
         self.note(step, vectors)
-        mix = step.batch.mix
-        if mix is None:
-            return self._value(vectors, labels)
-        if isinstance(self.loss, losses.CrossBatchMemory):
+        if step.batch.mix is not None and isinstance(self.loss, losses.CrossBatchMemory):
             raise InputError(f"{self.name} has a memory, in which a mixed image has no class; use no mixup or cutmix")
-        own, other = self._value(vectors, labels), self._value(vectors, labels[mix.partner])
-        return mix.share * own + (1 - mix.share) * other
+        return in_shares(step.batch, lambda labels: self._value(vectors, labels))
 
     def note(self, step: Step, vectors: Tensor) -> None:
         """Add to the step's log; nothing where there are no class vectors."""
@@ -240,8 +226,7 @@ class ProxyTerm(MetricTerm):
 def gather_vectors(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors and labels of all processes in the order of their ranks; as they are in a run of one process.
 
-    Only the own vectors have a gradient, multiplied by the number of processes: the mean of the processes' gradients
-    is then the gradient of a loss over all of them.
+    Only the own vectors have a gradient, times the number of processes: the processes' mean is that of the whole loss.
     """
     if not distributed.is_distributed() or torch.distributed.get_world_size() == 1:
         return vectors, labels
@@ -258,17 +243,6 @@ def _restore_memory_position(term: nn.Module, _: object) -> None:
     memory = term.loss
     memory.queue_idx = int(term.memory_position[0])
     memory.has_been_filled = bool(term.memory_position[1])
-
-
-def _with_memory(name: str, loss: nn.Module, miner: nn.Module | None, *, dim: int, size: int) -> nn.Module:
-    supported = losses.CrossBatchMemory.supported_losses()
-    if type(loss).__name__ not in supported:
-        able = sorted(known for known, entry in LOSSES.items() if entry.make.__name__ in supported)
-        raise InputError(f"{name} cannot use a memory of earlier batches; {', '.join(able)} can")
-    if size < 0:
-        raise InputError(f"expected `memory` as a number of vectors, got {size}")
-    memory: nn.Module = losses.CrossBatchMemory(loss, embedding_size=dim, memory_size=size, miner=miner)
-    return memory
 
 
 def _part(what: str, spec: Name | None, known: Mapping[str, Any], **given: Any) -> Any:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -92,7 +91,7 @@ def build_objective(
         if name in built or "." in name:
             raise InputError(f"two losses are called {name!r}, or it holds a full stop; give each its own `name`")
         with drawn_from(zlib.crc32(f"{seed} {name}".encode())):
-            built[name] = registry[str(kind)](options, replace(context, terms=MappingProxyType(dict(built))))
+            built[name] = registry[str(kind)](options, replace(context, terms=dict(built)))
         weight = getattr(built[name], "default_weight", 1.0) if weight is None else weight
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
             raise InputError(f"expected the weight of {name} as a number of at least 0, got {weight!r}")
@@ -147,17 +146,15 @@ def _distillation(kind: str, make: Callable[..., Term], options: Mapping[str, An
     return checked_term(kind, partial(make, teacher), own)
 
 
-TERMS: Mapping[str, Builder] = MappingProxyType(
-    {
-        "cross_entropy": made("cross_entropy", ClassifierTerm),
-        "center": made("center", CenterTerm),
-        **{kind: partial(_metric, kind) for kind in LOSSES},
-        "cam_loss": made("cam_loss", CamLoss),
-        "negative_cam": made("negative_cam", NegativeCam),
-        "gain": made("gain", Gain),
-        "metric_gain": made("metric_gain", MetricGain),
-        "ccm": partial(_distillation, "ccm", Ccm),
-        "attention_transfer": partial(_distillation, "attention_transfer", AttentionTransfer),
-        "kd": partial(_distillation, "kd", Kd),
-    }
-)
+TERMS: Mapping[str, Builder] = {
+    "cross_entropy": made("cross_entropy", ClassifierTerm),
+    "center": made("center", CenterTerm),
+    **{kind: partial(_metric, kind) for kind in LOSSES},
+    "cam_loss": made("cam_loss", CamLoss),
+    "negative_cam": made("negative_cam", NegativeCam),
+    "gain": made("gain", Gain),
+    "metric_gain": made("metric_gain", MetricGain),
+    "ccm": partial(_distillation, "ccm", Ccm),
+    "attention_transfer": partial(_distillation, "attention_transfer", AttentionTransfer),
+    "kd": partial(_distillation, "kd", Kd),
+}

@@ -42,14 +42,12 @@ METRICS = (
 class EvaluationSettings(Table):
     """Metrics of a finished run; while it lasts, only the one that `run.monitor` names."""
 
-    # from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images whose highest
-    # score is a class they show; a tie with another class is an error. `recall_at_k`: the nearest k images of the
-    # split, itself excepted, hold one of the class. `map_at_r`, `r_precision`: over the images that have another of
-    # their class. Equal distances count as `metrics.ranking` says. `nmi`: of k-means clusters, as many as classes, with
-    # the classes. `energy_MAP`: share of the map, scaled to [0, 1], that lies on the object's outline, beside
-    # `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest pixel does. Maps: `caam`,
-    # the sum of the channels; `cam` of the image's own class; `gradcam`, the same without its negative part; `dist_cam`
-    # against the own class's prototype.
+    # from `METRICS`. `accuracy`: of the classifier, see `is_right`. `recall_at_k`: the nearest k other images
+    # of the split hold one of the class. `map_at_r`, `r_precision`: over the images that have another of their class.
+    # `nmi`: of k-means clusters, as many as classes. `energy_MAP`: share of the map on the object's outline, beside
+    # `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest pixel lies there. Maps:
+    # `caam`, the sum of the channels; `cam` of the own class; `gradcam`, its positive part; `dist_cam` against the own
+    # class's prototype.
     metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
     splits: tuple[str, ...] = ()  # which splits; all but "train" if empty
     distance: Literal["cosine", "l2"] = "cosine"  # between embeddings, for neighbours and prototypes
@@ -68,12 +66,7 @@ class EvaluationSettings(Table):
 class Evaluator:
     """Measures an encoder on some splits; `evaluator(encoder)` is what the loop wants of `evaluate`.
 
-    Without a classifier metrics of predictions and class maps are left out. `only` names metrics such as
-    "test.accuracy"; all that apply are measured without it.
-
-    Raises:
-        InputError: a split or metric that does not exist, or one that no split can give; but the accuracy on unseen
-            classes is left out where `[evaluation]` says nothing.
+    Without a classifier metrics of predictions and maps are left out. `only` names metrics such as "test.accuracy".
     """
 
     def __init__(
@@ -235,15 +228,10 @@ class _Measured:
 def energy_in_raster(
     maps: Float[Tensor, "r h w"], raster: Float[Tensor, "r rows columns"]
 ) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
-    """Share of each map inside its outline, in [0, 1], and 1 where its highest pixel is.
+    """Share of each map, scaled to [0, 1], inside its outline, and 1 where its highest pixel is.
 
-    Maps are enlarged to the outline and scaled to [0, 1] by minimum and maximum; a constant map has the share of the
-    area, and points nowhere.
-
+    A constant map has the share of the area, and points nowhere.
     Source: Wang et al., Score-CAM, 2020 (energy-based pointing game); Zhang et al., 2016 (pointing game).
-
-    >>> energy_in_raster(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
-    (tensor([0.7500]), tensor([1.]))
     """
     heat = upsample(maps, (raster.shape[-2], raster.shape[-1]))
     best = heat.flatten(1).argmax(1, keepdim=True)

@@ -1,7 +1,6 @@
 """Recipes: everything about a training run in one TOML file, its variants, and changes from the command line.
 
-A task (few-shot, re-identification, segmentation) is a subclass of `Recipe`: its fields are the tables that it adds,
-its `open` gives its images, losses, batches, and measures.
+A task is a subclass of `Recipe`: its fields are the tables that it adds, `open` gives its images, losses and measures.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 
 from ...encoders import Encoder
-from ...encoders.inference import resolved_precision
+from ...encoders.devices import resolved_precision
 from ...errors import InputError
 from ...images import Transform
 from ...progress import Progress
@@ -34,9 +34,6 @@ from ..losses.registry import TERMS, TermContext, build_objective
 from .evaluator import Evaluator
 from .recipe import Recipe, RecipeFile
 from .tables import plain
-
-Announce = Callable[[str], None]
-Reading = Callable[[], AbstractContextManager[Progress | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,28 +80,27 @@ def run_recipe(
     recipe: Recipe,
     *,
     data: Callable[[Transform], RunData] | None = None,
+    encoder: Encoder | None = None,
+    config: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
     cache: str | Path | None = None,
-    announce: Announce | None = None,
-    reading: Reading = nullcontext,
+    announce: Callable[[str], None] | None = None,
+    reading: Callable[[], AbstractContextManager[Progress | None]] = nullcontext,
     progress: Progress | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
-    """Train what a recipe of any task describes, and measure it.
+    """Train what a recipe of any task describes, and measure it; without `folder` nothing is written.
 
-    The encoder's `trained_on` says afterwards which classes and images that was, beside what it said before.
-
-    `data` makes the images from the encoder's transform in place of the recipe. Without `folder` nothing is written.
-    Synthetic images are drawn in `cache`, in `folder` without it, and for this run only without either. `announce` is
-    called before the training with sizes and classes of the parts, on one line. `reading` makes a context that gives
-    the progress callback of reading the images once before the training.
+    `data` makes the images from the encoder's transform in place of the recipe, `encoder` and `config` (kept with it)
+    are others than the recipe's. Synthetic images are drawn in `cache`,
+    else in `folder`, else for this run only. `reading` makes a context that gives the progress of reading images.
     """
     started = time.perf_counter()
     recipe, world = recipe.with_seed(seed), current_world()
     out = None if folder is None else Path(folder)
-    encoder = recipe.encoder.build(recipe.data, folder=recipe.folder, seed=recipe.seed)
+    encoder = encoder or recipe.encoder.build(recipe.data, folder=recipe.folder, seed=recipe.seed)
     with ExitStack() as stack:
         drawn = Path(cache or folder or stack.enter_context(tempfile.TemporaryDirectory()))
         with reading() as read:
@@ -126,7 +122,7 @@ def run_recipe(
                 write_recipe()
         if announce is not None and world.is_first:
             announce(sentence(parts))
-        config = _fixed(recipe)
+        config = config or _fixed(recipe)
         told: dict[str, Any] = {"evaluate": validate, "config": config, "progress": progress, "report": report}
         fitted = fit(encoder, batches, objective, recipe.run, folder=folder, resume=resume, **told)
         if out is not None and world.is_first:
@@ -190,25 +186,6 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
     return table
 
 
-Watch = Callable[[str, int], AbstractContextManager[Progress | None]]
-
-
-class Task(Protocol):
-    """The recipes of one task: its own tables, data, losses, and measures."""
-
-    @property
-    def name(self) -> str:
-        """For tables and messages."""
-
-    @property
-    def seed(self) -> int:
-        """The run's, unless another is asked for."""
-
-    @classmethod
-    def from_dict(cls, table: Mapping[str, Any], *, folder: Path) -> Self:
-        """The recipe that the tables of one run hold; `folder` is what relative paths start from."""
-
-
 @dataclass(frozen=True)
 class Comparison:
     """The metrics of several variants, seed by seed."""
@@ -253,30 +230,25 @@ class Comparison:
 def run_variants(
     file: RecipeFile,
     *,
-    task: type[Task] = Recipe,
+    task: Callable[..., Any] = Recipe.from_dict,
     run: Callable[..., RunResult] = run_recipe,
     variants: Sequence[str | None] | None = None,
     seeds: Sequence[int] | None = None,
     changes: Sequence[str] = (),
     folder: str | Path | None = None,
     cache: str | Path | None = None,
-    watch: Watch | None = None,
+    watch: Callable[[str, int], AbstractContextManager[Progress | None]] | None = None,
     **options: Any,
 ) -> Comparison:
-    """Every variant with every seed, one after another.
+    """Every variant (None: the recipe without any) with every seed, one after another; options are `run_recipe`'s.
 
     A run's results lie in `FOLDER/VARIANT/seed-N`; the table, as `comparison.json`, in `folder`. With `resume`, runs
     that are finished are measured again and not trained. In the losses' options `{out}` stands for `folder` and
-    `{seed}` for the seed, so that a variant can learn from an earlier one:
-    `teacher = "{out}/teacher/seed-{seed}/encoder.safetensors"`.
-
-    Among the variants None stands for the recipe without any; left out, they are all of the file's, and the seeds the
-    recipe's own. `run` trains a recipe of the `task`. `watch` makes, from variant and seed, a context that gives the
-    run's progress callback. The other options are those of `run_recipe`.
+    `{seed}` for the seed: `teacher = "{out}/teacher/seed-{seed}/encoder.safetensors"`.
     """
     chosen = list(file.variants or [None]) if variants is None else list(variants)
     tables = {variant or "": file.resolved(variant=variant, changes=changes) for variant in chosen}
-    recipes = {variant: task.from_dict(table, folder=file.folder) for variant, table in tables.items()}
+    recipes = {variant: task(table, folder=file.folder) for variant, table in tables.items()}
     seeds = [next(iter(recipes.values())).seed] if seeds is None else list(seeds)
     if not seeds or len(recipes) < len(chosen) or len(set(seeds)) < len(seeds):
         raise InputError(f"expected variants and seeds, each once; got {chosen} and {seeds}")
@@ -307,7 +279,7 @@ def run_variants(
     return comparison
 
 
-def _placed(recipe: Task, *, out: str | Path | None, seed: int) -> Task:
+def _placed(recipe: Any, *, out: str | Path | None, seed: int) -> Any:
     """The recipe with the places of this run in its losses' options."""
     place = "" if out is None else str(Path(out).absolute())
 

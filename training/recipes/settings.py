@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -24,6 +24,8 @@ class OptimiserSettings(Table):
         clip_norm: the gradient of all weights together is scaled down to this length; None leaves it.
     """
 
+    only_for: ClassVar = {"betas": ("kind", "adamw", "adam"), "momentum": ("kind", "sgd")}
+
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 1e-4
@@ -32,9 +34,6 @@ class OptimiserSettings(Table):
     backbone_factor: NotNegative = 1.0
     term_factor: NotNegative = 1.0
     clip_norm: Positive | None = None
-
-    def _unused(self) -> dict[str, str]:
-        return {"betas" if self.kind == "sgd" else "momentum": f"kind {self.kind!r}"}
 
 
 class ScheduleSettings(Table):
@@ -49,6 +48,8 @@ class ScheduleSettings(Table):
         end: what "cosine" leaves of the learning rate, as a share of it.
         peak: where "one_cycle" is highest, as a share of the run.
     """
+
+    only_for: ClassVar = {"factor": ("kind", "step"), "end": ("kind", "cosine"), "peak": ("kind", "one_cycle")}
 
     kind: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
     warm_up: NotNegative = 0.0
@@ -66,10 +67,6 @@ class ScheduleSettings(Table):
             raise InputError(f"schedule.milestones: expected epochs in rising order, got {self.milestones}")
         if self.kind == "one_cycle" and self.warm_up:
             raise InputError("schedule.warm_up: 'one_cycle' has a warm-up of its own; set schedule.peak instead")
-
-    def _unused(self) -> dict[str, str]:
-        kinds = {"factor": "step", "end": "cosine", "peak": "one_cycle"}
-        return {key: f"kind {self.kind!r}" for key, kind in kinds.items() if kind != self.kind}
 
 
 class Settings(Table):

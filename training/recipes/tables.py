@@ -9,7 +9,7 @@ import math
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
@@ -79,6 +79,7 @@ class Table(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    only_for: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # by key, the choice that it goes with, and for what of it
 
     def __init__(self, *positional: Any, **values: Any) -> None:
         values |= dict(zip(type(self).model_fields, positional, strict=False))
@@ -99,7 +100,8 @@ class Table(BaseModel):
 
     def _unused(self) -> Mapping[str, str]:
         """Keys that the table's own choices leave without use, and what does not use them; refused in a recipe."""
-        return {}
+        chosen = {key: getattr(self, choice) for key, (choice, *_) in self.only_for.items()}
+        return {key: f"{by[0]} {chosen[key]!r}" for key, by in self.only_for.items() if chosen[key] not in by[1:]}
 
     @model_validator(mode="after")
     def _checked(self, info: ValidationInfo) -> Self:
@@ -219,15 +221,7 @@ def plain(value: Any) -> Any:
 
 
 def as_toml(table: Mapping[str, Any], heading: str = "") -> str:
-    """A plain table as TOML that reads back equal; what is None, for which TOML has no word, is left out.
-
-    >>> print(as_toml({"name": "a", "size": [8, 8], "run": {"seed": 0, "ema": None}}), end="")
-    name = "a"
-    size = [8, 8]
-    <BLANKLINE>
-    [run]
-    seed = 0
-    """
+    """A plain table as TOML that reads back equal; what is None, for which TOML has no word, is left out."""
     simple = {key: value for key, value in table.items() if not _is_tables(value) and value is not None}
     text = "".join(f"{_key(key)} = {_value(value)}\n" for key, value in simple.items())
     for key, value in table.items():

@@ -6,10 +6,11 @@ import json
 import re
 
 import pytest
+import torch
 from PIL import Image
 
 from distcam.explain import Tile
-from distcam.explain.drawing.page import Thumbnails, write_html, write_page
+from distcam.explain.drawing.page import Thumbnails, numbers, write_html, write_page
 from distcam.images import Box
 
 HOSTILE = '</script><script>alert("1")</script>'
@@ -73,3 +74,10 @@ def test_what_is_no_json_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_html(tmp_path / "r.html", "report.html", package="distcam.retrieval", title="t", data=data)
     assert not (tmp_path / "r.html").exists()
+
+
+def test_the_values_of_a_map_have_four_digits() -> None:
+    scales = 10.0 ** torch.arange(-12, 8).repeat_interleave(50)
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * scales
+    values = torch.cat([values, torch.tensor([0.0, 1.0, 9.99996, 0.1])])
+    assert numbers(values) == pytest.approx([float(f"{value:.4g}") for value in values.tolist()], rel=1e-15)

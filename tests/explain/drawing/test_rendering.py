@@ -9,13 +9,13 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import distcam.explain.drawing.rendering as colours_module
 from distcam.errors import InputError, ShapeError
 from distcam.explain import Tile, colourise, contour, draw_box, grid, overlay, upsample
-from distcam.explain.drawing.panels import DrawStyle, legend, map_panel, map_tiles
-from distcam.explain.drawing.rendering import COLOUR_SCALES, to_data_uri
+from distcam.explain.drawing.panels import DrawStyle, _shortened, legend, map_panel, map_tiles
+from distcam.explain.drawing.rendering import COLOUR_SCALES, text_font, to_data_uri
 from distcam.images import Box, Transform
 
 
@@ -81,7 +81,7 @@ def test_opacity_zero_is_the_picture_and_one_the_colours() -> None:
 
 def test_half_opacity_by_hand() -> None:
     drawn = overlay(picture(), torch.ones(1, 1), colours="gray")  # white over (200, 100, 50)
-    assert drawn.getpixel((7, 7)) == (228, 178, 152)  # halves round to even
+    assert drawn.getpixel((7, 7)) == (228, 178, 153)  # halves round up
 
 
 def test_heat_alpha_leaves_cold_parts_alone() -> None:
@@ -89,6 +89,14 @@ def test_heat_alpha_leaves_cold_parts_alone() -> None:
     drawn = overlay(picture(40, 30), heat, alpha="heat", opacity=1.0, colours="gray")
     assert drawn.getpixel((0, 0)) == (200, 100, 50)
     assert drawn.getpixel((39, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("opacity", [0.1, 0.5, 0.77])
+def test_whole_numbers_draw_what_floats_would_to_within_a_grey_level(opacity: float) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    heat = heat_map(30, 40)
+    drawn = overlay(Image.fromarray(pixels), heat, opacity=opacity)
+    assert np.abs(np.asarray(drawn) - (pixels + opacity * (colourise(heat) - pixels.astype(float)))).max() <= 1
 
 
 def test_the_map_is_enlarged_as_upsample_does() -> None:
@@ -226,3 +234,28 @@ def test_data_uris_hold_the_image() -> None:
 
 def test_the_doctests_are_right() -> None:
     assert doctest.testmod(colours_module).failed == 0
+
+
+def test_a_panel_of_large_images_shows_what_their_overlays_would_made_small() -> None:
+    pixels = np.kron(np.random.default_rng(0).integers(90, 160, (12, 15, 3), np.uint8), np.ones((40, 40, 1), np.uint8))
+    image, maps = Image.fromarray(pixels), heat_map(2, 5, 5)
+    view = Transform(96, fit="squash").view(*image.size)
+    drawn = map_panel(
+        Tile(image), [Tile(image)] * 2, maps, maps, view=view, views=[view] * 2, look=DrawStyle(), ends=("a", "b")
+    )
+    whole = map_tiles([image] * 2, maps, views=[view] * 2)
+    slow = grid([[Tile(image)] * 3, [None, *whole], [None, *whole]], tile_size=196, gap_after_first=28)
+    assert drawn.size == slow.size
+    columns = slice(240, None)  # without the legend
+    assert np.abs(np.asarray(drawn)[:, columns].astype(int) - np.asarray(slow)[:, columns]).max() <= 2
+
+
+def test_text_is_shortened_by_no_more_than_it_has_to() -> None:
+    draw = ImageDraw.Draw(picture())
+    for text in ("", "a", "W" * 60, "ILSVRC2012_val_00005866.jpeg"):
+        short = _shortened(draw, text, 120, 13)
+        if draw.textlength(text, font=text_font(13)) <= 120:
+            assert short == text
+        else:
+            assert draw.textlength(short, font=text_font(13)) <= 120
+            assert draw.textlength(text[: len(short)] + "…", font=text_font(13)) > 120

@@ -14,7 +14,7 @@ from distcam.errors import InputError
 from distcam.index.faiss import gpu as faiss_gpu
 from distcam.index.faiss.candidates import ErrorBound
 from distcam.index.faiss.factory import new_index
-from distcam.index.faiss.gpu import GpuIndex, Placement, check_device, gpus_of, plan_copy, shards_of
+from distcam.index.faiss.gpu import GpuIndex, Placement, check_device, gpus_of, plan_copy, rounds_products, shards_of
 from distcam.index.faiss.index_store import Precision
 from distcam.metrics.distances import METRICS, Metric, SearchSpec
 
@@ -55,6 +55,36 @@ def test_what_a_gpu_proposes_goes_through_the_same_exact_layer(factory: str, mon
     assert_same(on_gpu.search(vectors[:1], 2900), on_cpu.search(vectors[:1], 2900))
     on_gpu.upsert(ids_of(5000), vectors[7:8])
     assert on_gpu.search(vectors[7:8], 2)[0].ids.tolist() == [7, 5000]
+
+
+def to_tf32(values: np.ndarray) -> np.ndarray:
+    """Float32 rounded to ten bits behind the first, as tensor cores read it."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot", "l1"])
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_products_of_ten_bits_are_found_out_by_a_trial(metric: Metric, scale: float) -> None:
+    vectors = scale * blobs(3000, 256)
+    index = new_index(SearchSpec(256, metric), "Flat")
+    index.add(vectors if metric != "cosine" else vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    class Rough:
+        """A copy whose products are TF32's, and whose sums are floats, as cuBLAS has them."""
+
+        def search(self, queries: np.ndarray, k: int, *, params: object = None) -> tuple[np.ndarray, np.ndarray]:
+            stored = index.reconstruct_n(0, index.ntotal)
+            products = to_tf32(queries) @ to_tf32(stored).T
+            if metric == "l2":
+                squares = (queries**2).sum(1, keepdims=True) + (stored**2).sum(1) - 2 * products
+                rows = squares.argmin(1)[:, None]
+                return np.take_along_axis(squares, rows, 1), rows
+            rows = products.argmax(1)[:, None]
+            return np.take_along_axis(products, rows, 1), rows
+
+    assert not rounds_products(index, index)
+    assert rounds_products(Rough(), index) == (metric != "l1")
 
 
 @needs_faiss_gpu

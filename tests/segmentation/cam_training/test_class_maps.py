@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distcam.errors import InputError
-from distcam.segmentation.cam_training.class_maps import background_score, class_maps, scaled_maps, with_background
+from distcam.segmentation.cam_training.class_maps import (
+    affinity,
+    class_maps,
+    hardest,
+    scaled_maps,
+    with_background,
+)
 
 
 def test_the_mean_of_a_class_map_is_the_class_s_logit() -> None:
@@ -45,8 +51,8 @@ def test_scaled_maps_lie_in_0_to_1_and_do_not_depend_on_a_factor(factor: float, 
 
 def test_the_background_is_what_no_class_wants() -> None:
     scaled = torch.tensor([[[[0.0, 0.5, 1.0]], [[0.0, 0.75, 0.25]]]])
-    assert background_score(scaled).tolist() == [[[[1.0, 0.25, 0.0]]]]
-    assert background_score(scaled, power=2.0).tolist() == [[[[1.0, 0.0625, 0.0]]]]
+    assert with_background(scaled)[:, :1].tolist() == [[[[1.0, 0.25, 0.0]]]]
+    assert with_background(scaled, power=2.0)[:, :1].tolist() == [[[[1.0, 0.0625, 0.0]]]]
     assert torch.equal(with_background(scaled)[:, 1:], scaled)
 
 
@@ -58,4 +64,16 @@ def test_unknown_settings_are_refused() -> None:
     with pytest.raises(InputError, match="'max' or 'range'"):
         scaled_maps(torch.zeros(1, 1, 1, 1), scaling="minmax")
     with pytest.raises(InputError, match="power above 0"):
-        background_score(torch.zeros(1, 1, 1, 1), power=0.0)
+        with_background(torch.zeros(1, 1, 1, 1), power=0.0)
+
+
+def test_the_small_examples_come_out_as_by_hand() -> None:
+    maps = class_maps(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]), torch.tensor([[1.0, -1.0]]))
+    assert maps.tolist() == [[[[-2.0, -2.0]]]]
+    scaled = scaled_maps(torch.tensor([[[[-1.0, 2.0, 4.0]], [[3.0, 3.0, 3.0]]]]))
+    assert scaled.tolist() == [[[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]]]]
+    ground = with_background(torch.tensor([[[[0.25, 1.0]], [[0.5, 0.0]]]]), power=2.0)[:, :1]
+    assert ground.tolist() == [[[[0.25, 0.0]]]]
+    assert hardest(torch.tensor([[[[1.0, 5.0, 3.0, 0.0]]]]), 0.5).item() == 4.0
+    alike = affinity(torch.tensor([[[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]]))
+    assert alike.tolist() == [[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]

@@ -96,16 +96,19 @@ def slow_cpcr(original: Tensor, pair: list[Tensor], refined: list[Tensor], share
 def test_cpcr_is_the_slow_loop(hard: float | None) -> None:
     maps = [torch.rand(2, 3, 2, 4) for _ in range(5)]
     share = torch.tensor([0.3, 0.6])
-    value = cpcr_loss(maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, hard_share=hard)
+    settings = CpnSettings(ohem=hard is not None, hard_share=hard or 0.2)
+    value = cpcr_loss(maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, settings=settings)
     assert value.item() == pytest.approx(slow_cpcr(maps[0], maps[1:3], maps[3:5], share, hard), rel=1e-5)
 
 
 def test_cpcr_moves_the_refined_maps_alone_unless_the_minuend_is_attached() -> None:
     maps = [torch.rand(1, 2, 2, 2, requires_grad=True) for _ in range(5)]
     share = torch.tensor([0.4])
-    cpcr_loss(maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share).backward()
+    cpcr_loss(maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, settings=CpnSettings()).backward()
     assert [m.grad is None for m in maps] == [True, True, True, False, False]
-    cpcr_loss(maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, detach_minuend=False).backward()
+    cpcr_loss(
+        maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, settings=CpnSettings(detach_minuend=False)
+    ).backward()
     assert maps[0].grad is not None
 
 
@@ -113,7 +116,11 @@ def test_the_printed_equation_has_a_plain_map_in_its_first_term() -> None:
     maps = [torch.rand(1, 2, 2, 2) for _ in range(5)]
     share = torch.tensor([0.4])
     value = cpcr_loss(
-        maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, hard_share=None, as_printed_in_paper=True
+        maps[0],
+        (maps[1], maps[2]),
+        (maps[3], maps[4]),
+        share=share,
+        settings=CpnSettings(ohem=False, as_printed_in_paper=True),
     )
     first = (maps[0] - 0.4 * maps[1] - 0.6 * maps[2]).abs().mean()
     second = (maps[0] - 0.6 * maps[2] - 0.4 * maps[3]).abs().mean()
@@ -123,8 +130,8 @@ def test_the_printed_equation_has_a_plain_map_in_its_first_term() -> None:
 def test_one_hot_keeps_the_highest_class_of_what_is_left() -> None:
     original = torch.tensor([0.9, 0.4]).view(1, 2, 1, 1)
     nothing = torch.zeros(1, 2, 1, 1)
-    options = {"hard_share": None, "one_hot": True}
-    value = cpcr_loss(original, (nothing, nothing), (nothing, nothing), share=torch.tensor([0.5]), **options)
+    own = CpnSettings(ohem=False, one_hot=True)
+    value = cpcr_loss(original, (nothing, nothing), (nothing, nothing), share=torch.tensor([0.5]), settings=own)
     assert value.item() == pytest.approx(2 * 0.9 / 2)  # 0.4 is dropped, in both terms; mean over two classes
 
 
@@ -146,10 +153,10 @@ def test_the_value_is_the_sum_of_its_parts() -> None:
     encoder = make_encoder().eval()
     term, step = make_term(encoder), make_step(encoder)
     value = term(step)
-    assert value.item() == pytest.approx(step.log["cls"] + step.log["tcp"] + step.log["cpcr"], rel=1e-5)
+    assert value.item() == pytest.approx(float(step.log["cls"] + step.log["tcp"] + step.log["cpcr"]), rel=1e-5)
     doubled = make_term(encoder, tcp_weight=2.0, cpcr_weight=0.0)
     step = make_step(encoder)
-    assert doubled(step).item() == pytest.approx(step.log["cls"] + 2 * step.log["tcp"], rel=1e-5)
+    assert doubled(step).item() == pytest.approx(float(step.log["cls"] + 2 * step.log["tcp"]), rel=1e-5)
 
 
 def test_the_classification_loss_is_the_mean_of_three_branches() -> None:
@@ -182,7 +189,7 @@ def test_tcp_and_cpcr_are_those_of_scaled_and_refined_maps() -> None:
     own = [maps[:, 1:] for maps in refined]
     tcp = tcp + tcp_loss(own[0], (own[1], own[2]), share=pair.share)
     whole, *two = (with_background(maps) for maps in plain)
-    cpcr = cpcr_loss(whole, tuple(two), tuple(refined[1:]), share=pair.share)
+    cpcr = cpcr_loss(whole, tuple(two), tuple(refined[1:]), share=pair.share, settings=CpnSettings())
     assert step.log["tcp"] == pytest.approx(tcp.item(), rel=1e-4)
     assert step.log["cpcr"] == pytest.approx(cpcr.item(), rel=1e-4)
 

@@ -14,6 +14,7 @@ from distcam.images import Transform
 from distcam.segmentation.cam_training.class_maps import (
     MapRefinement,
     Prcm,
+    RefinementSettings,
     affinity,
     pixel_correlation,
     read_stages,
@@ -129,7 +130,7 @@ def refined(refinement: MapRefinement, network: Encoder, images: Tensor, maps: T
 @pytest.mark.parametrize("switches", [{}, {"prcm": False}, {"pcm": False}])
 def test_a_refinement_is_the_sum_of_its_parts_and_learns_alone(switches: dict[str, bool]) -> None:
     network, images = encoder(), torch.randn(2, 3, 32, 32)
-    refinement = MapRefinement((8, 8), **switches)
+    refinement = MapRefinement((8, 8), RefinementSettings(**switches))
     maps = torch.randn(2, 3, 4, 4, requires_grad=True)
     images.requires_grad_()
     value = refined(refinement, network, images, maps)
@@ -139,7 +140,7 @@ def test_a_refinement_is_the_sum_of_its_parts_and_learns_alone(switches: dict[st
     assert images.grad is None
     assert all(p.grad is None for p in network.parameters())
     assert all(p.grad is not None for p in refinement.parameters())
-    assert (refinement.pcm, refinement.prcm is not None) == (switches.get("pcm", True), switches.get("prcm", True))
+    assert (refinement.prcm is not None) == switches.get("prcm", True)
 
 
 def test_absent_classes_stay_absent() -> None:
@@ -182,8 +183,8 @@ def test_other_networks_need_their_stages_named() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"pcm": False, "prcm": False}, "pcm or prcm"), ({"prcm_softmax": "both"}, "'class' or 'pixel'")],
+    [({"pcm": False, "prcm": False}, "pcm or prcm"), ({"prcm_softmax": "both"}, "expected one of 'class', 'pixel'")],
 )
 def test_refinements_that_do_not_exist_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        MapRefinement((8, 8), **options)
+        MapRefinement((8, 8), RefinementSettings(**options))

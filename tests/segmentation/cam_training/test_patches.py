@@ -14,8 +14,8 @@ from torch.nn import functional
 from distcam.errors import InputError, MissingExtraError
 from distcam.images import Transform
 from distcam.segmentation.cam_training.class_maps import class_maps, scaled_maps
-from distcam.segmentation.cam_training.cpn import cpcr_loss, tcp_loss
-from distcam.segmentation.cam_training.patches import GridPatches, SuperpixelPatches, grid
+from distcam.segmentation.cam_training.cpn import CpnSettings, cpcr_loss, tcp_loss
+from distcam.segmentation.cam_training.patches import GridPatches, PatchPair, SuperpixelPatches, grid
 
 
 def images(count: int = 3, height: int = 20, width: int = 28, seed: int = 0) -> torch.Tensor:
@@ -129,7 +129,9 @@ def test_a_patch_as_large_as_the_image_teaches_tcp_nothing_and_leaves_cpcr_the_r
     original, hidden, complement = maps_of(whole), maps_of(one), maps_of(other)
     assert tcp_loss(original, (hidden, complement), share=pair.share).item() == 0
     refined = torch.rand(5, 2, 4, 4, generator=seeded(seed))
-    value = cpcr_loss(original, (hidden, complement), (refined, refined), share=pair.share, hard_share=None)
+    value = cpcr_loss(
+        original, (hidden, complement), (refined, refined), share=pair.share, settings=CpnSettings(ohem=False)
+    )
     assert value.item() == pytest.approx((original - refined).abs().mean().item(), rel=1e-5)
 
 
@@ -219,3 +221,12 @@ def test_without_scikit_image_the_error_says_what_to_install(monkeypatch: pytest
 def test_settings_that_make_no_pair_are_refused(make, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_the_small_examples_come_out_as_by_hand() -> None:
+    pair = PatchPair(torch.tensor([[[True, False]]]), torch.tensor([0.5]))
+    one, other = pair.images(torch.full((1, 1, 1, 2), 3.0))
+    assert (one.tolist(), other.tolist()) == ([[[[3.0, 0.0]]]], [[[[0.0, 3.0]]]])
+    whole = torch.ones(1, 1, 1, 2)
+    assert tcp_loss(whole, (whole, whole * 0), share=torch.tensor([0.25])).item() == 0.75  # |0.25 - 1|
+    assert grid(2, 3, 2).tolist() == [[0, 0, 1], [0, 0, 1]]

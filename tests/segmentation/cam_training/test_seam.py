@@ -49,7 +49,7 @@ def test_er_is_the_difference_of_the_reduced_map_and_the_reduced_image_s_map(enc
 def test_the_value_is_the_sum_of_its_parts_and_ecr_alone_trains_the_refinement_only(encoder: Encoder) -> None:
     step, term = make_step(encoder), make_term(encoder)
     value = term(step)
-    assert value.item() == pytest.approx(step.log["cls"] + step.log["er"] + step.log["ecr"], rel=1e-5)
+    assert value.item() == pytest.approx(float(step.log["cls"] + step.log["er"] + step.log["ecr"]), rel=1e-5)
     value.backward()
     with_all = [p.grad.clone() for p in encoder.parameters()]
     encoder.zero_grad()

@@ -97,10 +97,8 @@ def test_a_run_leaves_a_segmenter_with_what_it_measured(
 
 
 def test_runs_repeat_and_resume_to_the_same_weights(recipe: Path, cache: Path, tmp_path: Path) -> None:
-    loaded = SegmentationRecipe.read(recipe, variant="cpn")
-    whole = train(loaded, cache=cache)
-    assert train(loaded).metrics == whole.metrics  # without a place to keep the scenes, too
-    short = SegmentationRecipe.read(recipe, variant="cpn")
+    short = SegmentationRecipe.read(recipe, variant="cpn", changes=["measure.scales=[1.0]", "measure.flip=false"])
+    whole = train(short)  # without a place to keep the scenes
 
     class Stop(Exception):
         pass

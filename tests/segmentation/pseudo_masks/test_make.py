@@ -158,3 +158,8 @@ def test_data_without_a_background_get_no_cues_of_it(tmp_path) -> None:
     metrics = make_masks(source, data, written, stage=CueStage(), device="cpu")
     assert written.read("a").min() == 255
     assert metrics["masks.coverage"] == 0
+
+
+def test_cues_of_four_pixels_come_out_as_by_hand() -> None:
+    scores = np.array([[[1.0, 0.9, 0.3, 0.0]], [[0.0, 0.1, 1.0, 0.0]]])
+    assert foreground_cues(scores).tolist() == [[1, 1, 2, 255]]

@@ -134,5 +134,5 @@ def test_it_is_explained_for_a_class_by_its_file_or_its_run(
     for given in (tmp_path, tmp_path / "weak_segmenter.safetensors"):
         said = distcam("explain", tmp_path / "picture.png", "--encoder", given, "--target", "class:dog", "--json")
         assert json.loads(said)[0]["score"] == pytest.approx(float(logit), abs=1e-5)
-        asked = ("explain", tmp_path / "picture.png", "--encoder", given, "--target", "segment:dog@all")
-        assert "ask for --target class:dog" in fails(monkeypatch, capsys, *asked)
+    asked = ("explain", tmp_path / "picture.png", "--encoder", tmp_path, "--target", "segment:dog@all")
+    assert "ask for --target class:dog" in fails(monkeypatch, capsys, *asked)

@@ -223,3 +223,8 @@ def test_a_scale_that_leaves_too_few_pixels_is_named(picture) -> None:
     source = ClassifierMaps(encoder, ClassifierTerm(encoder.pooled_dim, 2, multi_label=True), ("a", "b"))
     with pytest.raises(InputError, match=r"scale 0\.1 makes an input of 3 x 3 pixels"):
         class_scores(source, picture, settings=InferenceSettings(scales=(0.1,)))
+
+
+def test_maps_of_three_pixels_are_scaled_as_by_hand() -> None:
+    scaled = max_normalised(torch.tensor([[[2.0, -1.0, 4.0]], [[-1.0, 0.0, -3.0]]]))
+    assert scaled.tolist() == [[[0.5, 0.0, 1.0]], [[0.0, 0.0, 0.0]]]

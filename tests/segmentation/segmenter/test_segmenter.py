@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from distcam.datasets.masked_images import VocFolder
 from distcam.encoders import Encoder
 from distcam.errors import InputError, WeightsError
 from distcam.explain import PixelScore, explain_image
@@ -19,6 +20,8 @@ from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.pipeline import run_segmentation, score_segmenter
 from distcam.segmentation.pipeline_recipe import PipelineRecipe, is_pipeline
 from distcam.segmentation.pseudo_masks.crf import CrfSettings, dense_crf
+from distcam.segmentation.pseudo_masks.make import make_masks
+from distcam.segmentation.pseudo_masks.sources import load_source
 from distcam.segmentation.segmenter.inference import InferenceSettings
 from distcam.segmentation.segmenter.losses import (
     SEGMENTER_TERMS,
@@ -330,11 +333,17 @@ def written_recipe(folder, cues=""):
     return file
 
 
-def test_a_whole_run_leaves_maps_masks_and_a_network_and_can_be_taken_up_again(tmp_path) -> None:
-    file = written_recipe(tmp_path)
-    recipe = PipelineRecipe.read(file)
-    assert is_pipeline(RecipeFile.read(file))
-    result = run_segmentation(recipe, folder=tmp_path / "run", seed=1)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A recipe's whole run: the folder of recipe, scenes and run, the recipe, and the result."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = PipelineRecipe.read(written_recipe(folder))
+    return folder, recipe, run_segmentation(recipe, folder=folder / "run", cache=folder, seed=1)
+
+
+def test_a_whole_run_leaves_maps_masks_and_a_network_and_can_be_taken_up_again(whole) -> None:
+    tmp_path, recipe, result = whole
+    assert is_pipeline(RecipeFile.read(tmp_path / "tiny.toml"))
     wanted = {"maps.mean_iou", "maps.beta", "masks.coverage", "masks.accuracy", "masks.mean_iou", "test.mean_iou"}
     assert wanted <= set(result.metrics)
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -342,11 +351,11 @@ def test_a_whole_run_leaves_maps_masks_and_a_network_and_can_be_taken_up_again(t
     content = json.loads((tmp_path / "run" / "result.json").read_text())
     assert content["metrics"]["test.mean_iou"] == pytest.approx(result.metrics["test.mean_iou"])
     with pytest.raises(InputError, match="holds a run already"):
-        run_segmentation(recipe, folder=tmp_path / "run", seed=1)
-    again = run_segmentation(recipe, folder=tmp_path / "run", seed=1, resume=True)
+        run_segmentation(recipe, folder=tmp_path / "run", cache=tmp_path, seed=1)
+    again = run_segmentation(recipe, folder=tmp_path / "run", cache=tmp_path, seed=1, resume=True)
     assert again.metrics == result.metrics
     with pytest.raises(InputError, match="cannot resume"):
-        run_segmentation(recipe, folder=tmp_path / "run", seed=2, resume=True)
+        run_segmentation(recipe, folder=tmp_path / "run", cache=tmp_path, seed=2, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -357,9 +366,11 @@ def test_a_whole_run_leaves_maps_masks_and_a_network_and_can_be_taken_up_again(t
         'refine = "affinity"\naffinity = { epochs = 1, dim = 4, radius = 1 }\nwalk = { steps = 4, radius = 2 }',
     ],
 )
-def test_masks_can_be_made_in_several_ways(cues, tmp_path) -> None:
-    recipe = PipelineRecipe.read(written_recipe(tmp_path, cues))
-    metrics = run_segmentation(recipe, cache=tmp_path).metrics
+def test_masks_can_be_made_in_several_ways(cues, whole, tmp_path) -> None:
+    recipe, drawn = PipelineRecipe.read(written_recipe(tmp_path, cues)), whole[0] / "scenes"
+    data = recipe.data.load("train", folder=tmp_path, cache=drawn)
+    masks = VocFolder(tmp_path / "masks", data.class_names, settings={})
+    metrics = make_masks(load_source(whole[0] / "run" / "weak"), data, masks, stage=recipe.cues)
     assert 0 < metrics["masks.coverage"] <= 1
     if "pseudo" in cues:
         assert metrics["masks.coverage"] == 1
@@ -367,16 +378,16 @@ def test_masks_can_be_made_in_several_ways(cues, tmp_path) -> None:
         assert metrics["masks.mean_iou"] == pytest.approx(metrics["maps.mean_iou"])
 
 
-def test_variants_have_outlines_or_the_truth(tmp_path) -> None:
-    file = written_recipe(tmp_path)
+def test_variants_have_outlines_or_the_truth(whole) -> None:
+    file, drawn = whole[0] / "tiny.toml", whole[0]
     outlined = PipelineRecipe.read(file, variant="outlined")
     assert (outlined.data.outlined, outlined.data.outlines, len(outlined.weak.loss)) == (2, "box", 2)
-    assert "masks.accuracy" in run_segmentation(outlined, cache=tmp_path).metrics
+    assert "masks.accuracy" in run_segmentation(outlined, cache=drawn).metrics
     truth = PipelineRecipe.read(
         file, variant="truth", changes=["segmenter.options.encoder=conv4", "segmenter.options.encoder_options.width=8"]
     )
     assert truth.weak is None
-    assert set(run_segmentation(truth, cache=tmp_path).metrics) >= {"test.mean_iou", "test.pixel_accuracy"}
+    assert set(run_segmentation(truth, cache=drawn).metrics) >= {"test.mean_iou", "test.pixel_accuracy"}
 
 
 def test_recipes_that_do_not_fit_are_refused(tmp_path) -> None:
@@ -399,7 +410,8 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path) -> None:
         PipelineRecipe.from_dict(table(segmenter={"augment": {"mixup": 0.2}}))
     with pytest.raises(InputError, match=r"unknown key in .segmenter. 'wieghts', nearest is 'weights'"):
         PipelineRecipe.from_dict(table(segmenter={"wieghts": "random"}))
-    nothing = PipelineRecipe.from_dict({"data": {"scenes": {"classes": 2, "train": 1}}, "cues": {"kind": "truth"}})
+    few = {"scenes": {"classes": 2, "train": 1, "test": 1, "size": 32}}
+    nothing = PipelineRecipe.from_dict({"data": few, "cues": {"kind": "truth"}})
     with pytest.raises(InputError, match="the recipe trains nothing"):
         run_segmentation(nothing, cache=tmp_path)
     unset = PipelineRecipe.from_dict(table(data={"voc": "$NOWHERE_AT_ALL/x"}))
@@ -419,3 +431,8 @@ def test_every_variant_of_our_recipes_is_sound(file) -> None:
         assert (recipe.weak is None) == (recipe.cues.kind == "truth")
         if recipe.data.outlined:
             assert [table["kind"] for table in recipe.weak.loss] == ["cross_entropy", "gain"]
+
+
+def test_rank_pooling_of_two_pixels_comes_out_as_by_hand() -> None:
+    pooled = rank_pooled(torch.tensor([[[[0.2, 0.8]]]]), 0.5)
+    assert pooled.item() == pytest.approx((0.8 + 0.5 * 0.2) / 1.5)

@@ -15,11 +15,12 @@ from distcam.training.engine.step import Regions
 
 def pictures(count=8, height=20, width=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator, device="cpu")
 
 
 def chance(count=8, *, seed=0, epoch=0):
-    return uniforms(seed, epoch, torch.arange(count), torch.arange(count))
+    place = torch.arange(count, device="cpu")
+    return uniforms(seed, epoch, place, place)
 
 
 def marked(count=8, height=20, width=16):
@@ -203,3 +204,14 @@ def test_only_the_asked_share_of_batches_is_mixed() -> None:
 def test_values_out_of_range_are_refused(values, message) -> None:
     with pytest.raises(InputError, match=message):
         AugmentSettings(**values)
+
+
+@pytest.mark.parametrize("crop", [(0.4, 1.0), (1.0, 1.0)])
+def test_everything_is_made_on_the_device_of_the_images(crop) -> None:
+    device = torch.device("meta")  # which refuses tensors of another one
+    settings = AugmentSettings(crop=crop, brightness=0.4, contrast=0.4, saturation=0.4, grey=0.3, erase=0.5, mixup=0.4)
+    with device:
+        pixels, _ = augment(pictures().to(device), settings, chance().to(device))
+        assert pixels.device == device
+        images, mix, _ = mix_images(pixels.float(), settings, (0, 0), regions=None)
+        assert images.device == mix.partner.device == device

@@ -14,11 +14,10 @@ from distcam.training.data.samplers import (
     Sampler,
     SamplerSettings,
     balanced,
-    full_pk,
     make_sampler,
+    pk,
     share_of_rank,
     shuffled,
-    steady_pk,
 )
 
 LABELS = np.repeat([0, 1, 2, 3], [9, 2, 5, 4])
@@ -84,8 +83,8 @@ def test_balanced_epochs_show_classes_equally_often() -> None:
 @given(st.lists(st.integers(2, 15), min_size=3, max_size=8), st.integers(2, 5), st.integers(1, 3), st.integers(0, 99))
 def test_pk_batches_show_p_classes_with_k_images(sizes, per_class, n_way, epoch) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    for kind in (steady_pk, full_pk):
-        one = kind(labels, batch_size=n_way * per_class, per_class=per_class)
+    for is_full in (False, True):
+        one = pk(labels, batch_size=n_way * per_class, per_class=per_class, is_full=is_full)
         batches = one.batches(epoch)
         assert len(batches) == one.steps_per_epoch
         for batch in batches:
@@ -100,14 +99,14 @@ def test_pk_batches_show_p_classes_with_k_images(sizes, per_class, n_way, epoch)
 @given(st.lists(st.integers(2, 15), min_size=2, max_size=8), st.integers(0, 9))
 def test_full_pk_epochs_miss_no_image(sizes, epoch) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    batches = full_pk(labels, batch_size=6, per_class=3).batches(epoch)
+    batches = pk(labels, batch_size=6, per_class=3, is_full=True).batches(epoch)
     assert set(np.concatenate(batches).tolist()) == set(range(len(labels)))
 
 
 def test_pk_epochs_are_as_long_as_those_of_pytorch_metric_learning() -> None:
     labels = np.repeat(np.arange(5), 11)
     peer = MPerClassSampler(labels, m=4, batch_size=12, length_before_new_iter=len(labels))
-    assert len(peer) == 12 * steady_pk(labels, batch_size=12, per_class=4).steps_per_epoch
+    assert len(peer) == 12 * pk(labels, batch_size=12, per_class=4, is_full=False).steps_per_epoch
     theirs = np.array(list(peer)).reshape(-1, 12)
     assert all(sorted(np.unique(labels[batch], return_counts=True)[1].tolist()) == [4, 4, 4] for batch in theirs)
 
@@ -147,15 +146,15 @@ def test_episodes_come_as_listed() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: full_pk(np.array([0, 0, 1]), batch_size=4, per_class=2), "there is one of class 1: leave"),
+        (lambda: pk(np.array([0, 0, 1]), batch_size=4, per_class=2, is_full=True), "there is one of class 1: leave"),
         (
             lambda: sampler("pk", [0, 0, 1, 2], class_names=("cat", "cow", "dog")),
             "there is one of classes 'cow', 'dog'",
         ),
         (lambda: sampler("balanced", [0, 0, 2], class_names=("cat", "cow", "dog")), "there are none of class 'cow'"),
-        (lambda: steady_pk(LABELS, batch_size=10, per_class=4), "4 images a class divide, got 10"),
-        (lambda: steady_pk(LABELS, batch_size=20, per_class=4), "shows 5 classes, but there are 4"),
-        (lambda: steady_pk(LABELS, batch_size=4, per_class=1), "got per_class = 1"),
+        (lambda: pk(LABELS, batch_size=10, per_class=4, is_full=False), "4 images a class divide, got 10"),
+        (lambda: pk(LABELS, batch_size=20, per_class=4, is_full=False), "shows 5 classes, but there are 4"),
+        (lambda: pk(LABELS, batch_size=4, per_class=1, is_full=False), "got per_class = 1"),
         (lambda: sampler("pk", np.eye(4)), "need one class per image"),
         (lambda: SamplerSettings(batch_size=0), "batch_size: expected a whole number from 1 on, got 0"),
         (lambda: SamplerSettings(batch_size=4, outlined=4), "fewer outlined images than batch_size = 4, got 4"),
@@ -167,3 +166,7 @@ def test_episodes_come_as_listed() -> None:
 def test_what_does_not_fit_is_said(make, message) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_process_gets_a_stretch_of_the_batch() -> None:
+    assert share_of_rank(np.arange(6), rank=1, world_size=2).tolist() == [3, 4, 5]

@@ -20,6 +20,7 @@ from distcam.training.data.batches import TrainingBatches
 from distcam.training.data.outlines import Outline, RegionSettings, RegionTable, boxes_from, outlines_of, raster_of
 from distcam.training.data.samplers import SamplerSettings, make_sampler, shuffled
 from distcam.training.data.training_set import TrainingSet
+from distcam.training.engine.environment import batch_on_device
 
 SQUASH = Transform(32, fit="squash")
 
@@ -58,13 +59,13 @@ def test_a_folder_has_a_class_per_sub_folder(photos) -> None:
     assert data.class_names == tuple(sorted({record.label for record in listing}))
     assert [data.class_names[i] for i in data.labels.tolist()] == [record.label for record in listing]
     assert data.names([0]) == [next(iter(listing)).path]
-    assert data.in_memory
+    assert data.held is not None
 
 
 def test_pixels_are_the_same_from_memory_and_from_files(photos) -> None:
     listing, index = list_images(photos), torch.tensor([5, 0, 23])
     memory, files = (TrainingSet.from_listing(listing, SQUASH, cache=cache) for cache in ("memory", "none"))
-    assert not files.in_memory
+    assert files.held is None
     assert torch.equal(memory.pixels(index), files.pixels(index))
 
 
@@ -342,6 +343,18 @@ def test_batches_hold_what_the_encoder_wants(data) -> None:
     assert torch.equal(batch.labels, data.labels[batch.index])
     assert batch.regions.raster.shape[1:] == (32, 32)
     assert batch.mix is None
+
+
+def test_what_is_left_to_the_device_is_what_would_have_been_done_at_once(data) -> None:
+    at_once, late = batches_of(data), batches_of(data)
+    late.finish_on(torch.device("cpu"))
+    for expected, batch in zip(at_once.epoch(1), late.epoch(1), strict=True):
+        assert batch.images.dtype == torch.uint8
+        finished = batch_on_device(batch, torch.device("cpu"))
+        assert finished.finish is None
+        assert torch.equal(finished.images, expected.images)
+        assert torch.equal(finished.regions.raster, expected.regions.raster)
+        assert (finished.mix is None) == (expected.mix is None)
 
 
 def test_two_processes_see_what_one_would(data) -> None:

@@ -30,6 +30,7 @@ from distcam.training import (
     fit,
     load_classifier,
 )
+from distcam.training.engine.step import is_right
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "shared" / "tiny_run.py"), run_name="tiny"))
 QUICK = Settings(epochs=2, precision="fp32", device="cpu")
@@ -443,3 +444,7 @@ def test_regions_and_mixtures_reach_the_terms() -> None:
     assert seen[0].regions.raster.shape == (1, 16, 16)
     assert seen[0].mix.share == 0.25
     assert seen[0].images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_tie_with_a_class_that_is_not_shown_is_lost() -> None:
+    assert is_right(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])).tolist() == [True, False]

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distcam.errors import InputError
 from distcam.training import OptimiserSettings, ScheduleSettings, Settings
-from distcam.training.engine.optimisation import learning_rate_factor, learning_rate_schedule
+from distcam.training.engine.optimisation import is_fused, learning_rate_factor, learning_rate_schedule
 
 
 def rates(schedule: ScheduleSettings, *, steps: int, steps_per_epoch: int, highest: float = 1.0) -> list[float]:
@@ -123,3 +124,16 @@ def test_lists_as_toml_has_them_become_tuples() -> None:
     assert Settings(freeze=["layer1"]) == Settings(freeze=("layer1",)) == Settings(freeze="layer1")
     assert ScheduleSettings("step", milestones=[1, 2]).milestones == (1, 2)
     assert hash(OptimiserSettings(betas=[0.8, 0.9])) == hash(OptimiserSettings(betas=(0.8, 0.9)))
+
+
+def test_half_way_down_a_cosine_is_half_the_rate() -> None:
+    schedule = ScheduleSettings(kind="cosine")
+    assert learning_rate_factor(50, settings=schedule, steps=100, steps_per_epoch=10) == 0.5
+
+
+def test_weights_on_cuda_are_moved_by_one_kernel() -> None:
+    with FakeTensorMode():  # tensors that only say where they are
+        on_gpu, on_cpu = torch.empty(2, device="cuda"), torch.empty(2)
+        assert is_fused([on_gpu, on_gpu]) is True
+        assert is_fused([on_gpu, on_cpu]) is None
+        assert is_fused([torch.empty(2, device="cuda", dtype=torch.complex64)]) is None

@@ -297,3 +297,10 @@ def test_the_negative_term_trains_the_classifier_unless_told_otherwise() -> None
         value.backward()
         assert (classifier.weight.grad is None) == detach
         assert next(enc.backbone.parameters()).grad is not None
+
+
+def test_the_small_examples_come_out_as_by_hand() -> None:
+    features = torch.tensor([[[[4.0, 0.0, 1.0]], [[0.0, 2.0, 1.0]]]])  # CAAM' = (1, 0, 0), CAM' = (0, 1, 0.5)
+    assert cam_differences(features, torch.tensor([[0.0, 1.0]])).item() == pytest.approx(2.5 / 3)
+    features, shown = torch.tensor([[[[1.0, 1.0]], [[0.0, 2.0]]]]), torch.tensor([[True, False]])
+    assert negative_cam(features, torch.eye(2), shown, towards="zero").item() == 2.0  # map (0, 2) of the second class

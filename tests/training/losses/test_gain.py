@@ -462,3 +462,15 @@ def test_metric_gain_needs_no_classifier_and_works_with_any_head() -> None:
 def test_a_class_never_seen_is_not_mined() -> None:
     term = MetricGain(64, 3).eval()
     assert term(step_of(encoder().eval(), None, batch())) == 0
+
+
+def test_the_small_examples_come_out_as_by_hand() -> None:
+    assert scaled(torch.tensor([[1.0, 3.0], [2.0, 5.0]])).tolist() == [[0.0, 0.5], [0.25, 1.0]]
+    attended = attention_map(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]), torch.tensor([[1.0, -1.0]]))
+    assert attended.tolist() == [[[0.0, 2.0]]]
+    mask = soft_mask(torch.tensor([[[3.0, 5.0, 7.0]]]), (1, 3))
+    assert torch.allclose(mask, torch.tensor([[[-5.0, 0.0, 5.0]]]).sigmoid())
+    outline = torch.tensor([[[1.0, 0.0, 1.0, 1.0]]])  # H = (.5, 1)
+    assert mask_loss(torch.tensor([[[0.0, 2.0]]]), outline).tolist() == [0.125]
+    attention, box = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])
+    assert box_loss(attention, box, torch.tensor([[[0.5, 0.5]]])).tolist() == [0.625]  # (0.5² + 1²) / 2

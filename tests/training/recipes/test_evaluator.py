@@ -194,3 +194,9 @@ def test_what_cannot_be_measured_is_said(seeing) -> None:
         EvaluationSettings(metrics=("acuracy",))
     with pytest.raises(InputError, match=r"test.accuracy cannot be measured"):
         Evaluator(sets, EvaluationSettings(metrics=("nmi",)), only=["test.accuracy"])
+
+
+def test_the_energy_of_four_pixels_comes_out_as_by_hand() -> None:
+    maps, outline = torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]])
+    share, hit = energy_in_raster(maps, outline)
+    assert (share.tolist(), hit.tolist()) == ([0.75], [1.0])

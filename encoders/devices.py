@@ -1,0 +1,160 @@
+"""Devices at work: the precision that pays, images decoded ahead, a GPU's next batch begun before one is read."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ImageError, InputError
+from .encoding import Encoding
+
+T = TypeVar("T")
+
+
+def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """The precision that a choice, "auto" among them, means on a device."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise InputError(f"unknown precision {precision!r}: expected 'auto', 'fp32', or 'bf16'")
+    if precision == "auto":
+        return "bf16" if has_fast_bfloat16(device) else "fp32"
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """True where the hardware multiplies matrices in bfloat16 faster than in float32: CUDA, and CPUs with AMX.
+
+    AVX512_BF16 alone is no gain: one thread of such a Xeon was slower in bfloat16 for all of 18 architectures.
+    Anywhere else torch would emulate it.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
+    return bool(capabilities.get("amx_bf16"))
+
+
+def in_order(
+    load: Callable[[T], Tensor], items: Iterable[T], *, workers: int, ahead: int
+) -> Generator[tuple[T, Tensor | ImageError], None, None]:
+    """Items with their pixels or the reason there are none, in order; threads work up to `ahead` items ahead."""
+
+    def attempt(item: T) -> Tensor | ImageError:
+        try:
+            return load(item)
+        except ImageError as error:
+            return error
+
+    if not workers:
+        yield from ((item, attempt(item)) for item in items)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="distcam-decode")
+    waiting: deque[tuple[T, Future[Tensor | ImageError]]] = deque()
+    rest = iter(items)
+    try:
+        while True:
+            waiting.extend((item, pool.submit(attempt, item)) for item in islice(rest, ahead - len(waiting)))
+            if not waiting:
+                return
+            item, future = waiting.popleft()
+            yield item, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def one_late(batches: Iterator[T]) -> Iterator[T]:
+    """The same items, each once the next one has begun; where that fails, the one before still comes."""
+    held: list[T] = []
+    try:
+        for batch in batches:
+            yield from held
+            held = [batch]
+    except Exception:
+        yield from held
+        raise
+    yield from held
+
+
+def stacked(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Images as one batch, for a GPU in page-locked memory: written once, and read by the GPU itself."""
+    if device.type != "cuda":
+        return torch.stack(list(pixels))
+    shape = (len(pixels), *pixels[0].shape)
+    return torch.stack(list(pixels), out=torch.empty(shape, dtype=pixels[0].dtype, pin_memory=True))
+
+
+def at_once(work: Callable[[], T]) -> Callable[[], T]:
+    """A pass on a CPU, done when this returns; see `SideStream.launch`."""
+    done = work()
+    return lambda: done
+
+
+class SideStream:
+    """A stream of a GPU for forward passes: who reads the results of one does not wait for the next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def launch(self, work: Callable[[], Encoding]) -> Callable[[], Encoding]:
+        """Begin a pass; what is returned makes its results safe to read on the caller's stream."""
+        self.stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self.stream):
+            encoding = work()
+            done = self.stream.record_event()
+
+        def ready() -> Encoding:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(done)
+            for part in encoding.parts():
+                part.record_stream(stream)
+            return encoding
+
+        return ready
+
+
+class Graphs:
+    """Forward passes as CUDA graphs, one for each shape and state: launched at once, not kernel by kernel."""
+
+    def __init__(self, run: Callable[[Tensor], Encoding], *, size: int) -> None:
+        self._run = run
+        self._size = size
+        self._graphs: dict[Hashable, tuple[Any, Tensor, Encoding]] = {}
+        self._lock = threading.Lock()
+        self._read: Any = None  # when the last results had been copied
+
+    def __call__(self, images: Tensor, *, state: Hashable) -> Encoding:
+        """The encoding of a whole batch by its graph, which is captured first if need be; of a smaller one without."""
+        if len(images) != self._size:
+            return self._run(images)
+        key, stream = (images.shape, state), torch.cuda.current_stream(images.device)
+        with self._lock:
+            if self._read is not None:
+                stream.wait_event(self._read)
+            if key not in self._graphs:
+                self._graphs[key] = self._captured(images)
+            graph, held, encoding = self._graphs[key]
+            held.copy_(images)
+            graph.replay()
+            copied = encoding.changed(Tensor.clone)  # the next replay writes to the same places
+            self._read = stream.record_event()
+        return copied
+
+    def _captured(self, images: Tensor) -> tuple[Any, Tensor, Encoding]:
+        held, stream = images.clone(memory_format=torch.preserve_format), SideStream(images.device).stream
+        stream.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries choose their algorithms and allocate before anything is captured
+                self._run(held)
+        torch.cuda.current_stream(images.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            encoding = self._run(held)
+        return graph, held, encoding
