@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ...images.items import split_item
 from ...remarks import remark
 from .calibration import shares_wrong, smallest_p, tail_p
 from .findings import Part
@@ -48,7 +50,7 @@ def equal_files(*galleries: GalleryReader) -> list[list[int]]:
         for place, path in enumerate(snapshot.all_paths()):
             digest = snapshot.file_state(place)[0]
             if any(digest):  # imported vectors may have no file
-                found[digest, path.partition("#xywh=")[2]].append(start + place)
+                found[digest, str(split_item(path)[1])].append(start + place)
         start += len(snapshot)
     return [places for places in found.values() if len(places) > 1]
 
@@ -74,8 +76,10 @@ class Candidates(NamedTuple):
 
     def seen(self, rate: float, progress: Progress | None) -> list[Copy] | None:
         """The copies among them by a look at the images; None where most files are gone, or too few for a null."""
-        files = [gallery.file(record) for gallery in self.galleries for record in gallery.records(gallery.ids)]
-        if len(self.null) < 100 or not any(file.is_file() for file in files[:: max(1, len(files) // 100)]):
+        files = [gallery.item(record) for gallery in self.galleries for record in gallery.records(gallery.ids)]
+        if len(self.null) < 100 or not any(
+            Path(split_item(file)[0]).is_file() for file in files[:: max(1, len(files) // 100)]
+        ):
             return None
         looks = Looks.of(files, progress)
         if missing := int((looks.aspect == 0).sum()):
@@ -86,11 +90,14 @@ class Candidates(NamedTuple):
         found, usual = Overlaps.of(looks, both, progress), Overlaps.of(looks, null)
         copies = []
         same = shares_wrong(tail_p(found.whole[: len(pairs)], usual.whole))
-        copies += [Copy(*pairs[at].tolist(), "near", float(same[at])) for at in np.flatnonzero(same <= rate)]
+        copies += [
+            Copy(int(pairs[at, 0]), int(pairs[at, 1]), "near", float(same[at])) for at in np.flatnonzero(same <= rate)
+        ]
         crop = shares_wrong(tail_p(found.part - found.whole, usual.part - usual.whole))
-        crop[np.concatenate([same, same]) <= rate] = 1.0
+        crop[np.tile(is_near, 2)] = 1.0
         for at in np.flatnonzero(crop <= rate):
-            copies.append(Copy(*both[at].tolist(), "crop", float(crop[at]), Part(*found.place[at].tolist())))
+            part = Part(*found.place[at].tolist())
+            copies.append(Copy(int(both[at, 0]), int(both[at, 1]), "crop", float(crop[at]), part))
         return copies
 
 
@@ -100,8 +107,9 @@ def near_by_vectors(own: Neighbours, asked: Neighbours, rate: float, *, start: i
     logs, bulk = (np.log(np.maximum(each.distances[:, 0], 1e-7)) - usual[each.places[:, 0]] for each in (asked, own))
     share = shares_wrong(smallest_p(logs.astype(np.float64), bulk.astype(np.float64)))
     found = np.flatnonzero(share <= rate)
-    pairs = {tuple(sorted((int(row) + start, int(asked.places[row, 0])))): float(share[row]) for row in found}
-    return [Copy(*pair, "near", value) for pair, value in pairs.items()]
+    ends = np.sort(np.stack([asked.places[found, 0], found + start], 1), axis=1)
+    pairs = {(a, b): value for (a, b), value in zip(ends.tolist(), share[found].tolist(), strict=True)}
+    return [Copy(a, b, "near", value) for (a, b), value in pairs.items()]
 
 
 class Group(NamedTuple):

@@ -1,4 +1,4 @@
-"""Questions about a gallery's data, answered from the nearest neighbours of all of its images, which are searched once."""
+"""Questions about a gallery's data, answered from the nearest neighbours of all its images, searched once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Inspection:
 
     Args:
         gallery: whose rows lie in its folder.
-        look: open the images of pairs that may be copies; without, vectors decide, which find fewer of them and no crops.
+        look: open the images of pairs that may be copies; without, vectors decide, which find fewer and no crops.
         progress: called with the number of images done and in all, once for each pass.
     """
 
@@ -106,9 +106,8 @@ class Inspection:
     def _ratio(self, places: NDArray[np.int64], distances: Values) -> Values:
         """Logarithm of the distance to a class over that to the nearest images of any class."""
         nearest = self.neighbours.distances[places, min(NEAREST, len(self.snapshot) - 1) - 1]
-        ratio: Values = np.log(
-            np.maximum(np.where(np.isfinite(distances), distances, 1e3), 1e-7) / np.maximum(nearest, 1e-7)
-        )
+        far = np.maximum(np.where(np.isfinite(distances), distances, 1e3), 1e-7)
+        ratio: Values = np.log(far / np.maximum(nearest, 1e-7))
         return ratio
 
     @cached_property
@@ -176,7 +175,8 @@ class Inspection:
         others = (voters >= 0) & (voters != self.labels[:, None]) & sound[:, None]
         others &= np.where(self.neighbours.places >= 0, sound[self.neighbours.places], False)
         rows, ranks = np.nonzero(others)
-        items, said = [], set()
+        items: list[Finding] = []
+        said: set[frozenset[int]] = set()
         for at in np.argsort(self.neighbours.distances[rows, ranks], kind="stable").tolist():
             place, rank = int(rows[at]), int(ranks[at])
             pair = frozenset((place, int(self.neighbours.places[place, rank])))
@@ -192,7 +192,7 @@ class Inspection:
         return self._findings("hard-negatives", items, int(sound.sum()), f"the nearest {most} pairs of two classes")
 
     def confusions(self, *, most: int = MOST) -> Findings:
-        """Pairs of classes by the share of one's neighbours that are of the other, each with its nearest pair of images."""
+        """Pairs of classes by the share of neighbours that are of the other, each with its nearest pair of images."""
         voters, values = self.neighbours.values(self.labels), self.snapshot.column("label").values
         rows, ranks = np.nonzero((voters >= 0) & (self.labels[:, None] >= 0))
         keys = self.labels[rows].astype(np.int64) * len(values) + voters[rows, ranks]
@@ -200,19 +200,20 @@ class Inspection:
         order = np.lexsort((distances, keys))
         pairs, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
         total = np.bincount(self.labels[rows], minlength=len(values))
-        share = {
-            divmod(int(key), len(values)): n / total[key // len(values)] for key, n in zip(pairs, counts, strict=True)
-        }
+        codes = [divmod(int(key), len(values)) for key in pairs]
+        share = dict(zip(codes, counts / total[pairs // len(values)], strict=True))
         nearest = dict(zip(share, order[starts].tolist(), strict=True))
         mean = {(a, b): (one + share.get((b, a), 0.0)) / 2 for (a, b), one in share.items() if a != b}
-        items, said = [], set()
+        items: list[Finding] = []
+        said: set[tuple[int, int]] = set()
         for a, b in sorted(mean, key=lambda pair: -mean[pair]):
             if (b, a) not in said and len(items) < most:
                 said.add((a, b))
                 at = nearest[a, b]
                 images = self._record(int(rows[at])), self._record(int(self.neighbours.places[rows[at], ranks[at]]))
                 back = share.get((b, a), 0.0)
-                says = f"{values[a]} and {values[b]}: {share[a, b]:.0%} and {back:.0%} of their neighbours are of the other"
+                shares = f"{share[a, b]:.0%} and {back:.0%}"
+                says = f"{values[a]} and {values[b]}: {shares} of their neighbours are of the other"
                 items.append(Finding("confusion", images, says, float(distances[at])))
         return self._findings("confusions", items, int((self.labels >= 0).sum()), f"of {K} neighbours of each image")
 

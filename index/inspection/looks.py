@@ -34,7 +34,7 @@ Pairs = NDArray[np.int64]
 
 
 class Looks(NamedTuple):
-    """Small grey copies (n, 48, 48) of images, each stretched to a square, and width over height, 0 where unreadable."""
+    """Small grey copies (n, 48, 48) of images, stretched to squares, and width over height, 0 where unreadable."""
 
     grey: NDArray[np.uint8]
     aspect: NDArray[np.float64]
@@ -58,10 +58,10 @@ class Looks(NamedTuple):
 
 
 class Overlaps(NamedTuple):
-    """Of pairs, the evidence (p,) of the second on all of the first, of its best place as a part, and that part (p, 4).
+    """Of pairs, evidence (p,) of the second on all of the first, and at its best place as a part; and that (p, 4).
 
-    Evidence is −a log(1 − r²) of a correlation r over the share a of the first image: the likelihood ratio of "the same"
-    against "unrelated" for as many Gaussian pixels, so that much of an image counts for more than a patch of sky.
+    Evidence is −a log(1 − r²) of a correlation r over the share a of the first image: the likelihood ratio of
+    "the same" against "unrelated" for as many Gaussian pixels; much of an image counts for more than a patch of sky.
     """
 
     whole: NDArray[np.float64]
@@ -93,15 +93,16 @@ class Overlaps(NamedTuple):
                 done += len(some)
                 if progress is not None:
                     progress(done, len(pairs))
-        return cls(*evidence, place)
+        return cls(evidence[0], evidence[1], place)
 
 
 def _evidence(correlation: Thumbnails, share: float) -> Thumbnails:
-    return -share * np.log(np.maximum(1 - np.maximum(correlation, 0) ** 2, np.float32(1e-4)))
+    found: Thumbnails = -share * np.log(np.maximum(1 - np.maximum(correlation, 0) ** 2, np.float32(1e-4)))
+    return found
 
 
 class _Whole(NamedTuple):
-    """Images (m, 48, 48) that others are placed on: their transforms, and sums from the corner of values and squares."""
+    """Images (m, 48, 48) that others are placed on: transforms, and sums from the corner of values and squares."""
 
     transform: NDArray[np.complex64]
     sums: NDArray[np.float64]
@@ -144,4 +145,5 @@ def _shrinking(size: int) -> Thumbnails:
     edges = np.linspace(0, SIDE, size + 1)
     pixels = np.arange(SIDE)
     shares = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return (np.maximum(shares, 0) * size / SIDE).astype(np.float32)
+    found: Thumbnails = (np.maximum(shares, 0) * size / SIDE).astype(np.float32)
+    return found

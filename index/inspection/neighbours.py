@@ -1,4 +1,4 @@
-"""The nearest others of every image of a gallery, searched in blocks: what every question about the data starts from."""
+"""The nearest others of every image of a gallery, searched in blocks: the start of every question about the data."""
 
 from __future__ import annotations
 
