@@ -15,7 +15,6 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ...images.items import split_item
 from ...remarks import remark
 from .calibration import shares_wrong, smallest_p, tail_p
 from .findings import Part
@@ -50,7 +49,7 @@ def equal_files(*galleries: GalleryReader) -> list[list[int]]:
         for place, path in enumerate(snapshot.all_paths()):
             digest = snapshot.file_state(place)[0]
             if any(digest):  # imported vectors may have no file
-                found[digest, str(split_item(path)[1])].append(start + place)
+                found[digest, path.partition("#xywh=")[2]].append(start + place)
         start += len(snapshot)
     return [places for places in found.values() if len(places) > 1]
 
@@ -76,9 +75,11 @@ class Candidates(NamedTuple):
 
     def seen(self, rate: float, progress: Progress | None) -> list[Copy] | None:
         """The copies among them by a look at the images; None where most files are gone, or too few for a null."""
-        files = [gallery.item(record) for gallery in self.galleries for record in gallery.records(gallery.ids)]
+        # a gallery of boxes reads an item: the crop, not the photograph
+        readers = [(gallery, getattr(gallery, "item", gallery.file)) for gallery in self.galleries]
+        files: list[Path] = [read(record) for gallery, read in readers for record in gallery.records(gallery.ids)]
         if len(self.null) < 100 or not any(
-            Path(split_item(file)[0]).is_file() for file in files[:: max(1, len(files) // 100)]
+            Path(str(file).partition("#xywh=")[0]).is_file() for file in files[:: max(1, len(files) // 100)]
         ):
             return None
         looks = Looks.of(files, progress)
@@ -88,11 +89,10 @@ class Candidates(NamedTuple):
         pairs, null = (each[(looks.aspect[each] > 0).all(1)] for each in (self.pairs, self.null))
         both = np.concatenate([pairs, pairs[:, ::-1]])
         found, usual = Overlaps.of(looks, both, progress), Overlaps.of(looks, null)
-        copies = []
         same = shares_wrong(tail_p(found.whole[: len(pairs)], usual.whole))
-        copies += [
-            Copy(int(pairs[at, 0]), int(pairs[at, 1]), "near", float(same[at])) for at in np.flatnonzero(same <= rate)
-        ]
+        is_near = same <= rate
+        chosen = zip(pairs[is_near].tolist(), same[is_near].tolist(), strict=True)
+        copies = [Copy(first, second, "near", share) for (first, second), share in chosen]
         crop = shares_wrong(tail_p(found.part - found.whole, usual.part - usual.whole))
         crop[np.tile(is_near, 2)] = 1.0
         for at in np.flatnonzero(crop <= rate):
