@@ -31,7 +31,9 @@ def inspect(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(help="Expected share of wrong findings. Default: 0.01 of copies, 0.05 of outliers and labels."),
+        typer.Option(
+            help="Expected share of wrong findings. Default: 0.01 of copies, 0.05 of outliers, 0.2 of labels."
+        ),
     ] = None,
     most: Annotated[int, typer.Option(min=1, help="Pairs listed of hard-negatives and confusions.")] = 100,
     look: Annotated[

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..storage.segments import Record
 
 PROPOSED = 4  # nearest that are looked at; a crop of 40 % of an image is among them in 95 of 100 cases
-_NULL_IMAGES, _NULL_RANKS = 2000, (10, 19)
+_NULL_IMAGES, _NULL_RANKS = 2000, (5, 7)
 
 
 class Copy(NamedTuple):

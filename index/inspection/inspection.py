@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..reader import GalleryReader
     from ..storage.segments import Record
 
-COPIES_RATE, LABELS_RATE, OUTLIERS_RATE = 0.01, 0.05, 0.05
+COPIES_RATE, LABELS_RATE, OUTLIERS_RATE = 0.01, 0.2, 0.05
 MOST = 100
 _SAYS = {"exact": "holds the same bytes as", "near": "is the same image as", "crop": "shows a part of"}
 
@@ -117,8 +117,9 @@ class Inspection:
         places, wrong = made_wrong(labels)
         planted = self._ratio(places, distances_to_classes(self.snapshot, labels, places=places, codes=wrong))
         outvoted = np.flatnonzero((labels >= 0) & (votes.other > votes.own))
+        scores = self._ratio(np.arange(len(labels)), self._class_distance)
         share = np.ones(len(labels))
-        share[outvoted] = share_right(self._ratio(outvoted, self._class_distance[outvoted]), planted)
+        share[outvoted] = share_right(scores, planted, outvoted)
         return share
 
     def mislabels(self, *, rate: float = LABELS_RATE) -> Findings:

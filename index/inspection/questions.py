@@ -42,7 +42,7 @@ class Inspectable:
         """Images far from all of their class that no other class claims."""
         return self.inspect(progress=progress).outliers(rate=rate)
 
-    def mislabels(self, *, rate: float = 0.05, progress: Progress | None = None) -> Findings:
+    def mislabels(self, *, rate: float = 0.2, progress: Progress | None = None) -> Findings:
         """Labels that the neighbours outvote, the clearest first; `rate` is the expected share of right ones."""
         return self.inspect(progress=progress).mislabels(rate=rate)
 
