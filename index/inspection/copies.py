@@ -78,7 +78,7 @@ class Candidates(NamedTuple):
         # a gallery of boxes reads an item: the crop, not the photograph
         readers = [(gallery, getattr(gallery, "item", gallery.file)) for gallery in self.galleries]
         files: list[Path] = [read(record) for gallery, read in readers for record in gallery.records(gallery.ids)]
-        if len(self.null) < 100 or not any(
+        if len(self.null) < 40 or not any(
             Path(str(file).partition("#xywh=")[0]).is_file() for file in files[:: max(1, len(files) // 100)]
         ):
             return None
