@@ -32,7 +32,7 @@ def inspect(
     rate: Annotated[
         float | None,
         typer.Option(
-            help="Expected share of wrong findings. Default: 0.01 of copies, 0.05 of outliers, 0.2 of labels."
+            help="Expected share of wrong findings. Default: 0.03 of copies, 0.05 of outliers, 0.2 of labels."
         ),
     ] = None,
     most: Annotated[int, typer.Option(min=1, help="Pairs listed of hard-negatives and confusions.")] = 100,

@@ -154,10 +154,11 @@ def grouped(galleries: tuple[GalleryReader, ...], equal: list[list[int]], copies
     groups: dict[int, list[int]] = defaultdict(list)
     for place in np.unique(edges).tolist():
         groups[member[place]].append(place)
-    equal_only = {member[places[0]] for places in equal} - share.keys()
+    same = {frozenset(places) for places in equal}
     for number, places in groups.items():
-        kind = "exact" if number in equal_only else "near"
-        yield group_of(sorted(places, key=size_of), kind, share.get(number, 0.0))
+        is_exact = frozenset(places) in same
+        share_wrong = 0.0 if is_exact else share.get(number, 0.0)
+        yield group_of(sorted(places, key=size_of), "exact" if is_exact else "near", share_wrong)
     said: set[tuple[int, int]] = set()
     for copy in sorted((copy for copy in copies if copy.kind == "crop"), key=lambda copy: copy.share_wrong):
         pair = member[copy.first], member[copy.second]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..reader import GalleryReader
     from ..storage.segments import Record
 
-COPIES_RATE, LABELS_RATE, OUTLIERS_RATE = 0.01, 0.2, 0.05
+COPIES_RATE, LABELS_RATE, OUTLIERS_RATE = 0.03, 0.2, 0.05
 MOST = 100
 _SAYS = {"exact": "holds the same bytes as", "near": "is the same image as", "crop": "shows a part of"}
 

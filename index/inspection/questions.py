@@ -22,7 +22,7 @@ class Inspectable:
 
         return Inspection(cast("GalleryReader", self), look=look, progress=progress)
 
-    def duplicates(self, *, rate: float = 0.01, look: bool = True, progress: Progress | None = None) -> Findings:
+    def duplicates(self, *, rate: float = 0.03, look: bool = True, progress: Progress | None = None) -> Findings:
         """Equal files, images that are the same but for size and compression, and crops of one another.
 
         Args:
@@ -33,7 +33,7 @@ class Inspectable:
         return self.inspect(look=look, progress=progress).duplicates(rate=rate)
 
     def leaks(
-        self, other: GalleryReader, *, rate: float = 0.01, look: bool = True, progress: Progress | None = None
+        self, other: GalleryReader, *, rate: float = 0.03, look: bool = True, progress: Progress | None = None
     ) -> Findings:
         """Images of another gallery, such as a test set, that this one shows too; options as of `duplicates`."""
         return self.inspect(look=look, progress=progress).leaks(other, rate=rate)
