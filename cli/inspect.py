@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -95,14 +96,17 @@ def _answers(
     asked: Inspection, question: Asked, other: Gallery | None, rate: float | None, most: int
 ) -> list[Findings]:
     """The answers to one question, or to all that the gallery's labels and the other gallery allow."""
-    rates = {} if rate is None else {"rate": rate}
-    unlabelled = {"duplicates": lambda: asked.duplicates(**rates), "outliers": lambda: asked.outliers(**rates)}
-    labelled = {
+    rates: dict[str, float] = {} if rate is None else {"rate": rate}
+    unlabelled: dict[str, Callable[[], Findings]] = {
+        "duplicates": lambda: asked.duplicates(**rates),
+        "outliers": lambda: asked.outliers(**rates),
+    }
+    labelled: dict[str, Callable[[], Findings]] = {
         "mislabels": lambda: asked.mislabels(**rates),
         "hard-negatives": lambda: asked.hard_negatives(most=most),
         "confusions": lambda: asked.confusions(most=most),
     }
-    across = {} if other is None else {"leaks": lambda: asked.leaks(other, **rates)}
+    across: dict[str, Callable[[], Findings]] = {} if other is None else {"leaks": lambda: asked.leaks(other, **rates)}
     if question != "all":
         return [{**unlabelled, **labelled, **across}[question]()]
     if len(asked.gallery.labels) < 2:
