@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import CorruptGalleryError
 from ..files import read_file
+from ..images.items import split_item
 from ..remarks import Skipped, counted
 from .storage.manifest import EncoderEntry
 from .storage.segments import MASK_COLUMN, NO_MASK
@@ -175,6 +176,8 @@ def describe(snapshot: Snapshot, *, root: Path, classes: int) -> dict[str, Any]:
     masked = 0  # images with a mask file; one without a pixel counts, though it pools the whole image
     if masks is not None and MASK_COLUMN in snapshot.column_names:
         masked = sum(value not in (None, NO_MASK) for value in snapshot.column(MASK_COLUMN).strings())
+    boxed = [file for file, box in map(split_item, snapshot.all_paths()) if box is not None]
+    boxes = {"count": len(boxed), "files": len(set(boxed)), "margin": manifest.box_margin} if boxed else None
     is_current = rejection is not None and rejection.generation == manifest.generation
     return {
         "path": str(snapshot.folder),
@@ -198,6 +201,7 @@ def describe(snapshot: Snapshot, *, root: Path, classes: int) -> dict[str, Any]:
         "removed_rows": snapshot.removed_rows,
         "skipped": 0 if manifest.skipped is None else manifest.skipped.count,
         "masks": None if masks is None else {**asdict(masks), "images": masked},
+        "boxes": boxes,
         "rejection": None if rejection is None else {**asdict(rejection), "is_current": is_current},
         "index": manifest.index,
         "tuning": None if tuning is None else {**asdict(tuning), "is_due": tuning.is_due(len(snapshot))},

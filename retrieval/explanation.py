@@ -18,10 +18,11 @@ from ..errors import ImageError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
 from ..explain.drawing.page import save_drawing
 from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
-from ..explain.drawing.rendering import contour, draw_box
+from ..explain.drawing.rendering import Photograph, contour, draw_box
 from ..explain.methods.dist_cam import WeightOptions
 from ..explain.weightings import DEPENDS, RECTIFIED, SIGNED, WORDS
-from ..images import Box, read_image
+from ..images import Box, image_size, read_image, split_item
+from ..images.items import whole_pixels
 from ..index.filters.tree import Eq
 from .evidence import Evidence, Reference, Space
 from .lines import MatchLines, lines_of, lines_sheet
@@ -228,12 +229,22 @@ class Explanation:
     def member_image(self, index: int) -> Image | None:
         """The image of `nearest_member`; None if there is none, or its file is gone or damaged."""
         member = self.nearest_member(index)
-        return None if member is None else _image_of(self.matches.retriever.gallery.file(member))
+        return None if member is None else _image_of(self.matches.retriever.gallery.item(member))
 
     def reference_image(self, index: int) -> Image | None:
         """A matched gallery image; None for a prototype or a file that is gone or damaged."""
         match = self.references[index].match
-        return None if match is None else _image_of(match.file)
+        return None if match is None else _image_of(match.item)
+
+    def photograph(self, index: int) -> Photograph | None:
+        """The whole photograph of a match that is a box of it; None for a whole image or a file that is gone."""
+        match = self.references[index].match
+        place = None if match is None else split_item(match.item)[1]
+        whole = None if match is None or place is None else _image_of(match.file)
+        if match is None or match.box is None or place is None or whole is None:
+            return None
+        scale = max(whole.size) / max(image_size(match.file))
+        return Photograph(whole, whole_pixels(place.scaled(scale).clipped(*whole.size)), match.box.scaled(scale))
 
     @property
     def found_reference_maps(self) -> Tensor | None:
@@ -287,7 +298,8 @@ class Explanation:
             caption += f", rather than {self.versus.short_name}"
         if reference.match is not None:
             title = f"{reference.match.rank} · {reference.label or '–'}"
-            return Tile(image or MISSING, title=title, caption=caption if image else f"{caption}, image not found")
+            found = caption if image else f"{caption}, image not found"
+            return Tile(image or MISSING, title=title, caption=found, within=self.photograph(index))
         member = self.member_image(index)
         return Tile(
             member or MISSING, title=reference.name, caption=f"{caption}; its nearest member" if member else caption

@@ -21,6 +21,7 @@ from ..explain.methods.lines import Lines, Places, find_lines
 from ..explain.places import image_in_view, middle_of
 from ..explain.verification import SAMPLE, PlaceReader, count_alike, parse_verify
 from ..images import read_image
+from ..metrics import Metric
 from ..metrics.fusion import USUAL_FUSION, Fusion, LineScale
 from ..remarks import counted, remark
 from .evidence import Evidence, folded, gallery_weights
@@ -86,7 +87,7 @@ class MatchLines:
 
     def tile(self) -> Tile:
         """What `show` draws, for a grid of several."""
-        query, match = self._ranking.query.image, read_image(self.match.file)
+        query, match = self._ranking.query.image, read_image(self.match.item)
         joined = draw_links(query, match, self.lines, is_faint=not self.has_geometry)
         title = f"query, and {self.match.rank} · {self.match.label or '–'}"
         return Tile(joined, title=title if self.has_geometry else f"{title}: no common geometry", caption=self._alike)
@@ -164,7 +165,7 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
     found = find_lines(query, answer, metric=finder.metric)
     least = finder.scale.null[2]
     shown = found.strongest(k, inliers=found.inliers > least)
-    sizes = ranking.query.size, read_image(match.file).size
+    sizes = ranking.query.size, read_image(match.item).size
     views = [ranking.retriever.encoder.transform.view(*size) for size in sizes]
     ours = [middle_of(cell, views[0], found.query_shape) for cell in shown.query.tolist()]
     theirs = [middle_of(cell, views[1], found.match_shape) for cell in shown.match.tolist()]
@@ -177,8 +178,15 @@ class LineFinder:
 
     def __init__(self, retriever: Retriever, layer: str = "auto") -> None:
         self._retriever, self._wanted = retriever, layer
-        self._reader = PlaceReader(retriever.encoder.transform, retriever.gallery.metric)
-        self.metric = self._reader.metric
+
+    @cached_property
+    def _reader(self) -> PlaceReader:  # not before it is needed: nobody may have the encoder
+        return PlaceReader(self._retriever.encoder.transform, self._retriever.gallery.metric)
+
+    @property
+    def metric(self) -> Metric:
+        """By which shares are divided, see `PlaceReader`."""
+        return self._reader.metric
 
     @cached_property
     def layer(self) -> str:
@@ -219,7 +227,7 @@ class LineFinder:
         if gallery.spec.fine_shape is not None:
             fine, maps = torch.from_numpy(gallery.fine_maps(numbers)), torch.from_numpy(gallery.maps(numbers))
         else:
-            encoding = self._retriever.inference.encode_images([gallery.file(record) for record in records])
+            encoding = self._retriever.inference.encode_images([gallery.item(record) for record in records])
             assert encoding.fine is not None
             fine, maps = encoding.fine.cpu(), encoding.feature_map
         if is_said:
@@ -230,7 +238,7 @@ class LineFinder:
             )
         weights = gallery_weights(gallery, self._retriever.encoder, records, shape=(maps.shape[-2], maps.shape[-1]))
         response = folded(self._retriever.inference, maps, None if weights is None else torch.stack(weights)).map
-        files = [gallery.file(record) for record in records]
+        files = [gallery.item(record) for record in records]
         return self._reader.measure(files, fine, response, gallery.embeddings(numbers), layer=layer)
 
     def query_places(self, ranking: Ranking) -> Places:
@@ -252,7 +260,7 @@ class LineFinder:
         _, scale = self.layer, self.scale
         fine = ranking.fine_maps[[rank - 1 for rank in ranks]]
         response = Evidence(ranking, "metric").match_response(tuple(ranks))
-        files = [ranking.at_rank(rank).file for rank in ranks]
+        files = [ranking.at_rank(rank).item for rank in ranks]
         return self._reader.places(files, fine, response, torch.tensor(scale.mean))
 
 
@@ -287,6 +295,6 @@ def inliers_of(matches: Ranking, count: int, name: str = "lines") -> list[int]:
     """How many places of the query lie alike on each of the first matches."""
     finder = matches.retriever.lines
     if name != "lines":
-        return count_alike(name, matches.query.image, [match.file for match in matches.matches[:count]])
+        return count_alike(name, matches.query.image, [match.item for match in matches.matches[:count]])
     query = finder.query_places(matches)
     return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.metric)

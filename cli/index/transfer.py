@@ -18,7 +18,22 @@ from ...errors import DistcamError, InputError
 from ...remarks import counted
 from .. import console
 from ..command import refuse_unused
-from ..options import AsJson, BatchSize, Device, GalleryEncoder, GalleryPath, Index, Labels, Metric, Strict, Workers
+from ..options import (
+    AsJson,
+    BatchSize,
+    BoxConfidence,
+    BoxFile,
+    BoxFormat,
+    Device,
+    GalleryEncoder,
+    GalleryPath,
+    Index,
+    Labels,
+    Metric,
+    Root,
+    Strict,
+    Workers,
+)
 from .manage import note_what_is_due
 
 SYNC_EXAMPLE = (
@@ -35,6 +50,9 @@ def sync(
     folder: Annotated[Path, typer.Argument(help="The folder to follow; images elsewhere are left alone.")],
     encoder: GalleryEncoder = None,
     labels: Labels = None,
+    boxes: BoxFile = None,
+    box_format: BoxFormat = None,
+    box_confidence: BoxConfidence = None,
     checksum: Annotated[
         bool, typer.Option("--checksum", help="Read every file instead of trusting size and time of change.")
     ] = False,
@@ -58,7 +76,7 @@ def sync(
     settle: Annotated[
         float, typer.Option(min=0, help="With --watch: seconds that a file must have been left alone.")
     ] = 2.0,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
+    root: Root = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
@@ -66,6 +84,7 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Make a gallery hold what a folder holds: new, changed, renamed and removed files, told apart by contents."""
+    from ...images import BoxSource
     from ...index import Gallery
 
     if watch and dry_run:
@@ -82,6 +101,7 @@ def sync(
     opened = Gallery.open(gallery, root=root)
     options: dict[str, Any] = {
         "labels": labels,
+        "boxes": BoxSource(boxes, box_format, box_confidence),
         "checksum": checksum,
         "keep_missing": keep_missing,
         "max_vanishing": max_vanishing,

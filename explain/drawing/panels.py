@@ -17,7 +17,7 @@ from ...errors import InputError, ShapeError
 from ...images.geometry import Box
 from ...metrics.maps import is_constant, normalise, upsample
 from ..places import box_from_map
-from .rendering import WHITE, Colour, Colours, colour_table, contour, draw_box, overlay, text_font
+from .rendering import WHITE, Colour, Colours, Photograph, colour_table, contour, draw_box, overlay, text_font
 
 INK: Colour = (28, 32, 40)
 FAINT: Colour = (118, 124, 136)
@@ -29,13 +29,20 @@ MISSING = Image.new("RGB", (96, 96), (214, 217, 222))  # stands for an image tha
 class Tile:
     """One image of a grid: `title` stands above it, `caption` below; `frame` colours its edge.
 
-    Of the colours that colour-blind readers keep apart, (0, 114, 178) and (213, 94, 0) serve for right and wrong.
+    Of the colours that colour-blind readers keep apart, (0, 114, 178) and (213, 94, 0) serve for right and wrong. With
+    `within` the image is a crop, which is shown in its photograph.
     """
 
     image: Image.Image
     title: str = ""
     caption: str = ""
     frame: Colour | None = None
+    within: Photograph | None = None
+
+    @property
+    def shown(self) -> Image.Image:
+        """The image as it is shown."""
+        return self.image if self.within is None else self.within.around(self.image)
 
 
 def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_after_first: int = GAP) -> Image.Image:
@@ -51,7 +58,7 @@ def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_aft
     heights = []
     for row in rows:  # a line for the titles, if any, and the tallest tile with its caption
         tiles = [tile for tile in row if tile is not None]
-        tallest = max((_fitted(tile.image, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
+        tallest = max((_fitted(tile.shown, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
         heights.append(tallest + step * any(tile.title for tile in tiles))
     width = 2 * GAP + n_columns * tile_size + (n_columns - 1) * GAP + (gap_after_first - GAP) * (n_columns > 1)
     sheet = Image.new("RGB", (width, 2 * GAP + sum(heights) + GAP * (len(rows) - 1)), WHITE)
@@ -110,9 +117,10 @@ def _place(sheet: Image.Image, tile: Tile, x: int, y: int, tile_size: int, *, ha
     if tile.title:
         draw.text((middle, y), _shortened(draw, tile.title, tile_size, line), fill=INK, font=font, anchor="ma")
     y += round(1.6 * line) * has_titles
-    width, height = _fitted(tile.image, tile_size)
+    image = tile.shown
+    width, height = _fitted(image, tile_size)
     left = x + (tile_size - width) // 2
-    sheet.paste(tile.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, y))
+    sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, y))
     if tile.frame is not None:
         edge = max(3, tile_size // 48)
         draw.rectangle((left, y, left + width - 1, y + height - 1), outline=tile.frame, width=edge)
@@ -293,7 +301,9 @@ def map_panel(
         there = [index for index, seen in enumerate(views) if seen is not None]
         images, seen = [references[index].image for index in there], [each for each in views if each is not None]
         drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
-        on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
+        on_references = [
+            replace(drawn.get(index, Tile(MISSING)), within=references[index].within) for index in range(n)
+        ]
         rows.append([Tile(bar if query_maps is None else blank, caption="on the match"), *on_references])
     if beside is not None:
         plain = DrawStyle(style=look.style, scale=look.scale, opacity=look.opacity, level=look.level)

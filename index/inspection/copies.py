@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ...images.items import split_item
 from ...remarks import remark
 from .calibration import shares_wrong, smallest_p, tail_p
 from .findings import Part
@@ -49,7 +50,7 @@ def equal_files(*galleries: GalleryReader) -> list[list[int]]:
         for place, path in enumerate(snapshot.all_paths()):
             digest = snapshot.file_state(place)[0]
             if any(digest):  # imported vectors may have no file
-                found[digest, path.partition("#xywh=")[2]].append(start + place)
+                found[digest, str(split_item(path)[1])].append(start + place)
         start += len(snapshot)
     return [places for places in found.values() if len(places) > 1]
 
@@ -75,11 +76,9 @@ class Candidates(NamedTuple):
 
     def seen(self, rate: float, progress: Progress | None) -> list[Copy] | None:
         """The copies among them by a look at the images; None where most files are gone, or too few for a null."""
-        # a gallery of boxes reads an item: the crop, not the photograph
-        readers = [(gallery, getattr(gallery, "item", gallery.file)) for gallery in self.galleries]
-        files: list[Path] = [read(record) for gallery, read in readers for record in gallery.records(gallery.ids)]
+        files = [gallery.item(record) for gallery in self.galleries for record in gallery.records(gallery.ids)]
         if len(self.null) < 40 or not any(
-            Path(str(file).partition("#xywh=")[0]).is_file() for file in files[:: max(1, len(files) // 100)]
+            Path(split_item(file)[0]).is_file() for file in files[:: max(1, len(files) // 100)]
         ):
             return None
         looks = Looks.of(files, progress)

@@ -191,6 +191,7 @@ def _about(place: Path) -> dict[str, Any]:
             isinstance(masks["folder"], str) and type(masks.get("category")) in (int, NoneType)
         ):
             raise ValueError("its masks are not described")
+        about["box_margin"] = float(about.get("box_margin", 0.0))
         if about.get("background") is not None:
             about["background"] = Background(**about["background"])
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError, OSError) as error:

@@ -121,13 +121,10 @@ BRANCHES = [
     (
         "segment infer {network} {scenes} --out m",
         "by a segmentation network",
-        "--labels all --background 0.4 --refine crf --refined",
+        "--labels all --background 0.4 --refined",
     ),
-    (
-        "segment infer {network} {scenes} --out m",
-        "by a segmentation network",
-        "--plain --refine walk",
-    ),
+    ("segment infer {network} {scenes} --out m", "by a segmentation network", "--plain"),
+    ("segment infer {network} {scenes} --out m", "", "--refine walk"),
     ("segment infer {network} {scenes} --out m", "by the layout scenes", "--masks {photos} --names n.txt"),
     ("segment infer {weak} {scenes} --out m", "", "--labels {boxes}"),
     ("segment infer {weak} {scenes} --out m", "by a model without refined maps", "--refined"),
@@ -141,8 +138,10 @@ BRANCHES = [
     (
         "segment evaluate {photos} {scenes}",
         "where masks are compared with masks",
-        "--curve --background 0.4 --labels all --scales 1 --no-flip --base image --plain --device cpu",
+        "--curve --background 0.4 --labels all --scales 1 --no-flip --base image --plain --refine crf --device cpu",
     ),
+    ("segment evaluate {weak} {scenes} --refine walk", "by a random walk", "--background 0.4"),
+    ("segment evaluate {weak} {scenes} --refine crf", "by refined masks", "--curve"),
     ("segment evaluate {photos} {photos}", "by a folder of masks", "--split val"),
 ]
 
@@ -153,8 +152,8 @@ ALWAYS = {
     "index build": "max_pixels out_path encoder weights layer readout store_lines fit image_size labels store_maps "
     "masks metric "
     "batch_size workers "
-    "device index backend overwrite engine strict as_json",
-    "index add": "max_pixels encoder labels batch_size workers device strict as_json",
+    "device index backend overwrite engine boxes box_format box_confidence box_margin strict as_json",
+    "index add": "max_pixels encoder labels boxes box_format box_confidence batch_size workers device strict as_json",
     "index remove": "path where as_json",
     "index info": "skipped as_json",
     "index restore": "as_json",
@@ -162,7 +161,7 @@ ALWAYS = {
     "index calibrate": "verify lines explanations queries false_alarms exclude_same as_json",
     "index compact": "as_json",
     "index tune": "recall memory latency_ms queries candidates seed device dry_run as_json",
-    "index sync": "max_pixels labels checksum keep_missing dry_run watch root as_json",
+    "index sync": "max_pixels labels boxes box_format box_confidence checksum keep_missing dry_run watch root as_json",
     "index import": "out_path kind metric encoder root index overwrite as_json",
     "index export": "out_path index rows_per_file half encoder as_json",
     "benchmark explanations": "queries boxes reference methods composites faithful device max_pixels seed strict html "
