@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import GalleryExistsError, InputError
 from ...files import Storage
+from ...images.items import item_of
 from ..reports import AddReport
 from ..storage.hdf5 import Array, FlatFile, StoredArray
 from ..storage.manifest import MANIFEST_NAME, Spec
@@ -24,8 +25,9 @@ from .ingest import stored_names
 
 if TYPE_CHECKING:  # what encodes images imports torch, which reading does without
     from ...encoders import Encoder
+    from ...images.listing import GivenLabels
     from ...progress import Progress
-    from .build import ImageFiles, Precision
+    from .build import Precision
 
 FORMAT = "distcam-encodings"
 VERSION = 1
@@ -96,11 +98,11 @@ class Encodings:
 
 
 def encode_to_file(
-    source: ImageFiles,
+    source: Any,
     encoder: Encoder,
     out: str | os.PathLike[str],
     *,
-    labels: str | os.PathLike[str] | None = None,
+    labels: GivenLabels = None,
     store_maps: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -127,7 +129,7 @@ def encode_to_file(
     is_continued = (partial / MANIFEST_NAME).exists()
     if target.is_dir() or (target.exists() and not overwrite and not is_continued):
         raise GalleryExistsError(f"{target}: is there already; choose another --out, or give --overwrite")
-    listing = listing_of(source, labels, strict=strict)
+    listing = listing_of(source, labels, keep=target.with_name(f"{target.name}.images"), strict=strict)
     settings = InferenceSettings(batch_size, workers, device, precision)
     with opened_for_building(
         partial, listing, encoder, metric="dot", store_maps=store_maps, overwrite=overwrite
