@@ -19,6 +19,10 @@ RUNNING = "--batch-size 2 --workers 0 --device cpu"
 
 # A command, the branch of it that runs, and options that this branch does not use.
 BRANCHES = [
+    ("inspect {gallery}", "without --report", "--shown 3 --encoder x --device cpu"),
+    ("inspect {gallery} confusions", "by confusions", "--rate 0.1 --no-look"),
+    ("inspect {gallery} duplicates", "by duplicates", "--most 3"),
+    ("inspect {gallery} outliers", "by outliers", "--most 3 --no-look"),
     (
         "query {gallery} {photo}",
         "without --explain",
@@ -143,6 +147,7 @@ BRANCHES = [
 
 # Options that every branch of their command uses; all others must stand in `BRANCHES`.
 ALWAYS = {
+    "inspect": "csv report strict as_json",
     "query": "ids k where region mask reject max_distance text server strict as_json",
     "index build": "max_pixels out_path encoder weights layer readout store_lines fit image_size labels store_maps "
     "masks metric "
