@@ -68,6 +68,9 @@ MaskClass = Annotated[
     int | None,
     typer.Option(min=0, max=255, help="The number that marks the object in the masks. Default: all that is not black."),
 ]
+AnswersCsv = Annotated[
+    Path | None, typer.Option("--csv", help="Write a line for each image to this table instead of the terminal.")
+]
 GalleryEncoder = Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")]
 Index = Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")]
 Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
