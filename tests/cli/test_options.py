@@ -175,6 +175,8 @@ ALWAYS = {
     "fewshot evaluate": "data split strict out_file part episodes_file method overwrite as_json",
     "fewshot compare": "difference as_json",
     "fewshot episodes": "data as_json",
+    "fewshot predict": "max_pixels encoder weights layer readout fit image_size labels method csv explain device "
+    "strict as_json",
     "fewshot report": "html failures pictures",
     "fewshot train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "reid audit": "format_name option least_images quick as_json",
