@@ -9,12 +9,16 @@ from contextlib import closing
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 from ..errors import InputError
 from .command import refuse_unused
 from .console import listed_images, note, out, print_json
+from .options import read_box
+
+if TYPE_CHECKING:
+    from ..images import Box
 
 READ_TOKEN_VARIABLE = "DISTCAM_READ_TOKEN"
 _USUAL = "http://127.0.0.1:8000"  # where `distcam serve` listens
@@ -73,15 +77,16 @@ class Server:
 
     def search(self, image: Path | None, **options: Any) -> dict[str, Any]:
         """The ranking for an image that is sent, or for a text alone."""
-        edge = secrets.token_hex(16)
-        try:
-            content = b"" if image is None else image.read_bytes()
-        except OSError as error:
-            raise InputError(f"{image}: cannot be read: {error.strerror}") from error
-        part = f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n\r\n'.encode()
-        body = b"" if image is None else part + content + b"\r\n"
-        path = f"/search?{urlencode(options)}"
-        return self.ask("POST", path, body + f"--{edge}--\r\n".encode(), f"multipart/form-data; boundary={edge}")
+        edge, part = secrets.token_hex(16), b""
+        if image is not None:
+            try:
+                content = image.read_bytes()
+            except OSError as error:
+                raise InputError(f"{image}: cannot be read: {error.strerror}") from error
+            head = f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n\r\n'
+            part = head.encode() + content + b"\r\n"
+        kind = f"multipart/form-data; boundary={edge}"
+        return self.ask("POST", f"/search?{urlencode(options)}", part + f"--{edge}--\r\n".encode(), kind)
 
 
 def is_answered(
@@ -94,8 +99,9 @@ def is_answered(
     **asked: Any,
 ) -> bool:
     """Print what the server finds for images, ids and texts; False for "auto" where none serves this gallery."""
-    if url != "auto":
-        refuse_unused("by a server (--server)", *_REFUSED, remedy="leave it or --server out")
+    refuse_unused("by a server (--server)", *_REFUSED, remedy="leave it or --server out")
+    if region is not None and region.startswith("mask:"):
+        raise InputError("--region mask:FILE is not used by a server (--server); give x1,y1,x2,y2")
     try:
         server = Server(_USUAL if url == "auto" else url, gallery)
     except InputError as error:
@@ -103,8 +109,7 @@ def is_answered(
             raise
         note(f"no server is asked: {error}")
         return False
-    refuse_unused("by a server (--server)", *_REFUSED, remedy="leave it or --server out")
-    found = _rankings(server, queries, region=region, **asked)
+    found = _rankings(server, queries, None if region is None else read_box(region), **asked)
     if as_json:
         print_json(found)
         return True
@@ -116,40 +121,25 @@ def is_answered(
 
 
 def _rankings(
-    server: Server, queries: tuple[list[str], list[int], list[str]], *, region: str | None, **asked: Any
+    server: Server, queries: tuple[list[str], list[int], list[str]], box: Box | None, **asked: Any
 ) -> list[dict[str, Any]]:
     """The answers, as `Matches.to_dict` says them."""
     images, ids, texts = queries
     weight = asked.pop("text_weight")
     options = {name: value for name, value in asked.items() if value not in (None, False)}
-    box = _box(region)
     joined = {"text": texts[0], "text_weight": weight} if texts and (images or ids) else {}
+    edges = {} if box is None else box._asdict()
     rejection = server.serves["rejection"] if asked["reject"] and asked["max_distance"] is None else None
     found = []
     for image in listed_images(images):
-        edges = {} if box is None else dict(zip(("left", "top", "right", "bottom"), box, strict=True))
-        answer = server.search(image, **options, **joined, **edges)
-        found.append(_ranking(answer, str(image), joined, rejection))
+        found.append(_ranking(server.search(image, **options, **joined, **edges), str(image), joined, rejection))
     for id in ids:
-        body = json.dumps({"id": id, "box": box, **options, **joined}).encode()
-        answer = server.ask("POST", "/search/stored", body)
+        answer = server.ask("POST", "/search/stored", json.dumps({"id": id, "box": box, **options, **joined}).encode())
         found.append(_ranking(answer, answer["query"]["name"], joined, rejection))
     for text in () if joined else texts:
-        answer = server.search(None, text=text, **options)
-        found.append(_ranking(answer, text, {"text": text, "text_weight": 1.0}, rejection))
+        words = {"text": text, "text_weight": 1.0}
+        found.append(_ranking(server.search(None, text=text, **options), text, words, rejection))
     return found
-
-
-def _box(region: str | None) -> list[float] | None:
-    if region is None:
-        return None
-    if region.startswith("mask:"):
-        raise InputError(
-            "--region mask:FILE is not used by a server (--server); give x1,y1,x2,y2, or leave --server out"
-        )
-    from .options import read_box
-
-    return list(read_box(region))
 
 
 def _ranking(
