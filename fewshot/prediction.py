@@ -58,7 +58,7 @@ class Support:
                 "near to every class; ask about several, or take an inductive method such as proto"
             )
         prepared = self.classifier.prepare(torch.cat([*self.ways, query]))
-        *ways, query = prepared.split([*map(len, self.ways), len(query)])
+        *ways, query = torch.split(prepared, [*map(len, self.ways), len(query)])
         is_mean = isinstance(self.classifier, Prototypes)
         support = torch.stack([way.mean(0, keepdim=True) for way in ways]) if is_mean else torch.stack(_level(ways))
         return self.classifier.logits(support[None], query[None])[0]

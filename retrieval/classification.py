@@ -66,12 +66,11 @@ class ClassSpace:
         if len(store.labels) == 1:
             only = store.labels[0]
             remark(f"the gallery has one class, {only!r}: every image is given to it, or rejected", strict=strict)
-        ids = gallery.ids if where is None else gallery.ids_where(where)
         number = {label: code for code, label in enumerate(store.labels)}
         column = gallery.snapshot.column("label")
-        codes = np.array([number.get(value, -1) for value in column.values], np.int64)[column.codes]
+        codes = np.array([*(number.get(value, -1) for value in column.values), -1], np.int64)[column.codes]
+        ids, kept = gallery.ids[codes >= 0], codes[codes >= 0]
         spec = SearchSpec(gallery.spec.embedding_dim, gallery.metric)
-        kept = codes[np.isin(gallery.ids, ids)]
         return cls(spec, lambda v, k: gallery.search(v, k, where=where), ids, kept, gallery.embeddings, store)
 
     def evidence(self, vectors: Vectors, hits: Sequence[Hits], k: int) -> ClassEvidence:
@@ -148,29 +147,24 @@ class Prediction:
         order = np.argsort(-self.probabilities, kind="stable")[:n]
         return [(self.classes[place], float(self.probabilities[place])) for place in order]
 
-    def to_row(self) -> dict[str, Any]:
-        """The answer as a line of a table; empty where there is nothing to say."""
-        first = self.matches[0] if self.matches else None
-        (second, share), *_ = [*self.top(2)[1:], ("", "")]
-        is_known = None if self.matches is None else self.matches.is_known
-        return {
-            "path": self.name,
-            "label": self.label or "",
-            "confidence": "" if self.best is None else round(self.confidence, 6),
-            "best": self.best or "",
-            "second": second,
-            "second_confidence": share and round(share, 6),
-            "is_known": "" if is_known is None else ("yes" if is_known else "no"),
-            "nearest": "" if first is None else first.path,
-            "distance": "" if first is None else round(first.distance, 6),
-            "decided_by": self.decided_by,
-            "problem": self.problem or "",
-        }
-
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON-able values, with the five most probable classes."""
-        shares = {"probabilities": dict(self.top())}
-        return {name: None if value == "" else value for name, value in self.to_row().items()} | shares
+        first = self.matches[0] if self.matches else None
+        second, share = [*self.top(2), (None, None), (None, None)][1]
+        return {
+            "path": self.name,
+            "label": self.label,
+            "confidence": None if self.best is None else self.confidence,
+            "best": self.best,
+            "second": second,
+            "second_confidence": share,
+            "is_known": None if self.matches is None else self.matches.is_known,
+            "nearest": None if first is None else first.path,
+            "distance": None if first is None else first.distance,
+            "decided_by": self.decided_by or None,
+            "problem": self.problem,
+            "probabilities": dict(self.top()),
+        }
 
 
 class Classifier:

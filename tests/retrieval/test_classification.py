@@ -80,7 +80,7 @@ def test_what_lies_beyond_the_gallerys_threshold_is_rejected(files, photos, smal
     (far,) = retriever.classify([Image.new("RGB", (64, 64))], reject=True)
     assert (far.label is None) == (far.matches[0].distance > limit)
     assert far.best is not None
-    assert far.to_row()["is_known"] == ("no" if far.label is None else "yes")
+    assert far.to_dict()["is_known"] is (far.label is not None)
 
 
 def test_galleries_that_cannot_name_a_class_say_so(files, photos, small_encoder, tmp_path) -> None:
