@@ -129,6 +129,8 @@ def weighted_softmax(logits: Sequence[Floats], weights: Sequence[float]) -> Floa
 def fit_weights(logits: Sequence[Floats], truth: Codes) -> tuple[float, ...]:
     """The weights of logits (m, c) under which the true classes (m,) are most likely; 1 for each without a truth.
 
+    The truth counts 1 − 1/(m + 2), as in Platt 1999: where all m answers are right, confidence stays below 1.
+
     Source: Guo et al. 2017, arXiv:1706.04599, §4.2 (temperature scaling), here with one temperature per logit.
     """
     from scipy.optimize import minimize
@@ -138,13 +140,15 @@ def fit_weights(logits: Sequence[Floats], truth: Codes) -> tuple[float, ...]:
         return (1.0,) * len(logits)
     sizes = [float(np.std(each)) or 1.0 for each in logits]
     parts, rows = np.stack([each / size for each, size in zip(logits, sizes, strict=True)]), np.arange(len(truth))
+    doubt, n_classes = 1 / (len(truth) + 2), parts.shape[2]  # that the next answer is wrong where all were right
+    target = np.full(parts.shape[1:], doubt / max(1, n_classes - 1))
+    target[rows, truth] = 1 - doubt
 
     def loss(exponents: Floats) -> tuple[float, Floats]:
         weights = np.exp(exponents)
         logs = log_softmax(np.tensordot(weights, parts, 1), axis=1)
-        wrong = np.exp(logs)
-        wrong[rows, truth] -= 1
-        return float(-logs[rows, truth].mean()), weights * (parts * wrong).sum((1, 2)) / len(truth)
+        slopes = (parts * (np.exp(logs) - target)).sum((1, 2))
+        return float(-(target * logs).sum() / len(truth)), weights * slopes / len(truth)
 
     found = minimize(loss, np.zeros(len(parts)), jac=True, method="L-BFGS-B", bounds=[(-5, 5)] * len(parts))
     return tuple(float(weight) for weight in np.exp(found.x) / sizes)

@@ -43,7 +43,7 @@ BRANCHES = [
         "--explain why.html --verify 5 --encoder x.safetensors --device cpu --max-pixels 64000000",
     ),
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
-    ("classify {gallery} {photo} --by prototypes", "by prototypes alone", "--k 3 --weighting uniform"),
+    ("classify {gallery} {photo} --by prototypes", "by prototypes alone", "--weighting uniform"),
     ("classify {gallery} {photo}", "without --explain", "--root ."),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
@@ -166,7 +166,7 @@ ALWAYS = {
     "as_json",
     "encoders list": "library as_json",
     "encoders export": "weights layer readout fit image_size images onnx torch_file as_json",
-    "classify": "max_pixels csv by reject max_distance explain encoder device strict as_json",
+    "classify": "max_pixels csv k by reject max_distance explain encoder device strict as_json",
     "encode": "max_pixels out_file encoder weights layer readout labels fit image_size store_maps batch_size workers "
     "device overwrite "
     "strict as_json",

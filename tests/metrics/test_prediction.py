@@ -82,3 +82,10 @@ def test_without_answers_nothing_is_calibrated_and_it_says_so() -> None:
     found = Calibration.fit(nothing, np.empty(0, int), by="both", weighting="distance", source="one class alone")
     assert str(found) == "confidence is not calibrated: there is one class alone"
     assert found.to_dict()["error"] is None
+
+
+def test_where_all_answers_are_right_confidence_stays_below_one() -> None:
+    truth = np.arange(30) % 3
+    known = evidence(np.zeros((30, 1), int), np.zeros((30, 1)), 1 - np.eye(3)[truth])
+    found = Calibration.fit(known, truth, by="prototypes", weighting="uniform", source="a test")
+    np.testing.assert_allclose(found.probabilities(known).max(1), 1 - 1 / 32, atol=1e-3)
