@@ -20,6 +20,7 @@ from .console import complain, remarks
 _COMMANDS = {  # the module of each has its `app`
     "explain": "Show which part of each image speaks for a class, for a set of pixels, or for a match.",
     "query": "Find the nearest gallery images of each query, and explain every match.",
+    "classify": "Name the class of each image, with calibrated confidence and the map of what decided.",
     "encode": "Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes.",
     "inspect": "Ask a gallery about its own data: copies, outliers, wrong labels, leaks, confusions.",
     "evaluate": "Evaluate an encoder on retrieval; every number comes with its error and its protocol.",

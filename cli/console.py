@@ -61,6 +61,13 @@ def note_unfinished_build(gallery: Gallery) -> None:
         note("the build of this gallery is not finished; only what is encoded so far is searched")
 
 
+def note_old_threshold(gallery: Gallery) -> None:
+    """A note if a gallery has changed since its threshold of rejection was chosen."""
+    rejection = gallery.manifest.rejection
+    if rejection is not None and rejection.generation != gallery.manifest.generation:
+        note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
+
+
 @contextmanager
 def remarks() -> Iterator[None]:
     """Print every `DistcamWarning` as a note, each once."""

@@ -90,6 +90,9 @@ BoxFormat = Annotated[
 BoxConfidence = Annotated[
     float | None, typer.Option(min=0, max=1, help="Leave out boxes that a detector is less sure of. Default: 0.2.")
 ]
+AnswersCsv = Annotated[
+    Path | None, typer.Option("--csv", help="Write a line for each image to this table instead of the terminal.")
+]
 GalleryEncoder = Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")]
 Root = Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")]
 Index = Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")]

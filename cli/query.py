@@ -216,9 +216,8 @@ def query(
     for hint in opened.filter_hints(where) if where is not None else ():
         console.note(hint)
     console.note_unfinished_build(opened)
-    rejection = opened.manifest.rejection
-    if reject and rejection is not None and rejection.generation != opened.manifest.generation:
-        console.note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
+    if reject:
+        console.note_old_threshold(opened)
     from ..encoders import Encoder
     from ..retrieval import Retriever
     from ..retrieval.ranking import UnknownInference

@@ -1,16 +1,24 @@
-"""The explanations that `distcam query --explain` writes."""
+"""What `query` and `classify` write: explanations, and answers as tables."""
 
 from __future__ import annotations
 
+import csv as tables
+import io
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from ..errors import InputError
-from .console import err, progress_bar
+from ..files import write_text
+from ..remarks import counted
+from .console import err, print_json, progress_bar, say
 
 if TYPE_CHECKING:
-    from ..retrieval import Matches
+    from ..retrieval import Matches, Prediction
 
 DRAWINGS = (".png", ".jpg", ".jpeg")
 _EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlier query may have written
@@ -28,36 +36,38 @@ def require_place(target: Path, queries: int) -> None:
 
 
 def write_explanations(
-    results: list[Matches],
+    results: Sequence[Matches | Prediction],
     target: Path,
-    style: dict[str, Any],
-    point: tuple[float, float] | None,
+    style: dict[str, Any] | None = None,
+    point: tuple[float, float] | None = None,
     *,
-    lines: bool,
+    lines: bool = False,
     **options: Any,
 ) -> Path:
     """Explain every query, and write that as the target's ending says; the target."""
     from ..explain import DrawStyle
-    from ..retrieval import write_report
+    from ..retrieval import Matches, write_report
 
-    explanations = []
+    explanations, look = [], DrawStyle(**(style or {}))
     with progress_bar("explaining") as progress:
-        for matches in results:
-            explanations.append(matches.explain(**options))
+        for result in results:
+            explanations.append(result.explain(**options))
             progress(len(explanations), len(results))
     if target.suffix.lower() == ".html":
         return write_report(target, explanations, lines=lines)
     if target.suffix:
-        return explanations[0].save(target, DrawStyle(**style), lines=lines)
+        return explanations[0].save(target, look, lines=lines)
     target.mkdir(parents=True, exist_ok=True)
     for number, (matches, explanation) in enumerate(zip(results, explanations, strict=True), start=1):
-        query = matches.query  # a text is named by its beginning, without what file systems refuse
+        query = explanation.matches.query  # a text is named by its beginning, without what file systems refuse
         path = query.source if isinstance(query.source, str | Path) else query.name
         stem = Path(path).stem if query.has_image else re.sub(r"[^\w-]+", "-", query.name)[:40].strip("-")
         name = f"{number:03d}-{stem}"
-        explanation.save(target / f"{name}.png", DrawStyle(**style), lines=lines)
+        explanation.save(target / f"{name}.png", look, lines=lines)
         explanation.save(target / f"{name}.npz")
-        for match in matches if point is not None else ():
+        if point is None or not isinstance(matches, Matches):
+            continue
+        for match in matches:
             pairs = matches.correspondence(match.rank, space=options["space"])
             pairs.save(target / f"{name}-rank{match.rank}-point.png", point)
             err.print(  # standard output may hold JSON
@@ -66,3 +76,29 @@ def write_explanations(
                 soft_wrap=True,
             )
     return target
+
+
+def write_answers(
+    answers: Sequence[dict[str, Any]], about: dict[str, Any], calibration: str, *, csv: Path | None, as_json: bool
+) -> None:
+    """Answers as a table, as JSON, or a line each; an exit status of 1 if an image could not be used."""
+    if csv is not None:
+        lines = io.StringIO()
+        names = [name for name in answers[0] if name != "probabilities"]
+        writer = tables.DictWriter(lines, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(answers)
+        write_text(csv, lines.getvalue())
+    if as_json:
+        print_json({**about, "answers": answers})
+    else:
+        for each in answers if csv is None else ():
+            sure = "" if each["confidence"] is None else f" {each['confidence']:.3f}, by {each['decided_by']}"
+            rejected = f"no class (nearest: {each['best']})" if each["best"] else f"not used: {each['problem']}"
+            say(f"{each['path']}: {each['label'] or rejected}{sure}")
+        say(calibration)
+        classes = Counter(each["label"] or ("rejected" if each["best"] else "not used") for each in answers)
+        said = ", ".join(f"{count} {label}" for label, count in classes.most_common(10))
+        say(f"{counted(len(answers), 'image')}: {said}{', …' if len(classes) > 10 else ''}")
+    if any(each["problem"] for each in answers):
+        raise typer.Exit(1)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -175,10 +176,13 @@ class Answers:
         return DecisionMap(share, bias[rows, first] - bias[rows, second] + (towards * self.offset).sum(-1))
 
 
-def answers_of(classifier: Classifier, support: Float[Tensor, "n k d"], query: Float[Tensor, "m d"]) -> Answers | None:
+def answers_of(
+    classifier: Classifier, ways: Iterable[Float[Tensor, "k d"]], query: Float[Tensor, "m d"]
+) -> Answers | None:
     """The answers of a classifier to all queries of one episode, from raw features; None where no map is exact.
 
-    There is none for classifiers of other kinds, and after a power transform.
+    There is none for classifiers of other kinds, and after a power transform. Each way has its support (k, d); only for
+    `Prototypes` may they differ in k.
     """
     if not isinstance(classifier, Prototypes | NearestNeighbour | BDCSPN | FineTuned):
         return None
@@ -193,27 +197,31 @@ def answers_of(classifier: Classifier, support: Float[Tensor, "n k d"], query: F
             offset = offset - step.mean.to(offset)
         else:
             return None
-        support = step(support)
+        ways = [step(way) for way in ways]
+    ways = list(ways)
     query = query * scale[:, None] + offset
+    if isinstance(classifier, Prototypes):
+        references = torch.stack([way.mean(0) for way in ways]).expand(len(query), -1, -1)
+        return Answers(
+            classifier.metric, references, scale, offset, query, None, _surroundings(ways, classifier.metric)
+        )
+    support = torch.stack(ways)
     if isinstance(classifier, BDCSPN):
         prototypes, shifted = classifier.rectify(support[None], query[None])
         offset = offset + shifted[0] - query
-        around = _surroundings(support, "cosine")
+        around = _surroundings(ways, "cosine")
         return Answers("cosine", prototypes.expand(len(query), -1, -1), scale, offset, shifted[0], None, around)
     if isinstance(classifier, FineTuned):
         weight, bias = (each.expand(len(query), *each.shape[1:]) for each in classifier.fit(support[None]))
         return Answers("linear", weight, scale, offset, query, bias)
-    if isinstance(classifier, Prototypes):
-        references = support.mean(1).expand(len(query), -1, -1)
-    else:
-        a, b = (support, query) if classifier.metric == "l2" else (normalize(support, dim=-1), normalize(query, dim=-1))
-        nearest = (a[None] - b[:, None, None]).square().sum(-1).argmin(-1)
-        references = support[torch.arange(len(support)), nearest]
-    return Answers(classifier.metric, references, scale, offset, query, None, _surroundings(support, classifier.metric))
+    a, b = (support, query) if classifier.metric == "l2" else (normalize(support, dim=-1), normalize(query, dim=-1))
+    nearest = (a[None] - b[:, None, None]).square().sum(-1).argmin(-1)
+    references = support[torch.arange(len(support)), nearest]
+    return Answers(classifier.metric, references, scale, offset, query, None, _surroundings(ways, classifier.metric))
 
 
-def _surroundings(support: Float[Tensor, "n k d"], metric: FewShotMetric) -> Surroundings:
+def _surroundings(ways: Sequence[Float[Tensor, "k d"]], metric: FewShotMetric) -> Surroundings:
     """The support images on average, in the classifier's space."""
-    vectors = support.flatten(0, 1)
+    vectors = torch.cat(list(ways))
     vectors = normalize(vectors, dim=-1) if metric == "cosine" else vectors
-    return Surroundings(vectors.mean(0), vectors.abs().mean(0), images=len(vectors), classes=len(support))
+    return Surroundings(vectors.mean(0), vectors.abs().mean(0), images=len(vectors), classes=len(ways))

@@ -156,6 +156,14 @@ class PrototypeStore:
         row = self._find(label)
         return self._mean(self._embedding[row], self._count[row])
 
+    def without(self, label: str, embedding: AnyFloats) -> Floats | None:
+        """Mean embedding (d,) of a class but for one image of it, given by its raw embedding; None if it is alone."""
+        row = self._find(label)
+        if self._count[row] < 2:
+            return None
+        own = unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
+        return self._mean(self._embedding[row] - own, self._count[row] - 1)
+
     def all_pooled(self) -> Floats:
         """Mean pooled vectors of all classes, (c, K)."""
         order = self._order()
@@ -185,7 +193,7 @@ class PrototypeStore:
         total = np.abs(self._embedding).sum(0) if self._magnitude is None else self._magnitude
         return np.asarray(total / max(1, self.total), np.float32)
 
-    def _mean(self, total: Sums, count: NDArray[np.int64]) -> Floats:
+    def _mean(self, total: Sums, count: NDArray[np.int64] | np.int64) -> Floats:
         mean = total / count
         return (unit_rows(mean) if self.metric == "cosine" else mean).astype(np.float32)
 

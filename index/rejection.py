@@ -203,7 +203,7 @@ def nearest_of_both_kinds(snapshot: Snapshot, probes: Probes, *, column: str | N
         for best, is_of_kind in ((same, is_own & ~is_passed_over), (other, ~is_own)):
             rows = np.flatnonzero(is_of_kind.any(1))
             nearest = np.where(is_of_kind[rows], rough[rows], np.inf).argmin(1)
-            exact = distances_to(spec, probes.vectors[rows], vectors[nearest])  # a search would report these
+            exact = distances_to(spec, probes.vectors, vectors[nearest], which=rows)  # a search would report these
             best[rows] = np.minimum(best[rows], exact)
     return NearestOfBothKinds(same, other)
 

@@ -3,6 +3,8 @@ from .benchmarks import default_protocol as default_protocol
 from .benchmarks import evaluate_dataset as evaluate_dataset
 from .benchmarks import evaluate_encodings as evaluate_encodings
 from .benchmarks import evaluate_gallery as evaluate_gallery
+from .classification import Prediction as Prediction
+from .estimator import DistcamClassifier as DistcamClassifier
 from .evaluation import Evaluation as Evaluation
 from .evaluation import Origin as Origin
 from .evaluation import Protocol as Protocol

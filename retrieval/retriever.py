@@ -14,7 +14,7 @@ import torch
 
 from ..encoders import Encoder, Encoding, Inference
 from ..encoders.fine import Detail, with_detail
-from ..encoders.inference import whole_encoder
+from ..encoders.inference import ImageSource, whole_encoder
 from ..encoders.regions import Region, pool_region, weights_of
 from ..errors import GalleryError, InputError
 from ..explain.places import visible_box
@@ -26,6 +26,7 @@ from ..index.rejection import Rejection
 from ..index.search import Hits, Ids
 from ..metrics.distances import Distances, SearchSpec, comparable, distances_to
 from .asking import queries_of
+from .classification import Classed, Classifier, Prediction, classified
 from .evidence import gallery_weights
 from .lines import LineFinder, sorted_by_lines
 from .matches import Matches
@@ -82,6 +83,7 @@ class Retriever:
         self._detailed: dict[Detail, Inference] = {}
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
         self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None
+        self.kept_classifier: tuple[tuple[Any, ...], Classifier] | None = None
 
     def detailed(self, detail: Detail) -> Inference:
         """An inference like this one whose feature maps have more rows and columns, see `with_detail`."""
@@ -128,7 +130,7 @@ class Retriever:
                 thresholds, or none in the gallery.
             ImageError: a file that is not a usable image.
         """
-        self._rejection(**options)
+        self.require_threshold(**options)
         if options.get("verify"):
             _ = self.lines.layer  # so that the queries' own pass brings their fine maps
         queries, many = queries_of(images, self.inference, width=self.gallery.spec.embedding_dim)
@@ -165,7 +167,7 @@ class Retriever:
             InputError: no such image, or what `query` refuses.
             ImageError: the image is needed, and its file is gone or damaged.
         """
-        self._rejection(**options)
+        self.require_threshold(**options)
         query = self.stored(image)
         if region is not None:
             query = self.focused(query, region, is_said=True)
@@ -187,11 +189,23 @@ class Retriever:
         Raises:
             InputError: an encoder without a text tower, an empty text, or what `query` refuses.
         """
-        self._rejection(**options)
+        self.require_threshold(**options)
         if options.get("verify"):
             raise InputError("lines verify matches of images, and a text has no places; leave `verify` out")
         results = self.rank(text_queries(self.inference, [texts] if isinstance(texts, str) else texts), **options)
         return results[0] if isinstance(texts, str) else results
+
+    def classify(self, images: Sequence[ImageSource], **options: Unpack[Classed]) -> list[Prediction]:
+        """The class of each image, with a confidence that is calibrated on the gallery's own images, and its map.
+
+        Args:
+            images: paths, encoded bytes or Pillow images, of which each has an answer, the unusable without a class.
+            options: `k`, `by`, `weighting`, `reject`, `max_distance`, `strict` and `progress`, see `Classed`.
+
+        Raises:
+            InputError: a gallery without images or labels, no threshold to reject by, k < 1, or no image.
+        """
+        return classified(self, images, **options)
 
     def stored(self, image: int, *, known_size: tuple[int, int] | None = None) -> Query:
         """An image of the gallery, given by its id, as a query; InputError when it is not there."""
@@ -224,7 +238,7 @@ class Retriever:
         Raises:
             InputError: what `query` refuses, or vectors that do not fit the gallery.
         """
-        rejection, k, where = self._rejection(**options), options.get("k", 10), options.get("where")
+        rejection, k, where = self.require_threshold(**options), options.get("k", 10), options.get("where")
         limit = options.get("max_distance") if rejection is None else rejection.threshold
         vectors = torch.cat([query.encoding.embedding.cpu() for query in queries]).numpy()
         verify = options.get("verify") or None
@@ -241,7 +255,7 @@ class Retriever:
             ranked.append(matches if limit is None else matches.within(limit, rejection=rejection))
         return ranked
 
-    def _rejection(
+    def require_threshold(
         self, *, k: int = 10, reject: bool = False, max_distance: float | None = None, **_: Any
     ) -> Rejection | None:
         """The gallery's threshold if it is asked for, after a look at what can be refused before any work."""

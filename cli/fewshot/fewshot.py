@@ -14,7 +14,7 @@ from .. import train
 from ..command import Commands, refuse_unused
 from ..console import load_encoder, note, print_json, progress_bar, require_encoder, require_file, say
 from ..options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Readout, ReadsImages, Strict, Weights, Workers
-from . import sources
+from . import predict, sources
 
 if TYPE_CHECKING:
     from ...fewshot.evaluation import SupportSensitivity
@@ -308,3 +308,4 @@ def report(
 
 
 app.command(name="train", cls=ReadsImages, epilog=train.FEWSHOT_EXAMPLE)(train.fewshot_train)
+app.command(name="predict", cls=ReadsImages, epilog=predict.EXAMPLE)(predict.predict)

@@ -47,6 +47,8 @@ BRANCHES = [
         "--explain why.html --verify 5 --encoder x.safetensors --device cpu --max-pixels 64000000",
     ),
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
+    ("classify {gallery} {photo} --by prototypes", "by prototypes alone", "--weighting uniform"),
+    ("classify {gallery} {photo}", "without --explain", "--root ."),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
     (
@@ -168,6 +170,7 @@ ALWAYS = {
     "as_json",
     "encoders list": "library as_json",
     "encoders export": "weights layer readout fit image_size images onnx torch_file as_json",
+    "classify": "max_pixels csv k by reject max_distance explain encoder device strict as_json",
     "encode": "max_pixels out_file encoder weights layer readout labels fit image_size store_maps batch_size workers "
     "device overwrite "
     "strict as_json",
@@ -176,6 +179,8 @@ ALWAYS = {
     "fewshot evaluate": "data split strict out_file part episodes_file method overwrite as_json",
     "fewshot compare": "difference as_json",
     "fewshot episodes": "data as_json",
+    "fewshot predict": "max_pixels encoder weights layer readout fit image_size labels method csv explain device "
+    "strict as_json",
     "fewshot report": "html failures pictures",
     "fewshot train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "reid audit": "format_name option least_images quick as_json",

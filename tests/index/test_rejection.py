@@ -73,7 +73,10 @@ def test_the_rate_is_kept_and_no_larger_observed_distance_would_keep_it(
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "l1", "dot"])
-def test_the_two_distances_are_those_of_a_plain_loop(photos: Path, small_encoder, tmp_path: Path, metric: str) -> None:
+def test_the_two_distances_are_those_of_a_plain_loop(
+    photos: Path, small_encoder, tmp_path: Path, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distcam.metrics.distances._NUMBERS", 1024)  # fewer rows at a time than there are probes
     gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", metric=metric, precision="fp32")
     snapshot = gallery.snapshot
     probes = own_probes(snapshot, most=10, seed=3)

@@ -56,9 +56,9 @@ PUBLIC = {
         write_features write_walkers
     """,
     "distcam.retrieval": """
-        EncodingSettings Evaluation Explanation Line LocalisationTable Match MatchLines Matches Origin
-        PictureCorrespondence PlacePair Protocol Query Reference References Retriever Score calibrate_verification
-        default_protocol evaluate_dataset
+        DistcamClassifier EncodingSettings Evaluation Explanation Line LocalisationTable Match MatchLines Matches Origin
+        PictureCorrespondence PlacePair Prediction Protocol Query Reference References Retriever Score
+        calibrate_verification default_protocol evaluate_dataset
         evaluate_embeddings evaluate_encodings evaluate_gallery localise read_classifier write_report
     """,
     "distcam.segmentation": """
