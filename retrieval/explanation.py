@@ -16,16 +16,19 @@ from ..encoders.fine import SAYS
 from ..encoders.regions import region_mask
 from ..errors import ImageError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
+from ..explain.drawing.figures import figure_of
 from ..explain.drawing.page import save_drawing
-from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
+from ..explain.drawing.panels import MISSING, DrawStyle, below, map_panel, map_rows
 from ..explain.drawing.rendering import contour, draw_box
 from ..explain.methods.dist_cam import WeightOptions
 from ..explain.weightings import DEPENDS, RECTIFIED, SIGNED, WORDS
-from ..images import Box, read_image
+from ..images import Box
+from ..images.inline import SHOWN, Tile, fragment, more
 from ..index.filters.tree import Eq
+from ..remarks import counted
 from .evidence import Evidence, Reference, Space
 from .lines import MatchLines, lines_of, lines_sheet
-from .ranking import Ranking
+from .ranking import Ranking, image_of
 from .report import write_report
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from ..index.storage.segments import Record
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """Raw Dist-CAM maps of one query, one per reference, in the resolution of the encoder's last feature map.
 
@@ -228,12 +231,12 @@ class Explanation:
     def member_image(self, index: int) -> Image | None:
         """The image of `nearest_member`; None if there is none, or its file is gone or damaged."""
         member = self.nearest_member(index)
-        return None if member is None else _image_of(self.matches.retriever.gallery.file(member))
+        return None if member is None else image_of(self.matches.retriever.gallery.file(member))
 
     def reference_image(self, index: int) -> Image | None:
         """A matched gallery image; None for a prototype or a file that is gone or damaged."""
         match = self.references[index].match
-        return None if match is None else _image_of(match.file)
+        return None if match is None else image_of(match.file)
 
     @property
     def found_reference_maps(self) -> Tensor | None:
@@ -258,15 +261,36 @@ class Explanation:
         """
         if lines:
             panel = self.show(look)
-            return below(panel, lines_sheet([self.lines(index) for index in range(len(self))], width=panel.width))
+            return below(panel, lines_sheet(list(map(self.lines, range(len(self)))), width=panel.width))
+        return map_panel(self._rows(look), self.words)
+
+    def figure(self, look: DrawStyle | None = None) -> Any:
+        """The same as a figure of matplotlib, with an axis for each image and map.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        return figure_of(self._rows(look), self.words)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first references, the maps on both sides, and the words."""
+        shown = [row[: SHOWN + 1] for row in self._rows(None)]
+        return fragment(repr(self), shown, notes=[*self.words, *more(len(self), "references")])
+
+    def __repr__(self) -> str:
+        versus = "" if self.versus is None else f" rather than {self.versus.short_name}"
+        query, against = self.matches.query.short_name, f"{counted(len(self), 'reference')}{versus}"
+        return f"Explanation({query!r}, {against}, {self.weighting})"
+
+    def _rows(self, look: DrawStyle | None) -> list[list[Tile | None]]:
+        """The tiles of `show`."""
         look = look or (DrawStyle() if self.versus is None else DrawStyle(colours="blue-orange"))
         has_middle = look.colours == "blue-orange"
-
         maps, answers = self.query_maps if self.matches.query.has_image else None, self.found_reference_maps
         if (self.is_signed or self.weighting in RECTIFIED) and not has_middle:  # what speaks for the match
             maps, answers = (None if each is None else rectify(each) for each in (maps, answers))
         images = [self.reference_image(index) for index in range(len(self))]
-        return map_panel(
+        return map_rows(
             Tile(self.marked_query, title="query", caption=self.matches.query.short_name),
             [self._tile(index, image) for index, image in enumerate(images)],
             maps,
@@ -276,7 +300,6 @@ class Explanation:
             look=look,
             ends=self.ends if has_middle else ("low", "high"),
             beside=self.dist_maps,
-            words=self.words,
         )
 
     def _tile(self, index: int, image: Image | None) -> Tile:
@@ -325,10 +348,3 @@ class Explanation:
         if self.matches.query.weights is not None:
             arrays["region_weights"] = self.matches.query.weights.cpu().numpy()
         return arrays if self.reference_maps is None else arrays | {"reference_maps": self.reference_maps.numpy()}
-
-
-def _image_of(file: Path) -> Image | None:
-    try:
-        return read_image(file)
-    except ImageError:
-        return None
