@@ -53,3 +53,12 @@ def ratio_table(seconds: Mapping[str, list[float]], *, base: str) -> str:
         spread = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
         lines.append(f"| {name} | {1000 * statistics.median(values):.1f} | {spread} |")
     return "\n".join(lines)
+
+
+def reach_row(what: str, values: list[float], reach: float, *, unit: str = "×") -> str:
+    """A Markdown row: what is measured, its median with the range over the rounds, and the reach, at most that."""
+    spread = f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}] {unit}"
+    return f"| {what} | {spread} | ≤ {reach:g} {unit} |"
+
+
+REACH_HEAD = "| what | median [min, max] | reach |\n|---|---:|---:|"

@@ -19,9 +19,12 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-from machine import describe_machine
+from machine import REACH_HEAD, describe_machine, interleave, reach_row
+
+import distcam.retrieval.evaluation as evaluation
 
 
 def clustered(n: int, classes: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +97,19 @@ def measure(side: str, n: int, classes: int, d: int) -> dict[str, Any]:
     }
 
 
+def quick(d: int, rounds: int) -> None:
+    """Both sides in turns, for classes of five and of fifty."""
+    print(REACH_HEAD)
+    for classes in (1000, 100):
+        data = clustered(5000, classes, d)
+        with patch.object(evaluation, "bootstrap_means", lambda values, *_, **__: np.zeros((2, values.shape[1]))):
+            seconds = interleave({"ours": ours(*data), "peer": peer(*data, "max_bin_count")}, rounds=rounds)
+        ratios = [a / b for a, b in zip(seconds["ours"], seconds["peer"], strict=True)]
+        print(
+            reach_row(f"evaluation, classes of {5000 // classes}, × pytorch-metric-learning", ratios, 1.2), flush=True
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=60_502, help="vectors")
@@ -102,10 +118,15 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=6_000, help="vectors where whole rankings are compared")
     parser.add_argument("--nmi", action="store_true", help="also time the clustering")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="5,000 vectors in turns")
+    parser.add_argument("--rounds", type=int, default=5, help="of --quick")
     options = parser.parse_args()
+    if options.quick:
+        print(describe_machine("numpy", "pytorch-metric-learning", "torch"))
+        return quick(options.d, options.rounds)
     if options.side:
         print(json.dumps(measure(options.side, options.n, options.classes, options.d)))
-        return
+        return None
     from distcam.index.faiss.runtime import installed
 
     print(describe_machine("numpy", *installed(), "pytorch-metric-learning", "torch"))
@@ -126,6 +147,7 @@ def main() -> None:
         scores = ", ".join(f"{name} {100 * value:.3f}" for name, value in found["scores"].items())
         numbers = f"{found['wall']:.1f} | {found['cpu']:.1f} | {found['mebibytes']:.0f}"
         print(f"| {n:,} | {side} | {numbers} | {scores} |", flush=True)
+    return None
 
 
 if __name__ == "__main__":

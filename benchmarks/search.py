@@ -4,25 +4,35 @@ Raw FAISS is `search(queries, k)` of the very index that distcam holds: float32 
 promised order. distcam adds checks, exact distances, ids, and the order (distance, id); it gives the true neighbours,
 copies included. Both take turns and may use `--threads` threads; filters are made ready for raw FAISS, not for distcam.
 Ratios below 1 come from searching batches as matrix products long before FAISS does, and from not masking inside FAISS
-where that is the slower way; `--ways` measures where those ways cross. CPU time unless `--clock wall`.
+where that is the slower way; `--ways` measures where those ways cross. `--waits` measures instead what people wait for:
+the first search of a gallery that was just opened, beside building its index, and what a batch costs beyond FAISS's own
+time in the same calls. CPU time unless `--clock wall`.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import faiss
 import numpy as np
-from machine import describe_machine, interleave
+from machine import REACH_HEAD, describe_machine, interleave, reach_row
 
+from distcam.files import Storage, WriterLock
+from distcam.index import Gallery
+from distcam.index.faiss import candidates
 from distcam.index.faiss.candidates import Candidates
 from distcam.index.faiss.search import FaissSearch
+from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
+from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.metrics.distances import SearchSpec
 
 SHARES = (1.0, 0.5, 0.1, 0.01)
@@ -137,6 +147,65 @@ def compare_ways(vectors: np.ndarray, queries: np.ndarray, options: argparse.Nam
                 print(f"| {factory} | {n_queries} | {share:.0%} | {cells} |", flush=True)
 
 
+def write_gallery(folder: Path, vectors: np.ndarray) -> None:
+    """A gallery of these vectors, through the writer that builds use; no images."""
+    count, dim = vectors.shape
+    manifest = Manifest(
+        Spec("cosine", dim, dim, embedding_is_pooled=True), EncoderEntry("0" * 64, "synthetic/0"), root=str(folder)
+    )
+    Storage().make_folder(folder)
+    limits = CommitLimits(images=count, vector_bytes=1 << 40, seconds=1e9, segment_images=2 * count)
+    with WriterLock(folder):
+        writer = GalleryWriter(folder, manifest, on_disk=None, limits=limits)
+        zeros = np.zeros(count, np.uint64)
+        entries = Entries(
+            ids=np.arange(count, dtype=np.uint64),
+            paths=[f"{row:08d}.jpg" for row in range(count)],
+            sha256=np.zeros((count, 32), np.uint8),
+            size=zeros,
+            mtime_ns=zeros.astype(np.int64),
+            columns={"label": [None] * count},
+        )
+        writer.append(entries, Vectors(vectors, vectors))
+        writer.commit(complete=True)
+
+
+def compare_waits(vectors: np.ndarray, queries: np.ndarray, options: argparse.Namespace) -> None:
+    """The first search of a gallery, and what a batch costs beyond FAISS."""
+    clock = CLOCKS[options.clock]
+    first, build = [], []
+    with tempfile.TemporaryDirectory() as work:
+        write_gallery(Path(work) / "search.gallery", vectors)
+        for query in queries[: max(options.rounds // 10, 3)]:
+            with Gallery.open(Path(work) / "search.gallery") as gallery:
+                start = clock()
+                gallery.search(query[None], options.k)
+                first.append(clock() - start)
+                start = clock()
+                assert gallery.searcher.count() == len(vectors)
+                build.append(clock() - start)
+    print(REACH_HEAD)
+    print(reach_row("first search of an opened gallery", first, 0.1, unit="s"))
+    print(reach_row("... beside building its index", [a / b for a, b in zip(first, build, strict=True)], 0.2))
+    ours = Sides("cosine", vectors).ours
+    inside, beyond = 0.0, []
+    asked = candidates.searched
+
+    def timed(*arguments: Any, **named: Any) -> Any:
+        nonlocal inside
+        start = clock()
+        answer = asked(*arguments, **named)
+        inside += clock() - start
+        return answer
+
+    with patch.object(candidates, "searched", timed):
+        for _ in range(max(options.rounds // 10, 3)):
+            inside, start = 0.0, clock()
+            ours.search(queries, options.k)
+            beyond.append(1e6 * (clock() - start - inside) / len(queries))
+    print(reach_row(f"a query of {len(queries)} beyond FAISS's own time", beyond, 15, unit="µs"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=100_000, help="gallery vectors")
@@ -148,6 +217,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="cpu")
     parser.add_argument("--metrics", nargs="+", default=["cosine", "l2"], choices=["cosine", "l2", "dot"])
     parser.add_argument("--ways", action="store_true", help="compare the ways to filter instead")
+    parser.add_argument("--waits", action="store_true", help="the first search, and batches beyond FAISS, instead")
     options = parser.parse_args()
     if options.threads:
         faiss.omp_set_num_threads(options.threads)
@@ -157,6 +227,8 @@ def main() -> None:
     queries += 0.2 * rng.standard_normal(queries.shape, dtype=np.float32)
     print(f"{describe_machine('numpy')}, FAISS {faiss.__version__}, {faiss.omp_get_max_threads()} thread(s)")
     print(f"{options.n} × {options.d} vectors, k = {options.k}, {options.clock} time; [middle half of the rounds]\n")
+    if options.waits:
+        return compare_waits(vectors, queries, options)
     if options.ways:
         return compare_ways(vectors, queries, options)
     print(

@@ -128,9 +128,9 @@ class FolderSource:
 
     def _name(self, entry: os.DirEntry[str], place: str, report: Report, takes_any_suffix: bool) -> str | None:
         name = entry.name
-        is_image = takes_any_suffix or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (speed)
         if name.startswith("."):
             return None
+        is_image = takes_any_suffix or name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
         is_folder = entry.is_dir()
         if not (self.can_hold([*place.split("/")[:-1], name]) if is_folder else is_image):
             return None
@@ -224,7 +224,7 @@ def _under(root: Path, path: str) -> str:
 
 def _is_utf8(name: str) -> bool:
     """False if the name holds bytes that Python had to smuggle in as lone surrogates."""
-    return re.search(r"[\ud800-\udfff]", name) is None
+    return name.isascii() or re.search(r"[\ud800-\udfff]", name) is None
 
 
 def printable(path: str) -> str:

@@ -80,17 +80,28 @@ class Listing:
         return self.root / record.path
 
     def _scan(self, report: Callable[[str, str], None]) -> Iterator[ImageRecord]:
+        label_of, splits = self._labels.of, self.splits
         for record in self._source.scan(report):
-            label = self._labels.of(record)
-            if self.splits is not None:
-                record = record._replace(columns={SPLIT_COLUMN: self.splits.split_of(record.path) or ""})
-            yield record if label == record.label else record._replace(label=label)
+            label, columns = label_of(record), record.columns
+            if splits is not None:
+                columns = {SPLIT_COLUMN: splits.split_of(record.path) or ""}
+            yield record if splits is None and label == record.label else ImageRecord(record.path, label, columns)
+
+    def survey(self) -> list[ImageRecord]:
+        """All images, of one pass that `len()` and `problems` need not make again."""
+        records: list[ImageRecord] = []
+        self.__dict__["_survey"] = self._surveyed(records.append)
+        return records
 
     @cached_property
     def _survey(self) -> tuple[int, tuple[str, ...]]:
+        return self._surveyed(lambda _record: None)
+
+    def _surveyed(self, take: Callable[[ImageRecord], None]) -> tuple[int, tuple[str, ...]]:
         problems: list[str] = []
         tally, join = Tally(self.column_names), Join()
         for record in self._scan(lambda path, reason: problems.append(f"{printable(path)}: {reason}")):
+            take(record)
             tally.add(record.path, record.label, record.columns)
             if self._labels.table is not None:
                 join.add(record.path, self._labels.key_of(record), is_empty=record.label is None)

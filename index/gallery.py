@@ -234,7 +234,7 @@ class Gallery(GalleryReader):
                 self._require_same_gallery(before)
                 writer.commit(index=report.index, tuning=report.tuning, index_cache=None)
                 self.refresh()
-                self._cache.attach(search, before.ids)
+                self._cache.attach(search)
             self.close()  # the next search maps the index that was stored
         return report
 

@@ -268,8 +268,8 @@ class GalleryReader:
             where: only among the images that this filter keeps.
         """
         if where is None:
-            return self.searcher.search(embeddings, k)
-        return self.searcher.search(embeddings, k, **self.snapshot.search_limits(tree_of(where)))
+            return self._cache.answer(embeddings, k)
+        return self._cache.answer(embeddings, k, **self.snapshot.search_limits(tree_of(where)))
 
     @property
     def searcher(self) -> Searcher:
@@ -314,6 +314,7 @@ class GalleryReader:
         """The lock, with the gallery at its newest generation before and after, and its caches stored at the end."""
         with opened_for_writing(self.folder, patience=patience) as writer:
             self.refresh()
+            self._cache.hold()
             try:
                 yield writer
             except BaseException:

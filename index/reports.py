@@ -209,7 +209,7 @@ def describe(snapshot: Snapshot, *, root: Path, classes: int) -> dict[str, Any]:
         "rejection": None if rejection is None else {**asdict(rejection), "is_current": is_current},
         "index": manifest.index,
         "tuning": None if tuning is None else {**asdict(tuning), "is_due": tuning.is_due(len(snapshot))},
-        "index_cached": manifest.is_fresh(manifest.index_cache),
+        "index_cached": manifest.is_of_use(manifest.index_cache),
         "prototypes_cached": manifest.is_fresh(manifest.prototype_cache),
         "bytes": sum(entry.bytes for entry in manifest.files()),
     }

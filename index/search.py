@@ -7,7 +7,7 @@ an engine can say how near a vector that it did not propose may be: many copies 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -20,7 +20,9 @@ Ids: TypeAlias = npt.NDArray[np.uint64]
 Rows: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
+EXACT_UP_TO = 1_000_000  # vectors for which "auto" means an exact index, which is never written to a file
 _NO_ROW = -1
+_SMALL_LEAST, _SMALL_SHARE = 256, 100
 
 
 class Hits(NamedTuple):
@@ -95,7 +97,7 @@ UNKNOWN_FLOOR = float(np.finfo(np.float64).max)
 
 
 class Proposal(NamedTuple):
-    """An engine's candidates for one query, in any order; repeats are dropped.
+    """An engine's candidates for one query, or for a few one after the other, in any order; repeats are dropped.
 
     No vector left out is nearer than `floor`, +inf when none is left out. An engine that cannot know says
     `UNKNOWN_FLOOR`: its candidates have to do if they are enough.
@@ -103,7 +105,8 @@ class Proposal(NamedTuple):
 
     ids: Ids
     vectors: Vectors  # `comparable`
-    floor: float
+    floor: float | Distances  # of each query
+    counts: Rows | None = None  # candidates of each query; None: all are of one
 
 
 class Engine(Protocol):
@@ -114,7 +117,10 @@ class Engine(Protocol):
         """Largest number of candidates worth asking for; beyond it, reading everything is no dearer."""
 
     def propose(self, queries: Vectors, k: int, n: int, /) -> Iterable[Proposal]:
-        """About n candidates for each query, in the order of the queries; less those surely not among its k nearest."""
+        """About n candidates for each query, in the order of the queries; less those surely not among its k nearest.
+
+        What is proposed together is compared at once, so it should fit the processor's cache.
+        """
 
     def everything(self) -> Iterator[tuple[Ids, Vectors]]:
         """All that may be an answer, in batches, vectors `comparable`."""
@@ -135,43 +141,63 @@ def search_exactly(spec: SearchSpec, queries: npt.ArrayLike, k: int, *, engine: 
         raise InputError(f"expected k of at least 1, a whole number, got {k!r}")
     checked = comparable(spec, *check_vectors(spec, queries, what="queries"))
     answers = [_NOTHING] * len(checked)
-    pending: Sequence[int] = range(len(checked))
+    pending = np.arange(len(checked))
     fetch = first_fetch(k)
-    while pending and fetch <= engine.reach:
+    while len(pending) and fetch <= engine.reach:
         open_questions = []
-        asked = checked if len(pending) == len(checked) else checked[pending]
-        for row, (ids, vectors, floor) in zip(pending, engine.propose(asked, k, fetch), strict=True):
-            answers[row] = hits = _nearest(k, ids, distances_to(spec, checked[row], vectors))
-            is_settled = floor == np.inf or (len(hits.ids) == k and hits.distances[-1] < floor)
-            if not is_settled:
-                open_questions.append(row)
-        pending, fetch = open_questions, fetch * 8
+        start = 0
+        for ids, vectors, floor, counts in engine.propose(checked[pending], k, fetch):
+            counts = np.array([len(ids)]) if counts is None else counts
+            rows = pending[start : start + len(counts)]
+            distances = distances_to(spec, checked, vectors, which=np.repeat(rows, counts))
+            floors = np.broadcast_to(floor, len(rows)).tolist()
+            for row, hits, bound in zip(rows.tolist(), _nearest(k, ids, distances, counts), floors, strict=True):
+                answers[row] = hits
+                is_settled = bound == np.inf or (len(hits.ids) == k and hits.distances[-1] < bound)
+                if not is_settled:
+                    open_questions.append(row)
+            start += len(rows)
+        assert start == len(pending), "a proposal for each query"
+        pending, fetch = np.array(open_questions, np.intp), fetch * 8
     for row in pending:  # these look at every vector; memory stays at one batch
         answers[row] = _NOTHING
-    for ids, vectors in engine.everything() if pending else ():
+    for ids, vectors in engine.everything() if len(pending) else ():
         for row in pending:
             best = answers[row]
             candidates, distances = ids, distances_to(spec, checked[row], vectors)
             if len(best.ids) == k:  # most batches hold nothing nearer
                 near = distances <= best.distances[-1]
                 candidates, distances = ids[near], distances[near]
-            answers[row] = _nearest(
-                k, np.concatenate([best.ids, candidates]), np.concatenate([best.distances, distances])
-            )
+            ids_now, distances = (np.concatenate(part) for part in zip(best, (candidates, distances), strict=True))
+            (answers[row],) = _nearest(k, ids_now, distances, np.array([len(ids_now)]))
     return answers
 
 
 _NOTHING = Hits(np.empty(0, np.uint64), np.empty(0, np.float64))
 
 
-def _nearest(k: int, ids: Ids, distances: Distances) -> Hits:
-    """The first k by (distance, id), each id once."""
-    order = np.lexsort((ids, distances))
+def _nearest(k: int, ids: Ids, distances: Distances, counts: Rows) -> list[Hits]:
+    """Of each query's candidates, which stand one after the other, the first k by (distance, id), each id once."""
+    query = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((ids, distances, query))
     ids, distances = ids[order], distances[order]
-    if len(set(ids.tolist())) < len(ids):
-        first = np.append(True, ids[1:] != ids[:-1])  # one id has one distance, so its repeats stand side by side
-        ids, distances = ids[first], distances[first]
-    return Hits(ids[:k], distances[:k])
+    is_first = np.append(True, (ids[1:] != ids[:-1]) | (query[1:] != query[:-1]))[: len(ids)]
+    if not is_first.all():  # one id has one distance, so its repeats stand side by side
+        ids, distances = ids[is_first], distances[is_first]
+        counts = np.bincount(query[is_first], minlength=len(counts))
+    stops = np.cumsum(counts)
+    starts = stops - counts
+    spans = zip(starts.tolist(), np.minimum(starts + k, stops).tolist(), strict=True)
+    return [Hits(ids[start:stop], distances[start:stop]) for start, stop in spans]
+
+
+def small_change(count: int) -> int:
+    """Number of vectors that may come to an approximate index of `count` before it takes them in and is written again.
+
+    >>> small_change(1_000), small_change(1_000_000)
+    (256, 10000)
+    """
+    return max(_SMALL_LEAST, count // _SMALL_SHARE)
 
 
 class MemoryVectors:

@@ -5,6 +5,7 @@ Smaller is nearer: cosine = 1 − cos, l2 unsquared, l1 the sum of |differences|
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -17,6 +18,7 @@ from . import METRICS as METRICS
 from . import Metric as Metric
 
 _BLOCK = 1024  # rows whose float64 copy stays in the processor's cache
+_NUMBERS = 1 << 15  # likewise, of vectors that are compared
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Distances: TypeAlias = npt.NDArray[np.float64]
@@ -78,8 +80,12 @@ def comparable(spec: SearchSpec, vectors: Vectors, lengths: Distances | None = N
     return np.divide(vectors, divisors, out=unit, dtype=np.float64, casting="same_kind")
 
 
-def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distances:
+def distances_to(
+    spec: SearchSpec, query: Vectors, vectors: Vectors, *, which: npt.NDArray[np.intp] | None = None
+) -> Distances:
     """Distance in float64 of one query (d,) from each vector (n, d), all in `comparable` form.
+
+    With `which` (n,), each vector's own out of queries (q, d).
 
     A row's distance does not depend on the rows around it, so copies of a vector tie exactly; not so in a matrix
     product. Cosine is taken as ½‖x̂ − ŷ‖², which is 0 for equal directions and loses no digits near 0.
@@ -88,16 +94,46 @@ def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distance
     >>> distances_to(spec, np.float32([1, 1]), np.float32([[1, 1], [3, 0]]))
     array([0., 3.])
     """
-    distances: Distances
-    if spec.metric == "dot":
-        distances = np.vecdot(vectors.astype(np.float64), query.astype(np.float64))
-        return np.negative(distances, out=distances)
-    difference = np.subtract(vectors, query, dtype=np.float64)
-    if spec.metric == "l1":
-        distances = np.abs(difference, out=difference).sum(axis=1)
-        return distances
-    distances = np.vecdot(difference, difference)
-    return np.sqrt(distances, out=distances) if spec.metric == "l2" else np.minimum(distances / 2, 2.0)
+    distances = np.empty(len(vectors))
+    step = min(len(vectors), max(1, _NUMBERS // spec.dim)) or 1
+    room = np.empty((step, spec.dim))
+    for start in range(0, len(vectors), step):
+        part = slice(start, start + step)
+        other, out = query if which is None else query[which[part]], distances[part]
+        block = room[: len(out)]
+        block[:] = vectors[part]
+        if spec.metric == "dot":
+            np.vecdot(block, other.astype(np.float64), out=out)
+            continue
+        block -= other
+        if spec.metric == "l1":
+            np.abs(block, out=block).sum(axis=1, out=out)
+        else:
+            np.vecdot(block, block, out=out)
+    match spec.metric:
+        case "dot":
+            return np.negative(distances, out=distances)
+        case "l1":
+            return distances
+        case "l2":
+            return np.sqrt(distances, out=distances)
+        case _:
+            return np.minimum(distances / 2, 2.0)
+
+
+def together(counts: npt.NDArray[np.intp], most: int = 256) -> Iterator[tuple[slice, slice]]:
+    """Neighbouring queries, and their candidates, so many for each: at most so many at a time, or those of one query.
+
+    >>> list(together(np.array([2, 1, 4]), most=3))
+    [(slice(0, 2, None), slice(0, 3, None)), (slice(2, 3, None), slice(3, 7, None))]
+    """
+    stops = np.cumsum(counts)
+    first = start = 0
+    while first < len(counts):
+        last = max(first + 1, int(np.searchsorted(stops, start + most, "right")))
+        stop = int(stops[last - 1])
+        yield slice(first, last), slice(start, stop)
+        first, start = last, stop
 
 
 class Distinct(NamedTuple):

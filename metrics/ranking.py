@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..progress import Progress
-from .distances import Distances, SearchSpec, Vectors, distances_to, lengths_of
+from .distances import Distances, SearchSpec, Vectors, distances_to, lengths_of, together
 
-BLOCK_BYTES = 64 << 20
-"""Size of a block of distances; one query is the least."""
+BLOCK_BYTES = 16 << 20
+"""Size of a block of distances with a sorted copy; one query is the least."""
 _TILE = 4096  # gallery rows that are widened to double precision at a time
 _AT_ONCE = 1 << 18  # right answers that are measured together
+_FEW_RANGES = 16
+_OVERFLOW, _TINY = 1e37, 1e-30  # squares up to here, and products from here on, are what they seem in single precision
 
 TIES = "wrong answers first; the average precision takes the whole tie at once"
 """The rule in the words that reports print."""
@@ -182,29 +184,28 @@ def measure_rankings(
 ) -> RankMeasures:
     """Every measure of every query against all gallery rows but its own image, without sorting the gallery.
 
-    A block of queries meets the gallery in one matrix product in double precision. Its rounding is bounded, so an item
+    A block of queries meets the gallery in one matrix product in single precision. Its rounding is bounded, so an item
     is surely nearer than a right answer, surely not, or among the few that are too close to tell; these alone are
     compared by their exact distances, each of which hangs on two vectors alone. No order of rows and no size of blocks
     changes a single bit. Queries (q, d) and gallery (g, d) are in `comparable` form.
     """
     scores = _Scores(queries, gallery, spec)
-    size = max(1, block_bytes // (8 * max(1, len(gallery))))
+    size = max(1, block_bytes // (2 * scores.dtype.itemsize * max(1, len(gallery))))  # with a sorted copy
     found = [rank_measures([], [], [], n_queries=0)]
-    counted: list[tuple[Distances, NDArray[np.int64]]] = []
     for start in range(0, len(queries), size):
-        stop, pending = min(start + size, len(queries)), 0
-        for query, row in enumerate(scores.block(start, stop), start):
-            if pairing.own[query] >= 0:
-                row[pairing.own[query]] = np.inf
-            counted.append(_not_farther(row, query, pairing.relevant(query), scores))
-            pending += len(counted[-1][0])
-            if query == stop - 1 or pending > _AT_ONCE:
-                number = np.repeat(np.arange(len(counted)), [len(distances) for distances, _ in counted])
-                distances, not_farther = (np.concatenate(part) for part in zip(*counted, strict=True))
-                found.append(rank_measures(number, distances, not_farther, n_queries=len(counted)))
-                counted, pending = [], 0
+        asked = np.arange(start, min(start + size, len(queries)))
+        block, own = scores.block(asked), pairing.own[asked]
+        block[np.flatnonzero(own >= 0), own[own >= 0]] = np.inf
+        relevant = [pairing.relevant(query) for query in asked.tolist()]
+        counts = np.array([len(columns) for columns in relevant])
+        for part, _ in together(counts, _AT_ONCE):
+            number = np.repeat(np.arange(len(counts[part])), counts[part])
+            distances = scores.distances(asked[part][number], np.concatenate(relevant[part]))
+            distances = distances[np.lexsort((distances, number))]
+            not_farther = scores.count(block[part], asked[part], counts[part], distances)
+            found.append(rank_measures(number, distances, not_farther, n_queries=len(counts[part])))
         if progress is not None:
-            progress(stop, len(queries))
+            progress(start + len(asked), len(queries))
     return RankMeasures(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
@@ -214,60 +215,65 @@ class _Scores:
     def __init__(self, queries: Vectors, gallery: Vectors, spec: SearchSpec) -> None:
         self.queries, self.gallery, self.spec = queries, gallery, spec
         lengths = [lengths_of(side) for side in (queries, gallery)]
-        self._halves = [length**2 / 2 for length in lengths]
-        # a sum of d products in any order is off by at most about d·eps·|x||y|, and 2|x||y| ≤ (|x| + |y|)²
         reach = (lengths[0] + lengths[1].max(initial=0.0)) ** 2
-        self.slack = (spec.dim + 16) * float(np.finfo(np.float64).eps) * reach
+        is_double = spec.metric == "l1" or reach.max(initial=0.0) > _OVERFLOW
+        self.dtype = np.dtype(np.float64 if is_double else np.float32)
+        self._halves = [(length**2 / 2).astype(self.dtype) for length in lengths]
+        # a sum of d products in any order is off by at most about d·eps/2·|x||y|, and 4|x||y| ≤ (|x| + |y|)²
+        self.slack = (spec.dim / 4 + 16) * (2.0**-52 if is_double else 2.0**-23) * reach + _TINY
 
-    def block(self, start: int, stop: int) -> Distances:
+    def block(self, asked: Rows) -> NDArray[Any]:
+        """The scores of some queries, (q, g)."""
         if self.spec.metric == "l1":
-            return np.stack([self.distances(query, slice(None)) for query in range(start, stop)])
-        queries = self.queries[start:stop].astype(np.float64)
-        scores = np.empty((len(queries), len(self.gallery)))
+            every = np.arange(len(self.gallery))
+            return np.stack([self.distances(query, every) for query in asked.tolist()])
+        queries = -self.queries[asked].astype(self.dtype)
+        scores = np.empty((len(asked), len(self.gallery)), self.dtype)
         for first in range(0, len(self.gallery), _TILE):
-            tile = self.gallery[first : first + _TILE].astype(np.float64)
+            tile = self.gallery[first : first + _TILE].astype(self.dtype, copy=False)
             np.matmul(queries, tile.T, out=scores[:, first : first + _TILE])
-        np.negative(scores, out=scores)
         if self.spec.metric != "dot":  # half the squared distance
-            scores += self._halves[0][start:stop, None]
+            scores += self._halves[0][asked, None]
             scores += self._halves[1]
         return scores
 
-    def distances(self, query: int, rows: Rows | slice) -> Distances:
-        """The exact distances, which depend on no other row."""
-        vectors = self.gallery[rows]
-        parts = [
-            distances_to(self.spec, self.queries[query], vectors[first : first + _TILE])
-            for first in range(0, len(vectors), _TILE)
-        ]
-        return np.concatenate(parts) if parts else np.empty(0)
+    def distances(self, queries: Rows | int, columns: Rows) -> Distances:
+        """The exact distances of pairs, or of one query's, each of which hangs on its two vectors alone."""
+        parts = [np.empty(0)]
+        for first in range(0, len(columns), _TILE):
+            part = slice(first, first + _TILE)
+            asked, which = (self.queries[queries], None) if isinstance(queries, int) else (self.queries, queries[part])
+            parts.append(distances_to(self.spec, asked, self.gallery[columns[part]], which=which))
+        return np.concatenate(parts)
 
-    def of(self, distances: Distances) -> Distances:
-        return distances**2 / 2 if self.spec.metric == "l2" else distances
+    def count(self, block: NDArray[Any], asked: Rows, counts: Rows, distances: Distances) -> Rows:
+        """The number in each query's row of scores that are not farther than each of its `counts` rising distances."""
+        wanted = distances**2 / 2 if self.spec.metric == "l2" else distances
+        slack = np.repeat(self.slack[asked], counts)
+        low = np.nextafter((wanted - slack).astype(self.dtype), self.dtype.type(-np.inf))
+        high = np.nextafter((wanted + slack).astype(self.dtype), self.dtype.type(np.inf))
+        nearer, not_farther = np.empty(len(distances), np.intp), np.empty(len(distances), np.intp)
+        stops = np.cumsum(counts)
+        spans = [slice(start, stop) for start, stop in zip((stops - counts).tolist(), stops.tolist(), strict=True)]
+        for row, span in zip(np.sort(block, axis=1), spans, strict=True):
+            nearer[span] = np.searchsorted(row, low[span], "left")
+            not_farther[span] = np.searchsorted(row, high[span], "right")
+        is_close = not_farther - nearer > 1  # every other one is alone within its slack
+        for number in np.unique(np.repeat(np.arange(len(asked)), counts)[is_close]).tolist():
+            at = spans[number].start + np.flatnonzero(is_close[spans[number]])
+            starts = np.flatnonzero(np.append(True, low[at[1:]] > high[at[:-1]]))  # of ranges that overlap
+            ends = np.append(starts[1:], len(at))
+            columns = _columns_between(block[number], low[at[starts]], high[at[ends - 1]])
+            close = np.sort(self.distances(int(asked[number]), columns))
+            sizes = not_farther[at[ends - 1]] - nearer[at[starts]]
+            surely = nearer[at[starts]] - (np.cumsum(sizes) - sizes)  # nearer, and not among the close
+            not_farther[at] = np.repeat(surely, ends - starts) + np.searchsorted(close, distances[at], "right")
+        return not_farther
 
 
-def _not_farther(row: Distances, query: int, relevant: Rows, scores: _Scores) -> tuple[Distances, NDArray[np.int64]]:
-    """The distances of the relevant columns of one row of scores, ascending, and how many are not farther than each."""
-    if not relevant.size:
-        return np.empty(0), np.empty(0, np.int64)
-    distances = np.sort(scores.distances(query, relevant))
-    wanted = scores.of(distances)
-    low, high = wanted - scores.slack[query], wanted + scores.slack[query]
-    nearer, not_farther = _count(row, low, high)
-    if (not_farther - nearer == 1).all():  # each is alone within its slack
-        return distances, not_farther
-    # those that some right answer cannot be told from: `low` and `high` are sorted alike
-    is_close = np.searchsorted(low, row, "right") != np.searchsorted(high, row, "left")
-    close = np.sort(scores.distances(query, np.flatnonzero(is_close)))
-    sure, _ = _count(row[~is_close], wanted, wanted)
-    return distances, sure + np.searchsorted(close, distances, "right")
-
-
-def _count(row: Distances, low: Distances, high: Distances) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Counts of numbers in the row that are below each of `low`, and not above each of `high`."""
-    if len(low) <= _COUNT_UP_TO:
-        below = [np.count_nonzero(row < bound) for bound in low]
-        not_above = [np.count_nonzero(row <= bound) for bound in high]
-        return np.array(below, np.int64), np.array(not_above, np.int64)
-    ordered = np.sort(row)
-    return np.searchsorted(ordered, low, "left"), np.searchsorted(ordered, high, "right")
+def _columns_between(row: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> Rows:
+    """The columns of a row whose numbers lie in one of some disjoint, rising ranges, ends included."""
+    if len(low) <= _FEW_RANGES:
+        return np.flatnonzero(np.logical_or.reduce([(row >= a) & (row <= b) for a, b in zip(low, high, strict=True)]))
+    place = np.searchsorted(low, row, "right") - 1
+    return np.flatnonzero((place >= 0) & (row <= high[place]))

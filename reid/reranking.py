@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 RerankMetric = Literal["cosine", "l2"]
-PASS_BYTES = 64 << 20  # size of a block of distances
+PASS_BYTES = 16 << 20  # size of a block of distances: most passes over it find it in the cache
 
 
 def rerank_features(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import GalleryError, ImageError, InputError, is_out_of_descriptors, too_many_files
+from ...images.image_sources import ImageRecord
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
 from ...metrics import Metric
@@ -79,6 +80,23 @@ def status_of(file: str | os.PathLike[str]) -> os.stat_result:
     if status.st_size > MAX_FILE_BYTES:
         raise ImageError(file, f"{status.st_size >> 20} MiB, more than {MAX_FILE_BYTES >> 20}")
     return status
+
+
+def stored_names(folder: Path, root: Path, *, are_walked: bool = False) -> Callable[[str], str]:
+    """`stored_path` of files given relative to a folder: for millions of them, without an object for each.
+
+    `are_walked`: they come from walking the folder, so no `..` is among them.
+    """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 (as above)
+    prefix = f"{folder.relative_to(root).as_posix()}/".removeprefix("./") if folder.is_relative_to(root) else None
+    if prefix is not None and are_walked:
+        return prefix.__add__
+
+    def stored(path: str) -> str:
+        is_plain = os.path.normpath(path) == path and not path.startswith("..") and not os.path.isabs(path)  # noqa: PTH117
+        return stored_path(folder / path, root) if prefix is None or not is_plain else prefix + path
+
+    return stored
 
 
 def read_offer(offer: Offer) -> bytes:
@@ -177,43 +195,37 @@ class _Intake:
         root = Path(manifest.root)
         snapshot = open_snapshot(self.writer.folder, manifest)
         snapshot.preload()  # the commits to come may merge its files away
-        known = snapshot.places_by_path(among=(stored_path(images.file(record), root) for record in images))
-        seen: set[str] = set()
-        for record in images:
-            file = images.file(record)
-            offer = Offer(file, stored_path(file, root), record.label, record.columns)
-            if offer.path in seen:  # one file under two names
+        stored = stored_names(images.root, root)
+        records: dict[str, ImageRecord] = {}
+        for record in images.survey():
+            if records.setdefault(stored(record.path), record) is not record:  # one file under two names
                 self.unchanged += 1
-                continue
-            seen.add(offer.path)
+        known = snapshot.places_by_path(among=records)
+        names = snapshot.column_names
+        for path, record in records.items():
+            columns, place = record.columns, known.get(path)
             if masks is not None:
                 try:
-                    digest = masks.digest(offer.path)
+                    digest = masks.digest(path)
                     if digest is None and self.strict:
-                        raise ImageError(offer.path, f"it has no mask; expected {masks.file(offer.path)}")
+                        raise ImageError(path, f"it has no mask; expected {masks.file(path)}")
                 except ImageError as error:
-                    self._refuse(offer, error)
+                    self._refuse(Offer(images.file(record), path), error)
                     continue
-                offer.columns = {**offer.columns, MASK_COLUMN: digest or NO_MASK}
-            if offer.path in known and not self._is_news(offer, snapshot, place=known[offer.path]):
+                columns = {**columns, MASK_COLUMN: digest or NO_MASK}
+            said = columns if record.label is None else {"label": record.label, **columns}
+            is_said = place is not None and all(
+                name in names and snapshot.value(name, place) == value for name, value in said.items()
+            )
+            file = os.path.join(images.root, record.path)  # noqa: PTH118 (one for each file)
+            if place is not None and is_said and _is_as_before(file, snapshot, place):
                 self.unchanged += 1
                 continue
+            offer = Offer(images.file(record), path, record.label, columns)
+            if place is not None:
+                offer.replaces = int(snapshot.ids[place])
+                offer.known_sha256 = snapshot.file_state(place)[0] if is_said else None
             yield offer
-
-    def _is_news(self, offer: Offer, snapshot: Snapshot, *, place: int) -> bool:
-        """True if the file must be read, or the listing says something else; notes what it would replace."""
-        offer.replaces = int(snapshot.ids[place])
-        sha256, size, mtime_ns = snapshot.file_state(place)
-        said = {name: value for name, value in {"label": offer.label, **offer.columns}.items() if value is not None}
-        names = snapshot.column_names
-        if any(name not in names or snapshot.value(name, place) != value for name, value in said.items()):
-            return True
-        offer.known_sha256 = sha256
-        try:
-            status = os.stat(offer.file)  # noqa: PTH116 (one call, no object)
-        except OSError:
-            return True  # reading it will say why
-        return (status.st_size, status.st_mtime_ns) != (size, mtime_ns)
 
     def _refuse(self, offer: Offer, error: ImageError) -> None:
         if is_out_of_descriptors(error.__cause__):  # says nothing of the image
@@ -239,6 +251,15 @@ class _Intake:
         )
         self.added += len(taken) - len(replaced)
         self.replaced += len(replaced)
+
+
+def _is_as_before(file: str, snapshot: Snapshot, place: int) -> bool:
+    """True if size and time of change of a known file say that it need not be read."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 (one call, no object)
+    except OSError:
+        return False  # reading it will say why
+    return (status.st_size, status.st_mtime_ns) == snapshot.file_state(place)[1:]
 
 
 def unusable(vectors: Vectors, metric: Metric) -> dict[int, str]:

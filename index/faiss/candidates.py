@@ -7,7 +7,6 @@ the exact layer knows when `Flat` and `SQfp16` have named every neighbour, ties 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -15,11 +14,20 @@ from typing import Any, Literal, TypeAlias
 import faiss as typed_faiss
 import numpy as np
 
-from ...metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to, lengths_of
+from ...metrics.distances import (
+    Distances,
+    SearchSpec,
+    Vectors,
+    check_vectors,
+    comparable,
+    distances_to,
+    lengths_of,
+    together,
+)
 from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch
-from .factory import efforts_of, faiss_metric, inner_index, is_coarse
+from .factory import SearchSettings, efforts_of, faiss_metric, inner_index, is_coarse, row_selector, search_parameters
 from .gpu import GPU_MAX_K, GpuIndex
-from .index_store import STAND_IN, IndexStore, Precision, SearchSettings, row_selector, stored_blocks
+from .index_store import STAND_IN, IndexStore, Precision, stored_blocks
 from .runtime import searched, threads_for
 
 faiss: Any = typed_faiss
@@ -27,7 +35,6 @@ faiss: Any = typed_faiss
 RECALL_TARGET = 0.99
 _FINE, _COARSE = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64)  # settings of over-fetch
 _BLOCK = 2048  # gathered rows that are compared at once: they stay in the processor's cache
-_READ_TOGETHER = 1024  # rows: their float64 copies stay in the processor's cache
 _FEW = 4096  # allowed rows for which an approximate index is not asked
 
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
@@ -60,27 +67,27 @@ class ErrorBound:
             else:
                 self.error = length * (self.rounding * precision.radius + precision.distortion) + _TINY
 
-    def floor(self, last: float) -> float:
+    def floor(self, last: Distances) -> Distances:
         """Least true distance of a vector that FAISS put behind one it computed as `last`; −inf: unknown."""
         if self.is_blind:
-            return -math.inf
+            return np.full_like(last, -np.inf)
         match self.metric:
             case "cosine":
                 return 1 - last - self.error
             case "dot":
                 return -last - self.error
             case "l2":
-                return math.sqrt(max(last - self.error, 0)) - self.distortion
+                return np.sqrt(np.maximum(last - self.error, 0)) - self.distortion
             case _:
                 return last * (1 - self.rounding)
 
-    def cut(self, kth: float) -> float:
+    def cut(self, kth: Distances) -> Distances:
         """FAISS's number behind which nothing can be nearer than the vector that it computed as `kth`."""
         match self.metric:
             case "cosine" | "dot":
                 return kth - 2 * self.error
             case "l2":
-                return (math.sqrt(max(kth, 0) + self.error) + 2 * self.distortion) ** 2 + self.error
+                return (np.sqrt(np.maximum(kth, 0) + self.error) + 2 * self.distortion) ** 2 + self.error
             case _:
                 return kth * (1 + 4 * self.rounding)
 
@@ -127,36 +134,24 @@ class Candidates:
             found, distances = self._gather(queries, n)
         else:
             found, distances = self._ask_index(queries, n, way=way, growth=growth)
-        keep = self._mask() if way == "all" and self.rows is not None else None
+            if store.tail.ntotal:
+                nearest, numbers = self._ask_tail(queries, n)
+                found, distances = np.hstack([nearest, found]), np.hstack([numbers, distances])
         bound = self._bound(queries)
-        floors, kept = [], []
-        for rows, numbers in zip(found, distances, strict=True):
-            floors.append(bound.floor(float(numbers[-1])) if bound else UNKNOWN_FLOOR)
-            if keep is not None or rows[-1] < 0:
-                wanted = rows >= 0 if keep is None else (rows >= 0) & keep[rows]
-                rows, numbers = rows[wanted], numbers[wanted]
-            if bound and len(rows) > k:
-                cut = bound.cut(float(numbers[k - 1]))
-                rows = rows[: np.count_nonzero(numbers >= cut if store.is_product else numbers <= cut)]
-            kept.append(rows)
-        for (ids, vectors), floor in zip(self.read_all(kept), floors, strict=True):
-            yield Proposal(ids, vectors, floor)
-
-    def read_all(self, lists: Sequence[Rows]) -> Iterator[tuple[Ids, Vectors]]:
-        """Ids and comparable vectors of each list of rows; short lists are read from the source together."""
-        first = 0
-        while first < len(lists):
-            last, total = first + 1, len(lists[first])
-            while last < len(lists) and total + len(lists[last]) <= _READ_TOGETHER:
-                total += len(lists[last])
-                last += 1
-            ids, vectors = self._read(lists[first] if last == first + 1 else np.concatenate(lists[first:last]))
-            start = 0
-            for rows in lists[first:last]:
-                stop = start + len(rows)
-                yield ids[start:stop], vectors[start:stop]
-                start = stop
-            first = last
+        wanted = found >= 0
+        if way == "all" and self.rows is not None:
+            wanted &= self._mask()[found]
+        numbers = distances.astype(np.float64)
+        floors = np.full(len(queries), UNKNOWN_FLOOR) if bound is None else bound.floor(numbers[:, -1])
+        if bound is not None:
+            place = np.cumsum(wanted, axis=1)
+            kth = numbers[np.arange(len(numbers)), np.argmax(place == k, axis=1)]
+            last = np.where(place[:, -1] > k, bound.cut(kth), -np.inf if store.is_product else np.inf)[:, None]
+            wanted &= numbers >= last if store.is_product else numbers <= last
+        counts = np.count_nonzero(wanted, axis=1)
+        rows = found[wanted]
+        for part, some in together(counts):
+            yield Proposal(*self._read(rows[some]), floors[part], counts[part])
 
     def _bound(self, queries: Vectors) -> ErrorBound | None:
         """None for an approximate index, of which nothing is known."""
@@ -210,6 +205,15 @@ class Candidates:
                 store.index, queries, n, params=store.parameters(selector, growth=1.0 if store.is_exact else growth)
             )
         return rows, distances
+
+    def _ask_tail(self, queries: Vectors, n: int) -> tuple[Rows, Any]:
+        """The same out of the rows that the index does not hold yet."""
+        store, start = self.store, self.store.index.ntotal
+        selector, _bits = (None, None) if self.rows is None else row_selector(self._mask()[start:])
+        params = None if selector is None else search_parameters(store.tail, effort=None, selector=selector)
+        with threads_for(len(queries)):
+            distances, places = searched(store.tail, queries, min(n, store.tail.ntotal), params=params)
+        return np.where(places < 0, -1, places + start), distances
 
     def _gather(self, queries: Vectors, n: int) -> tuple[Rows, Any]:
         """The same out of the allowed rows alone, compared block by block."""
@@ -292,19 +296,22 @@ def measured_settings(
     is_graph = isinstance(inner_index(index), faiss.IndexHNSW)  # it looks at no more than it is asked for
     factors = (1,) if is_graph else _COARSE if is_coarse(index) else _FINE
     asked, base = comparable(spec, truth.queries), first_fetch(k) * (1 if store.is_native else STAND_IN)
-    engine = Candidates(store, source)
     for effort in efforts_of(index):
         with threads_for(len(asked)):
             _, rows = searched(
                 index, asked, min(base * factors[-1], len(store.id_map)), params=store.parameters(effort=effort)
             )
-        candidates = engine.read_all([found[found >= 0] for found in rows])
         found = np.zeros(len(factors))
-        for query, own, radius, (ids, vectors) in zip(
-            asked, truth.ids, truth.distances[:, k - 1], candidates, strict=True
-        ):
-            near = (distances_to(spec, query, vectors) <= radius) & (ids != own)
-            found += [min(int(near[: base * factor].sum()), k) for factor in factors]
+        counts = np.count_nonzero(rows >= 0, axis=1)
+        candidates = rows[rows >= 0]
+        for part, some in together(counts):
+            ids = store.id_map.ids[candidates[some]]
+            vectors = store.vectors(candidates[some], source)
+            own, radius = (np.repeat(side[part], counts[part]) for side in (truth.ids, truth.distances[:, k - 1]))
+            which = np.repeat(np.arange(part.start, part.stop), counts[part])
+            near = (distances_to(spec, asked, vectors, which=which) <= radius) & (ids != own)
+            for mine in np.split(near, np.cumsum(counts[part])[:-1]):
+                found += [min(int(mine[: base * factor].sum()), k) for factor in factors]
         recalls = found / (k * len(truth))
         choice = int(np.argmax(recalls >= min(target, recalls[-1])))
         yield SearchSettings(effort, float(recalls[choice]), len(truth), factors[choice])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import faiss as typed_faiss
@@ -14,12 +15,13 @@ import numpy.typing as npt
 from ...errors import InputError, TooFewVectorsError
 from ...metrics.distances import SearchSpec, Vectors
 from ...remarks import counted
+from ..search import EXACT_UP_TO, Mask
+from ..storage.manifest import Tuning
 from .runtime import reconstructed
 
 faiss: Any = typed_faiss  # its type stubs do not know the keyword arguments of its Python layer
 
 FLAT_UP_TO = 200_000
-HALF_UP_TO = 1_000_000
 _TRAINING_PER_LIST = 64  # or code; FAISS warns below 39
 _TRAINING_LEAST = 65_536  # what FAISS's product quantisers take at most
 _TABLES_MAX = 2**31  # FAISS computes tables for products of residuals up to this size
@@ -34,15 +36,33 @@ _NUMBERS = {
 }
 
 
+@dataclass(frozen=True)
+class SearchSettings:
+    """Effort and over-fetch of an approximate index, and the recall of so many queries that was measured with them.
+
+    Over-fetch is how many times the usual number of candidates are re-scored; coarse codes need many.
+    """
+
+    effort: int | None  # nprobe or efSearch; None where there is no such knob
+    recall_at_10: float
+    queries: int
+    overfetch: int = 1
+
+    @classmethod
+    def of(cls, tuning: Tuning) -> SearchSettings:
+        """Those of an index that was tuned."""
+        return cls(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)
+
+
 def choose_factory(spec: SearchSpec, count: int) -> str:
     """The FAISS factory string that "auto" means for `count` vectors.
 
     >>> [choose_factory(SearchSpec(512, "cosine"), n) for n in (1_000, 500_000, 4_000_000)]
     ['Flat', 'SQfp16', 'IVF8192,SQfp16']
     """
-    if count <= (HALF_UP_TO if spec.metric == "l1" else FLAT_UP_TO):  # FAISS has no L1 on half-precision vectors
+    if count <= (EXACT_UP_TO if spec.metric == "l1" else FLAT_UP_TO):  # FAISS has no L1 on half-precision vectors
         return "Flat"
-    if count <= HALF_UP_TO:
+    if count <= EXACT_UP_TO:
         return "SQfp16"
     return f"IVF{list_count(count)},SQfp16"
 
@@ -237,6 +257,12 @@ def search_parameters(index: Any, *, effort: int | None = None, selector: Any = 
     else:
         parameters = faiss.SearchParameters(sel=selector)
     return parameters if inner is index else faiss.SearchParametersPreTransform(index_params=parameters)
+
+
+def row_selector(mask: Mask) -> tuple[Any, Any]:
+    """FAISS's selector of the rows where the mask holds, and the bits it points to, which have to outlive it."""
+    bits = np.packbits(mask, bitorder="little")
+    return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits
 
 
 @contextmanager

@@ -25,9 +25,19 @@ from ...errors import CorruptGalleryError, InputError
 from ...forking import ForkSafeLock
 from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable, lengths_of
 from ...remarks import counted
-from ..search import IdMap, Ids, Mask, Rows, VectorSource
-from ..storage.manifest import Tuning
-from .factory import Coarse, faiss_metric, inner_index, is_exact, refusals_of, search_parameters, train, training_size
+from ..search import IdMap, Ids, Rows, VectorSource, small_change
+from .factory import (
+    Coarse,
+    SearchSettings,
+    faiss_metric,
+    inner_index,
+    is_exact,
+    refusals_of,
+    row_selector,
+    search_parameters,
+    train,
+    training_size,
+)
 from .runtime import reconstructed, searched
 
 faiss: Any = typed_faiss
@@ -64,28 +74,11 @@ class Precision:
         return Precision(self.distortion + rounding * (1 + 1e-6), self.radius)
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """Effort and over-fetch of an approximate index, and the recall of so many queries that was measured with them.
-
-    Over-fetch is how many times the usual number of candidates are re-scored; coarse codes need many.
-    """
-
-    effort: int | None  # nprobe or efSearch; None where there is no such knob
-    recall_at_10: float
-    queries: int
-    overfetch: int = 1
-
-    @classmethod
-    def of(cls, tuning: Tuning) -> SearchSettings:
-        """Those of an index that was tuned."""
-        return cls(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)
-
-
 class IndexStore:
-    """An index with the ids of its rows.
+    """An index with the ids of its rows; the last rows may lie in `tail`, searched exactly.
 
-    `buffer` is the memory that an index read without copying looks into; `own_copy` then reads one that can grow.
+    `trained` is the number of vectors that an approximate index was made for. `buffer` is the
+    memory that an index read without copying looks into; `own_copy` then reads one that can grow.
     """
 
     def __init__(
@@ -96,6 +89,7 @@ class IndexStore:
         id_map: IdMap | None = None,
         precision: Precision | None = None,
         settings: SearchSettings | None = None,
+        trained: int = 0,
         buffer: Any = None,
         own_copy: Callable[[], Any] | None = None,
     ) -> None:
@@ -104,6 +98,8 @@ class IndexStore:
         self.id_map = id_map or IdMap()
         self.precision = precision or Precision()
         self.settings = settings
+        self.trained = trained
+        self.tail: Any = faiss.IndexFlat(spec.dim, faiss_metric(spec, "Flat"))
         self.is_flat = isinstance(index, faiss.IndexFlat)
         self.is_native = spec.metric != "l1" or bool(index.metric_type == faiss.METRIC_L1)
         self.is_exact = is_exact(index) and self.is_native
@@ -127,13 +123,16 @@ class IndexStore:
                 sample[start : start + len(some)] = vectors
                 start += len(some)
             train(index, sample)
+        if self.is_exact:  # room for all at once: growing copies what is there again and again
+            index.codes.resize(len(ids) * index.code_size)
+            index.codes.resize(0)
         with refusals_of(factory):
-            start = 0
             for some, vectors in stored_blocks(self.spec, ids, source):
                 check_range(factory, vectors)
-                lists = None if coarse is None else coarse.assignment[start : start + len(some)]
-                self.add(some, vectors, lists=lists)
-                start += len(some)
+                start = index.ntotal
+                self._insert(vectors, lists=None if coarse is None else coarse.assignment[start : start + len(some)])
+                self.id_map.append(some)
+        self.trained = len(ids)
 
     def require_filters(self, factory: str) -> None:
         """InputError for a filled index that FAISS cannot search by filters."""
@@ -142,21 +141,37 @@ class IndexStore:
             with refusals_of(factory):
                 searched(self.index, np.zeros((1, self.spec.dim), np.float32), 1, params=self.parameters(selector))
 
-    def add(self, ids: Ids, vectors: Vectors, *, lists: Rows | None = None) -> None:
-        """Store comparable vectors in new rows; of an inverted file into these lists, where they are known."""
+    def add(self, ids: Ids, vectors: Vectors) -> None:
+        """Store comparable vectors in new rows: of an approximate index in the tail, as long as it stays small."""
+        held = self.index.ntotal
+        if held and not self.is_exact and self.tail.ntotal + len(ids) <= small_change(held):
+            self.tail.add(vectors)
+        else:
+            self.settle()
+            self._insert(vectors)
+        self.id_map.append(ids)
+
+    def settle(self) -> None:
+        """Bring the tail into the index."""
+        if self.tail.ntotal:
+            flat = faiss.rev_swig_ptr(self.tail.get_xb(), self.tail.ntotal * self.spec.dim)
+            self._insert(flat.reshape(-1, self.spec.dim))
+            self.tail.reset()
+
+    def _insert(self, vectors: Vectors, *, lists: Rows | None = None) -> None:
+        """Put the next rows into the index; of an inverted file into these lists, where they are known."""
         if self._own_copy is not None:  # FAISS ends the process when it is told to add to memory that is not its own
             self.index, self._own_copy = self._own_copy(), None
             self.buffer = None
-        start = len(self.id_map)
+        start, count = self.index.ntotal, len(vectors)
         self._view = None  # FAISS moves its memory as it grows
         if lists is None:
             self.index.add(vectors)
         else:
-            rows = np.arange(start, start + len(ids))
-            self.index.add_core(len(ids), *(faiss.swig_ptr(array) for array in (vectors, rows, lists)))
-        self.id_map.append(ids)
+            rows = np.arange(start, start + count)
+            self.index.add_core(count, *(faiss.swig_ptr(array) for array in (vectors, rows, lists)))
         if self.is_exact:
-            stored = vectors if self.is_flat else reconstructed(self.index, start, len(ids))
+            stored = vectors if self.is_flat else reconstructed(self.index, start, count)
             self.precision = self.precision.including(vectors, stored)
 
     def vectors(self, rows: Rows, source: VectorSource) -> Vectors:
@@ -208,19 +223,15 @@ def check_range(factory: str, vectors: Vectors) -> None:
         )
 
 
-def row_selector(mask: Mask) -> tuple[Any, Any]:
-    """FAISS's selector of the rows where the mask holds, and the bits it points to, which have to outlive it."""
-    bits = np.packbits(mask, bitorder="little")
-    return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits
-
-
 def write(store: IndexStore, file: BinaryIO, *, factory: str) -> None:
     """All of a store, without the raw vectors, into a file."""
+    store.settle()
     header = {
         "dim": store.spec.dim,
         "metric": store.spec.metric,
         "factory": factory,
         "rows": len(store.id_map),
+        "trained": store.trained,
         "errors": asdict(store.precision),
         "calibration": asdict(store.settings) if store.settings else None,
     }
@@ -276,6 +287,7 @@ def unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
         id_map=IdMap(ids, live),
         precision=Precision(**{name: float(value) for name, value in header["errors"].items()}),
         settings=SearchSettings(**header["calibration"]) if header["calibration"] else None,
+        trained=int(header.get("trained", rows)),
         buffer=part,
         own_copy=lambda: _read_index(part, tables=tables, copy=True),
     )

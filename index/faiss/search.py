@@ -15,10 +15,11 @@ from ...errors import InputError
 from ...forking import make_forks_safe
 from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable, lengths_of
 from ..search import Hits, Ids, MemoryVectors, VectorSource, check_ids, search_exactly
+from ..storage.manifest import has_outgrown
 from .candidates import Candidates, enough, ground_truth, measured_settings
-from .factory import Coarse, choose_factory, index_bytes, inner_index, new_index
+from .factory import Coarse, SearchSettings, choose_factory, index_bytes, inner_index, new_index
 from .gpu import GpuCopy
-from .index_store import Buffer, IndexStore, SearchSettings, check_range, structure_problems, unpack, write
+from .index_store import Buffer, IndexStore, check_range, structure_problems, unpack, write
 
 _BLOCK = 8192
 _MEASURED_QUERIES = 200
@@ -152,6 +153,19 @@ class FaissSearch:
         """Reading the index back saves training; exact kinds are rebuilt from the vectors as quickly."""
         return not self.store.is_exact
 
+    @property
+    def is_outgrown(self) -> bool:
+        """An approximate index was made for fewer than half or more than twice as many, or mostly for what has left."""
+        book = self.store.id_map
+        return not self.is_exact and (
+            has_outgrown(self.store.trained, book.live_count) or has_outgrown(len(book), book.live_count)
+        )
+
+    @property
+    def ids(self) -> Ids:
+        """The ids stored, in no order."""
+        return self.store.id_map.ids[self.store.id_map.live]
+
     def upsert(self, ids: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
         """Add raw vectors, or replaces them by id.
 
@@ -168,7 +182,8 @@ class FaissSearch:
         stored = comparable(self.spec, raw, lengths)
         check_range(self.factory, stored)
         self.store.add(keys, stored)
-        self._gpu.drop()
+        if not self.store.tail.ntotal:
+            self._gpu.drop()
         if isinstance(self._source, MemoryVectors):
             self._source.put(keys, raw)
 
@@ -218,7 +233,7 @@ class FaissSearch:
     def verify(self) -> list[str]:
         """Problems found: in row numbers, and for exact kinds any vector that is not the source's."""
         store = self.store
-        problems = structure_problems(store.index, rows=len(store.id_map))
+        problems = structure_problems(store.index, rows=len(store.id_map) - store.tail.ntotal)
         if problems or not store.is_exact:
             return problems
         rows = store.id_map.ascending()
@@ -250,7 +265,8 @@ class FaissSearch:
     def nbytes(self) -> int:
         """Memory of the index and of its ids, in bytes; mapped from a file or not."""
         rows = len(self.store.id_map)
-        return index_bytes(self.store.index, rows) + 17 * rows  # id, live or not, and the row of each id
+        tail = 4 * self.spec.dim * int(self.store.tail.ntotal)
+        return index_bytes(self.store.index, rows) + tail + 17 * rows  # id, live or not, and the row of each id
 
     @property
     def is_mapped(self) -> bool:
@@ -272,7 +288,7 @@ class FaissSearch:
     def deserialise(cls, data: Buffer, *, spec: SearchSpec, source: VectorSource, device: str = "auto") -> FaissSearch:
         """The index that `serialise` or `save` wrote; the caller has made sure that the bytes are its own.
 
-        The index goes on looking into `data`, until the first `upsert` copies it: a mapped file must not change.
+        The index goes on looking into `data`, until it takes in what was added: a mapped file must not change.
 
         Raises:
             CorruptGalleryError: bytes that are damaged, were made for another spec, or claim more than they hold.

@@ -23,8 +23,7 @@ from ...remarks import counted
 from ..search import Ids, Search, VectorSource
 from ..storage.manifest import Tuning
 from .candidates import GroundTruth, enough, ground_truth, has_levelled_off, measured_settings
-from .factory import Coarse, coarse_of, index_bytes, list_count, new_index
-from .index_store import SearchSettings
+from .factory import Coarse, SearchSettings, coarse_of, index_bytes, list_count, new_index
 from .runtime import machine
 from .search import FaissSearch
 

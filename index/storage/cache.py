@@ -1,7 +1,9 @@
 """Prototypes and search index of an open gallery, and the files that spare the next reader their making.
 
-A cache file that is missing, stale, damaged, or foreign is passed over without an error. FAISS was not made for hostile
-input, so its file is read only with an HMAC over its contents in the manifest, keyed with a secret of this user.
+A cache file that is missing, stale, damaged, or foreign is passed over without an error. An index outlives small
+changes of its gallery: an id means one vector for ever, so what left is masked, and what came is searched beside it.
+FAISS was not made for hostile input: its file is read only with an HMAC over its contents, keyed with a secret of this
+user.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +31,17 @@ from ...errors import CorruptGalleryError, DistcamError, InputError, TooFewVecto
 from ...files import file_sha256, say_after_commit
 from ...remarks import counted
 from ..prototypes import PrototypeStore
-from ..search import Searcher
+from ..scan import Scan
+from ..search import EXACT_UP_TO, Hits, Searcher, VectorSource, search_exactly, small_change
 from .hdf5 import Array
-from .snapshot import Ids, Snapshot
+from .manifest import CacheEntry, Manifest, has_outgrown
+from .snapshot import Ids, Snapshot, check_file
 from .writer import GalleryWriter
 
 if TYPE_CHECKING:  # FAISS is imported by the first search
     from ..faiss.search import FaissSearch
 
-_FAST_INDEX = 100_000  # images; below, "auto" always means an index that is built as quickly as read
+_SCANS = 4  # searches that cost no more than building the index
 _SECRET_BYTES = 32
 _IN_MEMORY = 1 << 30
 
@@ -48,6 +53,7 @@ class GalleryCache:
         self.snapshot = snapshot
         self._prototypes: PrototypeStore | None = None
         self._search: Searcher | None = None
+        self._scans = 0  # searches that were answered without an index
         self._unmade: InputError | None = None  # why a flat index stands in for the gallery's
 
     def close(self) -> None:
@@ -76,14 +82,23 @@ class GalleryCache:
         """The search index; read from its file when this user made it, else built; or the backend's own."""
         if self._search is None:
             self._search = self.snapshot.search()
-        if self._search is None and (data := load_index_bytes(self.snapshot)) is not None:
-            from ..faiss.search import FaissSearch
-
+        if self._search is None:
             with suppress(DistcamError):
-                self._search = FaissSearch.deserialise(data, spec=self.snapshot.search_spec, source=self._embeddings)
+                self._search = load_index(self.snapshot, self._embeddings)
         if self._search is None:
             self._search = self._new_search()
         return self._search
+
+    def answer(self, queries: Array, k: int, **limits: Any) -> list[Hits]:
+        """What `search` finds; where that is not made yet, exact and quick to make, the first few read all vectors."""
+        spec, is_remote = self.snapshot.search_spec, self.snapshot.is_remote
+        is_made = self._search is not None or self._scans >= _SCANS or not _is_built_quickly(self.snapshot)
+        if is_made or is_remote or spec.metric == "l1":
+            return self.search.search(queries, k, **limits)
+        self._scans += 1
+        allowed = limits.get("allowed")
+        ids = self.snapshot.ids if allowed is None else np.intersect1d(allowed, self.snapshot.ids)
+        return search_exactly(spec, queries, k, engine=Scan(spec, ids, self._embeddings))
 
     def _new_search(self) -> FaissSearch:
         """The gallery's index, or a flat one where FAISS cannot make that of these vectors: there may be too few."""
@@ -98,7 +113,7 @@ class GalleryCache:
             return search
 
     def _search_of(self, factory: str) -> FaissSearch:
-        from ..faiss.index_store import SearchSettings
+        from ..faiss.factory import SearchSettings
         from ..faiss.search import FaissSearch
 
         tuning = self.snapshot.manifest.tuning
@@ -116,6 +131,14 @@ class GalleryCache:
         return self.snapshot.embeddings(ids)
 
     # --- Following changes -------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Read, before a change, what can follow it in memory only: prototypes, and an earlier version's index."""
+        self._prototypes = self._prototypes or load_prototypes(self.snapshot)
+        entry = self.snapshot.manifest.index_cache
+        if self._search is None and entry is not None and entry.next_id is None:
+            with suppress(DistcamError):
+                self._search = load_index(self.snapshot, self._embeddings)
 
     def refresh(self, after: Snapshot) -> None:
         """Go on to another generation, by what came and what left."""
@@ -138,40 +161,27 @@ class GalleryCache:
                 # another writer has deleted the rows of what left from the backend; the cache file knows the outcome
         self.snapshot = after
         if self._search is not None:
-            self._bring_up_to_date(self._search, before.ids)
+            _bring_up_to_date(cast("FaissSearch", self._search), after)
 
-    def attach(self, search: FaissSearch, known: Ids) -> None:
-        """Search with an index that was made from the images `known`."""
+    def attach(self, search: FaissSearch) -> None:
+        """Search with an index that was made of an earlier generation."""
         self.close()
         search.read_from(self._embeddings)
-        self._bring_up_to_date(search, known)
+        _bring_up_to_date(search, self.snapshot)
         self._search = search
 
-    def _bring_up_to_date(self, search: Searcher, known: Ids) -> None:
-        """Take what left out of a search index over the ids in `known`, and put in what came."""
-        from ..faiss.search import FaissSearch
-
-        assert isinstance(search, FaissSearch)
-        search.delete(np.setdiff1d(known, self.snapshot.ids, assume_unique=True))
-        for ids, vectors in self.snapshot.blocks(np.flatnonzero(~np.isin(self.snapshot.ids, known))):
-            search.upsert(ids, vectors.embedding)
-
     def store(self, writer: GalleryWriter) -> None:
-        """Store prototypes, and the search index if it costs more to build than to read, in the gallery's folder."""
+        """Store prototypes, and a search index that costs more to build than to read when much has changed since."""
         snapshot = self.snapshot
         manifest = snapshot.manifest
         if not manifest.is_fresh(manifest.prototype_cache):
             writer.store_cache("prototypes", self.prototypes.save, count=len(self.prototypes))
-        is_quick = snapshot.is_remote or manifest.index in ("flat", "SQfp16")
-        is_quick |= manifest.index == "auto" and len(snapshot) < _FAST_INDEX
-        if not is_quick and not manifest.is_fresh(manifest.index_cache) and self.search.is_worth_saving:
-            from ..faiss.search import FaissSearch
-
-            search = self.search
-            assert isinstance(search, FaissSearch)
-            writer.store_cache(
-                "index", search.save, count=len(snapshot), tag=lambda file: index_tag(snapshot, file.sha256)
-            )
+        if _is_index_due(snapshot):
+            if getattr(self._search, "is_outgrown", False):
+                self.close()
+            if self.search.is_worth_saving:
+                search = cast("FaissSearch", self.search)
+                writer.store_cache("index", search.save, count=len(snapshot), tag=partial(index_tag, manifest))
         if self._unmade is not None:
             reason = str(self._unmade).split(";")[0].split(", got ")[0]
             say_after_commit(
@@ -239,30 +249,79 @@ def user_secret() -> bytes | None:
     return None
 
 
-def index_tag(snapshot: Snapshot, sha256: str) -> str | None:
-    """Proof that this user computed the index file with this checksum for this very state of the gallery."""
+def index_tag(manifest: Manifest, entry: CacheEntry, ids: Ids | None = None) -> str | None:
+    """Proof that this user computed this index file for this gallery; for these very `ids` if it cannot follow."""
     secret = user_secret()
     if secret is None:
         return None
-    manifest = snapshot.manifest
     state = {
-        "index": sha256,
-        "ids": hashlib.sha256(snapshot.ids.tobytes()).hexdigest(),
-        "generation": manifest.generation,
+        "index": entry.file.sha256,
+        "generation": entry.generation,
         "spec": asdict(manifest.spec),
         "factory": manifest.index,
         "encoder": manifest.encoder.fingerprint,
     }
+    if entry.next_id is None and ids is not None:
+        state["ids"] = hashlib.sha256(ids.tobytes()).hexdigest()
+    else:
+        state |= {"gallery": manifest.gallery_id, "next_id": entry.next_id}
     return hmac.new(secret, json.dumps(state, sort_keys=True).encode(), "sha256").hexdigest()
 
 
+def is_own(manifest: Manifest, entry: CacheEntry, ids: Ids | None = None) -> bool:
+    """True for an index file that `index_tag` proves to be this user's."""
+    expected = index_tag(manifest, entry, ids)
+    return expected is not None and entry.tag is not None and hmac.compare_digest(expected, entry.tag)
+
+
+def _is_built_quickly(snapshot: Snapshot) -> bool:
+    """True where no index file is worth its room: the index is exact, or not ours."""
+    index = snapshot.manifest.index
+    return snapshot.is_remote or index in ("flat", "SQfp16") or (index == "auto" and len(snapshot) <= EXACT_UP_TO)
+
+
+def _is_index_due(snapshot: Snapshot) -> bool:
+    """True where an index that is slow to build has no file, or one of which more than a hundredth has changed."""
+    manifest, entry, count = snapshot.manifest, snapshot.manifest.index_cache, len(snapshot)
+    if _is_built_quickly(snapshot):
+        return False
+    if entry is None or not is_own(manifest, entry, snapshot.ids):
+        return True
+    try:
+        check_file(snapshot.folder, entry.file, checksum=False)
+    except (OSError, DistcamError):
+        return True
+    then = entry.file.count
+    came = 0 if entry.next_id is None else count - int(np.searchsorted(snapshot.ids, np.uint64(entry.next_id)))
+    return then - count + 2 * came > small_change(then) or has_outgrown(then, count)
+
+
+def load_index(snapshot: Snapshot, source: VectorSource) -> FaissSearch | None:
+    """The stored FAISS index at this generation; None where it is missing, foreign, or no longer fits."""
+    if _is_built_quickly(snapshot) or (data := load_index_bytes(snapshot)) is None:
+        return None
+    from ..faiss.search import FaissSearch
+
+    search = FaissSearch.deserialise(data, spec=snapshot.search_spec, source=source)
+    _bring_up_to_date(search, snapshot)
+    return None if search.is_outgrown else search
+
+
+def _bring_up_to_date(search: FaissSearch, snapshot: Snapshot) -> None:
+    """Take what is not in a generation out of a search index, and put in what is."""
+    known = search.ids
+    search.delete(np.setdiff1d(known, snapshot.ids, assume_unique=True))
+    for ids, vectors in snapshot.blocks(np.flatnonzero(~np.isin(snapshot.ids, known))):
+        search.upsert(ids, vectors.embedding)
+
+
 def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
-    """The contents of the stored FAISS index, if this user wrote it for this very state of the gallery.
+    """The contents of the stored FAISS index, if this user wrote it for this gallery.
 
     Up to 1 GiB they are in memory, else in a nameless file on the gallery's disk, which is read as far as it is used.
     """
     entry = snapshot.manifest.index_cache
-    if entry is None or entry.tag is None or not snapshot.manifest.is_fresh(entry):
+    if entry is None or not is_own(snapshot.manifest, entry, snapshot.ids):
         return None
     with suppress(OSError, ValueError):  # ValueError: an empty file cannot be mapped
         path = snapshot.folder / entry.file.name
@@ -283,6 +342,5 @@ def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
             else:
                 file.seek(0)
                 data = file.read()
-        expected = index_tag(snapshot, hashlib.sha256(data).hexdigest())
-        return data if expected is not None and hmac.compare_digest(expected, entry.tag) else None
+        return data if hashlib.sha256(data).hexdigest() == entry.file.sha256 else None
     return None

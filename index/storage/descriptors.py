@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ class OpenFile:
             raise self.corrupt("is not a plain file")
         self._state = _state(status)
         self.bytes = status.st_size
+
+    @property
+    def is_current(self) -> bool:
+        """True if what lies under its name is the file that was opened, not written to since."""
+        with suppress(OSError):
+            return _state(self.path.lstat()) == self._state
+        return False
 
     def corrupt(self, problem: str) -> CorruptGalleryError:
         """The error for a problem with this file; to be raised by the caller."""

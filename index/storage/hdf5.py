@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, repeat
@@ -23,6 +23,7 @@ from ...errors import CorruptGalleryError, TooManyFilesError
 from .descriptors import OpenFile
 
 MAX_DATASETS = 4096
+_ENDS = 24  # bytes by which strings are told apart before they are decoded
 _ONE_READ = 8192  # bytes that are copied in the time that one more read takes
 _SPAN_MOST = 64 << 20  # bytes that are read for rows that lie scattered among them
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -283,8 +284,11 @@ class Strings:
     def __iter__(self) -> Iterator[str]:
         blob = self.blob.read().tobytes()
         cuts = self.offsets.read().tolist()
-        for start, stop in pairwise(cuts):
-            yield self._decode(blob[start:stop])
+        if blob.isascii():  # then decoding keeps every place
+            text = blob.decode()
+            yield from (text[start:stop] for start, stop in pairwise(cuts))
+        else:
+            yield from (self._decode(blob[start:stop]) for start, stop in pairwise(cuts))
 
     def take(self, rows: Array) -> list[str]:
         """The strings in some rows."""
@@ -292,6 +296,21 @@ class Strings:
             return [self[row] for row in rows.tolist()]
         strings = list(self)
         return [strings[row] for row in rows.tolist()]
+
+    def find(self, wanted: Set[str]) -> list[tuple[int, str]]:
+        """The rows that hold one of these, with it; the others are told by length and last bytes, and not decoded."""
+        ends = [string.encode("utf-8", "surrogatepass") for string in wanted]
+        blob, stops = self.blob.read(), self.offsets.read().astype(np.int64)[1:]
+        sizes = np.diff(stops, prepend=0)
+        rows = np.flatnonzero(np.isin(sizes, [len(end) for end in ends]))
+        for back in range(1, min(_ENDS, len(blob)) + 1):
+            if len(rows) <= len(ends):
+                break
+            allowed = np.zeros(256, np.bool_)
+            allowed[[end[-back] for end in ends if len(end) >= back]] = True
+            rows = rows[(sizes[rows] < back) | allowed[blob[stops[rows] - back]]]
+        strings = zip(rows.tolist(), self.take(rows), strict=True)
+        return [(row, string) for row, string in strings if string in wanted]
 
     def _decode(self, data: bytes) -> str:
         try:

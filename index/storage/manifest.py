@@ -77,8 +77,9 @@ class CacheEntry:
     """A file that can always be computed again from the segments."""
 
     file: FileEntry
-    generation: int  # that it was computed from; with any other it is stale
+    generation: int  # that it was computed from
     tag: str | None = None  # proof that this user wrote it (`cache.py`); None where no proof is needed
+    next_id: int | None = None  # of that generation; an index that has it can follow to later ones, nothing else can
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ class BackendEntry:
     owner: str  # a random id that the collection carries too
     columns: tuple[str, ...] = ()  # the names of the user's
     settled: int = 0  # number of tombstone files whose rows have been deleted
+
+
+def has_outgrown(then: int, now: int) -> bool:
+    """True if what was fitted to so many images then no longer fits as many as there are now."""
+    return now > _GROWTH * then or now < then / _GROWTH
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ class Tuning:
 
     def is_due(self, images: int) -> bool:
         """True if a gallery of so many images should be tuned again."""
-        return images > _GROWTH * self.images or images < self.images / _GROWTH
+        return has_outgrown(self.images, images)
 
 
 @dataclass(frozen=True)
@@ -204,6 +210,10 @@ class Manifest:
     def is_fresh(self, cache: CacheEntry | None) -> bool:
         """True if a cache is there and of this generation."""
         return cache is not None and cache.generation == self.generation
+
+    def is_of_use(self, cache: CacheEntry | None) -> bool:
+        """True if a cache is there and of this generation, or can be brought to it."""
+        return cache is not None and (cache.next_id is not None or self.is_fresh(cache))
 
     def save(self, folder: Path, storage: Storage) -> None:
         """Make this the gallery's manifest: durable when the call returns, and never half there."""

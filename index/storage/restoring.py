@@ -15,6 +15,7 @@ from pathlib import Path
 from ...errors import CorruptGalleryError, GalleryError, InputError
 from ...files import REMEDY, Storage, WriterLock, refusals_named
 from ..backends import existing_gallery, is_root_of_this_user, new_gallery_id, require_rows_in_folder
+from .cache import index_tag, is_own
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
 from .snapshot import check_file, read_ids
@@ -162,14 +163,16 @@ def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None
     def cache(entry: CacheEntry | None) -> CacheEntry | None:
         return None if entry is None else dataclasses.replace(entry, file=new[entry.file.name])
 
-    encoder = manifest.encoder
-    return dataclasses.replace(
+    encoder, index = manifest.encoder, cache(manifest.index_cache)
+    restored = dataclasses.replace(
         manifest,
         segments=tuple(new[entry.name] for entry in manifest.segments),
         tombstones=tuple(new[entry.name] for entry in manifest.tombstones),
         encoder=dataclasses.replace(encoder, file=None if encoder.file is None else new[encoder.file.name]),
         skipped=None if manifest.skipped is None else new[manifest.skipped.name],
         prototype_cache=cache(manifest.prototype_cache),
-        index_cache=cache(manifest.index_cache),
         gallery_id=new_gallery_id(manifest.root if is_root_of_this_user(manifest) else None),
     )
+    if index is not None and index.next_id is not None:  # it goes by the gallery's name; others by their ids
+        index = dataclasses.replace(index, tag=index_tag(restored, index) if is_own(manifest, index) else None)
+    return dataclasses.replace(restored, index_cache=index)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,9 +254,12 @@ class Segment:
             file.array(name, dtype, (n, *width))
 
     @classmethod
-    def of(cls, folder: Path, entry: FileEntry, spec: Spec) -> Self:
-        """A segment of a gallery, as its manifest names it."""
-        return cls(folder / entry.name, spec=spec, count=entry.count, sha256=entry.sha256)
+    def of(cls, folder: Path, entry: FileEntry, spec: Spec) -> Segment:
+        """A segment of a gallery, as its manifest names it: the open one, unless its file was touched."""
+        key = (folder / entry.name, entry, spec)
+        if (segment := _in_use.get(key)) is None or not segment.file.file.is_current:
+            segment = _in_use[key] = cls(key[0], spec=spec, count=entry.count, sha256=entry.sha256)
+        return segment
 
     def __len__(self) -> int:
         return len(self.stored_ids)
@@ -335,3 +339,6 @@ class Segment:
         step = max(1, BLOCK_BYTES // max(1, self.file.bytes // max(1, len(self))))
         for start in range(0, len(rows), step):
             yield self.vectors(rows[start : start + step])
+
+
+_in_use: WeakValueDictionary[tuple[Path, FileEntry, Spec], Segment] = WeakValueDictionary()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -99,10 +100,10 @@ class Snapshot:
 
     def column(self, name: str) -> Categorical:
         """One column of all images, in the order of ids; InputError for an unknown one."""
-        if name not in self.column_names:
-            raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
         if (kept := self._columns.get(name)) is not None:
             return kept
+        if name not in self.column_names:
+            raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
         column = self._read_column(name)
         if name != "path" or len(self) <= _PATHS_KEPT:
             self._columns[name] = column
@@ -244,8 +245,13 @@ class Snapshot:
 
     def places_by_path(self, among: Iterable[str] | None = None) -> dict[str, int]:
         """The place of each image, or of those under the paths `among`, by its path."""
-        wanted = None if among is None else set(among)
-        return {path: place for place, path in enumerate(self.all_paths()) if wanted is None or path in wanted}
+        if among is None:
+            return {path: place for place, path in enumerate(self.all_paths())}
+        wanted = set(among)
+        starts = zip(self._starts.tolist(), self.segments, strict=False)
+        found = {start + row: path for start, segment in starts for row, path in segment.paths.find(wanted)}
+        places = np.flatnonzero(np.isin(self._positions, list(found)))
+        return {found[self._positions[place]]: place for place in places.tolist()}
 
     def ids_of(self, paths: Sequence[str | os.PathLike[str]], root: Path) -> Ids:
         """The ids of images given by path, as stored or where the files lie; InputError when one is not there."""
@@ -267,8 +273,14 @@ class Snapshot:
 
     def file_state(self, place: int) -> tuple[bytes, int, int]:
         """SHA-256, size in bytes, and time of change in ns of the file an image was read from."""
-        segment, row = next(self._rows(np.array([place])))
-        return segment.sha256[row].tobytes(), int(segment.size[row]), int(segment.mtime_ns[row])
+        sha256, size, mtime_ns = self._file_states
+        return sha256[place].tobytes(), int(size[place]), int(mtime_ns[place])
+
+    @cached_property
+    def _file_states(self) -> tuple[Array, Array, Array]:
+        parts = [(segment.sha256, segment.size, segment.mtime_ns) for segment in self.segments]
+        sha256, size, mtime_ns = (np.concatenate(column)[self._positions] for column in zip(*parts, strict=True))
+        return sha256, size, mtime_ns
 
 
 def check_file(folder: Path, entry: FileEntry, *, checksum: bool) -> None:

@@ -167,14 +167,14 @@ class Check:
     def _check_index(self, snapshot: Snapshot) -> None:
         """An index that another user wrote is not read, and so not checked: it is never used either."""
         entry = self.manifest.index_cache
-        if entry is None or not self._is_checkable(entry) or (data := load_index_bytes(snapshot)) is None:
+        if entry is None or entry.file.name in self.bad or (data := load_index_bytes(snapshot)) is None:
             return
         from ..faiss.search import FaissSearch
 
         with self._noting(entry.file):
             search = FaissSearch.deserialise(data, spec=snapshot.search_spec, source=snapshot.embeddings)
             problems = search.verify()
-            if not problems and search.count() != len(snapshot):
+            if not problems and self.manifest.is_fresh(entry) and search.count() != len(snapshot):
                 problems = [f"holds {counted(search.count(), 'vector')} for {counted(len(snapshot), 'image')}"]
             if problems:
                 self._note(entry.file, problems[0])

@@ -197,13 +197,16 @@ class GalleryWriter:
         fill: Callable[[Path], None],
         *,
         count: int,
-        tag: Callable[[FileEntry], str | None] | None = None,
+        tag: Callable[[CacheEntry], str | None] | None = None,
     ) -> None:
-        """Write a cache of the present generation and name it in the manifest."""
+        """Write a cache of the present generation and name it in the manifest; one with a tag can follow to others."""
         assert not self._state.pending
         suffix, key = ("h5", "prototype_cache") if kind == "prototypes" else ("faiss", "index_cache")
-        file = self._write_new(kind, suffix, fill, count=count)
-        self._save(**{key: CacheEntry(file, self.manifest.generation, tag(file) if tag is not None else None)})
+        cache = CacheEntry(self._write_new(kind, suffix, fill, count=count), self.manifest.generation)
+        if tag is not None:
+            cache = dataclasses.replace(cache, next_id=self.manifest.next_id)
+            cache = dataclasses.replace(cache, tag=tag(cache))
+        self._save(**{key: cache})
 
     def _write_segment(self, entries: Entries, vectors: Iterable[Vectors]) -> FileEntry:
         fill = partial(write_segment, entries=entries, vectors=vectors, spec=self.manifest.spec)

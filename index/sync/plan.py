@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +23,9 @@ from ...images.loading import IMAGE_SUFFIXES, read_image
 from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from ...progress import Progress
 from ...remarks import Skipped
-from ..building.ingest import Offer, reason_of, status_of
+from ..building.ingest import Offer, reason_of, status_of, stored_names
 from ..reports import SyncKind
-from ..storage.segments import Segment, stored_path
+from ..storage.segments import Segment
 from ..storage.snapshot import Snapshot
 
 
@@ -57,19 +58,14 @@ class SyncFolder:
         self._prefixes = tuple({f"{path.as_posix().rstrip('/')}/" for path in (self.folder, self.folder.resolve())})
         self._roots = tuple({f"{path.as_posix().rstrip('/')}/" for path in (root, root.resolve())})
         self._splits = cache(find_split_folders)
-        self._stored_prefix = None  # of the folder's files, where no link can lead to another name for them
-        if self.folder.is_relative_to(root):
-            self._stored_prefix = "" if self.folder == root else f"{self.folder.relative_to(root).as_posix()}/"
-
-    def stored(self, path: str) -> str:
-        """The path under which the gallery knows a file of the folder, given relative to the folder."""
-        if self._stored_prefix is not None:  # for millions of files: without an object for each
-            return self._stored_prefix + path
-        return stored_path(self.folder / path, self.root)
+        # the path under which the gallery knows a file of the folder, given relative to the folder
+        self.stored = stored_names(self.folder, root, are_walked=True)
+        self._prefix = self.stored("x")[:-1]
 
     def holds(self, path: str) -> bool:
         """True for a stored path that lies under the folder."""
-        return self._within(path) is not None
+        is_under = path.startswith(self._prefix) and ":" not in path and path[0] not in "/\\"
+        return is_under or self._within(path) is not None
 
     def _within(self, path: str) -> str | None:
         if "://" in path:  # an address, which no folder holds
@@ -122,6 +118,7 @@ class Row(NamedTuple):
 
     segment: Segment
     row: int
+    state: tuple[int, int]  # size in bytes and time of change in ns of the file it was read from
 
     @property
     def id(self) -> int:
@@ -132,11 +129,6 @@ class Row(NamedTuple):
     def sha256(self) -> bytes:
         """The checksum of the file it was read from."""
         return bytes(self.segment.sha256[self.row])
-
-    @property
-    def state(self) -> tuple[int, int]:
-        """Size in bytes and time of change in ns of that file."""
-        return int(self.segment.size[self.row]), int(self.segment.mtime_ns[self.row])
 
     @property
     def columns(self) -> dict[str, str]:
@@ -165,11 +157,11 @@ def _digest(file: Path) -> bytes:
 
 def rows_of(snapshot: Snapshot) -> dict[str, Row]:
     """Every image's row by its path."""
-    return {
-        path: Row(segment, row)
-        for segment, rows in snapshot.live_parts()
-        for path, row in zip(segment.paths.take(rows), rows.tolist(), strict=True)
-    }
+    found: dict[str, Row] = {}
+    for segment, rows in snapshot.live_parts():
+        states = zip(segment.size[rows].tolist(), segment.mtime_ns[rows].tolist(), strict=True)
+        found.update(zip(segment.paths.take(rows), map(Row, repeat(segment), rows.tolist(), states), strict=True))
+    return found
 
 
 class SyncPlan:
@@ -201,6 +193,7 @@ class SyncPlan:
         self.missing: list[str] = []  # such images that stay all the same
         self.skipped: list[Skipped] = []
         self.unchanged = self.busy = 0
+        self._place = str(folder.folder)
         self._keeps_labels = settings.labels is None
         self._has_labels = self._keeps_labels and bool((snapshot.column("label").codes >= 0).any())
         self._inside = {path for path in self.known if folder.holds(path)}
@@ -214,10 +207,11 @@ class SyncPlan:
 
     def _look(self, listing: Listing | None, progress: Progress | None) -> None:
         """Sort the files into unchanged ones and wanted ones."""
+        records = [] if listing is None else listing.survey()
         for problem in () if listing is None else listing.problems:
             path, _, reason = problem.partition(": ")
             self.skipped.append(Skipped(self.folder.stored(path), reason))
-        for number, record in enumerate(listing or (), 1):
+        for number, record in enumerate(records, 1):
             path = self.folder.stored(record.path)
             if path in self._seen:  # one file under two names
                 continue
@@ -230,7 +224,7 @@ class SyncPlan:
                 progress(number, max(number, len(self._inside)))
 
     def _compare(self, path: str, record: ImageRecord) -> None:
-        status = status_of(f"{self.folder.folder}/{record.path}")
+        status = status_of(f"{self._place}/{record.path}")
         row = self.known.get(path)
         is_as_before = row is not None and row.state == (status.st_size, status.st_mtime_ns)
         if is_as_before and self._keeps_labels and not self.settings.checksum:

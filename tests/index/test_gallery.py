@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from search_answers import assert_same
 
 from distcam.encoders import Encoder
 from distcam.errors import CorruptGalleryError, FingerprintMismatchError, InputError, NotAGalleryError, ShapeError
@@ -44,7 +45,9 @@ def _entries(paths: list[str], labels: list[str | None], **columns: list[str | N
 def _make(folder: Path, *, metric: Any = "cosine", index: str = "auto", maps: bool = False) -> Gallery:
     """Six images in three segments, ids 0 to 5."""
     spec = Spec(metric, embedding_dim=2, pooled_dim=3, map_shape=(1, 2) if maps else None)
-    manifest = Manifest(spec, EncoderEntry("f" * 64, "fake/ffffffff"), root="/photos", index=index)
+    manifest = Manifest(
+        spec, EncoderEntry("f" * 64, "fake/ffffffff"), root="/photos", index=index, gallery_id=folder.name
+    )
     Storage().make_folder(folder)
     writer = GalleryWriter(folder, manifest, on_disk=None, limits=CommitLimits(images=2))
     for start in range(0, 6, 2):
@@ -158,6 +161,18 @@ def test_a_search_among_some(gallery: Gallery) -> None:
     assert none.ids.tolist() == []
     with pytest.raises(InputError, match="did you mean 'camera'"):
         gallery.ids_where("camra=1")
+
+
+def test_a_gallery_answers_its_first_searches_by_a_scan_and_the_others_alike(gallery: Gallery) -> None:
+    query = gallery.embeddings(gallery.ids[2:4])
+    some = gallery.ids[1::2]
+    cache = gallery._cache
+    first = [gallery.search(query, 5), cache.answer(query, 2, allowed=some)]
+    assert cache._search is None
+    held = gallery.searcher
+    assert cache._search is held
+    assert_same(first[0], held.search(query, 5))
+    assert_same(first[1], held.search(query, 2, allowed=some))
 
 
 def test_prototypes_come_from_the_labels(gallery: Gallery) -> None:
@@ -516,15 +531,19 @@ def test_a_bad_cache_is_computed_again_without_an_error(tmp_path: Path, damage: 
     assert verify_gallery(gallery.folder).problems == ()
 
 
-def test_an_index_of_another_generation_is_not_read(tmp_path: Path) -> None:
+def test_an_index_of_another_generation_is_brought_to_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery = _cached(tmp_path)
     with opened_for_writing(gallery.folder) as writer:  # a writer that renews no caches, like one that was killed
         writer.remove([0])
         writer.commit()
+        writer.append(_entries(["6.jpg"], [None]), Vectors(POOLED[:1], VECTORS[:1]))
+        writer.commit()
     stale = Gallery.open(gallery.folder)
-    assert caches.load_index_bytes(stale.snapshot) is None
+    _forbid_building(monkeypatch)
     assert caches.load_prototypes(stale.snapshot) is None
-    assert stale.search(VECTORS[:1], 2)[0].ids.tolist() == [1, 3]
+    assert stale.info()["index_cached"]
+    assert [hits.ids.tolist() for hits in stale.search(VECTORS[:1], 2)] == [[1, 6]]
+    assert verify_gallery(gallery.folder).problems == ()
     assert stale.prototypes.count("cat") == 1
 
 

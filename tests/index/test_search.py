@@ -19,7 +19,7 @@ from search_answers import EXACT, assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import CorruptGalleryError, InputError, ShapeError
 from distcam.index.faiss import index_store as faiss_bytes
-from distcam.index.faiss.factory import choose_factory
+from distcam.index.faiss.factory import SearchSettings, choose_factory
 from distcam.index.faiss.search import FaissSearch
 from distcam.index.search import UNKNOWN_FLOOR, Proposal, search_exactly
 from distcam.metrics.distances import METRICS, Metric, SearchSpec, comparable, distances_to
@@ -171,6 +171,36 @@ def test_repeats_are_dropped_and_too_few_candidates_lead_to_reading_everything()
 
 
 # --- Edges -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_vectors_beside_an_approximate_index_are_searched_as_if_they_were_in_it(data: st.DataObject) -> None:
+    metric = data.draw(st.sampled_from(METRICS))
+    vectors = blobs(420, 6, seed=data.draw(st.integers(0, 9)))
+    search = build(vectors[:300], metric, "IVF4,Flat")
+    search.use(SearchSettings(4, 1.0, 1))  # all lists: what is missed is missed by the tail
+    alive, end = set(range(300)), 300
+    for _ in range(data.draw(st.integers(1, 5))):
+        count = data.draw(st.integers(0, 24))
+        search.upsert(np.arange(end, end + count, dtype=np.uint64), vectors[end : end + count])
+        alive |= set(range(end, end + count))
+        end += count
+        gone = data.draw(st.sets(st.integers(0, end - 1), max_size=12))
+        search.delete(np.array(sorted(gone), np.uint64))
+        alive -= gone
+    if data.draw(st.booleans()):
+        search = FaissSearch.deserialise(
+            search.serialise(), spec=search.spec, source=lambda ids: vectors[ids.astype(int)]
+        )
+    else:
+        assert search.store.tail.ntotal == end - 300
+    share = data.draw(st.sampled_from([1, 2, 7]))
+    allowed = np.array([key for key in sorted(alive) if key % share == 0], np.uint64)
+    queries = vectors[data.draw(st.sampled_from([[0], [419], list(range(290, 330))]))]
+    expected = [true_hits(metric, query, vectors, 6, allowed) for query in queries]
+    assert_same(search.search(queries, 6, allowed=None if share == 1 else allowed), expected)
+    assert search.verify() == []
 
 
 def test_an_empty_index_gives_empty_hits_and_k_may_exceed_the_count() -> None:
@@ -382,7 +412,7 @@ def test_verify_names_vectors_that_are_not_the_sources() -> None:
 
 @pytest.mark.parametrize("factory", ["flat", "SQfp16", "IVF8,SQfp16", "IVF8,PQ4x4", "HNSW16", "PCA4,IVF8,Flat"])
 def test_an_index_mapped_from_a_file_is_not_copied_until_something_is_added(factory: str, tmp_path: Path) -> None:
-    vectors = blobs(900, 8)
+    vectors = blobs(1000, 8)
 
     def source(ids: np.ndarray) -> np.ndarray:
         return vectors[ids.astype(int)]
@@ -397,16 +427,19 @@ def test_an_index_mapped_from_a_file_is_not_copied_until_something_is_added(fact
     assert_same(back.search(vectors[:9], 12), search.search(vectors[:9], 12))
     back.delete(ids_of(3, 4))
     assert back.is_mapped
-    new = np.arange(700, 900, dtype=np.uint64)
-    back.upsert(new, vectors[700:])  # FAISS itself would end the process here
+    back.upsert(ids_of(700), vectors[700:701])
+    assert back.is_mapped == (factory not in EXACT)  # few are searched beside an approximate index
+    new = np.arange(701, 1000, dtype=np.uint64)
+    back.upsert(new, vectors[701:])  # FAISS itself would end the process here
     search.delete(ids_of(3, 4))
-    search.upsert(new, vectors[700:])
+    search.upsert(ids_of(700), vectors[700:701])
+    search.upsert(new, vectors[701:])
     assert not back.is_mapped
     del mapped
     if "HNSW" not in factory:  # a graph draws the levels of its vertices anew
         assert_same(back.search(vectors[690:720], 12), search.search(vectors[690:720], 12))
         assert back.serialise() == search.serialise()
-    assert back.count() == 898
+    assert back.count() == 998
 
 
 def test_a_disk_that_fills_up_while_an_index_is_saved_is_an_os_error(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ def kill_at_random(child: subprocess.Popen[str], chance: random.Random, *, lines
     assert child.stderr is not None
     said = [child.stdout.readline() for _ in range(lines)]
     time.sleep(chance.random() * at_most)
-    child.kill()
-    rest, errors = child.communicate()
+    with child:
+        child.kill()
+        rest, errors = child.stdout.read(), child.stderr.read()  # communicate() would pass over what is buffered here
     assert child.returncode in (-9, 0), errors
     return [json.loads(line) for line in "".join([*said, rest]).splitlines() if line.endswith("]]")]  # the last is cut
 

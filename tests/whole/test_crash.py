@@ -214,6 +214,48 @@ def _restored(folder: Path, storage: Recorder) -> None:
     storage.acknowledge(model)
 
 
+def _carried(folder: Path, storage: Recorder) -> None:
+    """A gallery whose index is carried over a change, and written again with the next; then compacted."""
+    storage.make_folder(folder)
+    entry = EncoderEntry("f" * 64, "fake/ffffffff")
+    manifest = Manifest(SPEC, entry, root="/photos", index="HNSW8", gallery_id="carried")
+    model: Model = {f"c{number:02d}": float(number) for number in range(60)}
+    writer = GalleryWriter(folder, manifest, on_disk=None, storage=storage)
+    writer.append(*_rows(model))
+    writer.commit(complete=True)
+    storage.acknowledge(model)
+    gallery = Gallery.open(folder)
+    gallery.save_caches(writer)
+    storage.acknowledge(model)
+    ages = []
+    for number in range(2):
+        writer.append(*_rows({f"d{number}": 60.0 + number}))
+        writer.remove([7 * number])
+        writer.commit()
+        model = {path: value for path, value in model.items() if value != 7 * number} | {f"d{number}": 60.0 + number}
+        storage.acknowledge(model)
+        gallery.save_caches(writer)
+        storage.acknowledge(model)
+        assert gallery.manifest.index_cache is not None
+        ages.append(gallery.manifest.generation - gallery.manifest.index_cache.generation)
+    assert ages == [1, 0]  # carried over, and written again
+    writer.compact()
+    storage.acknowledge(model)
+
+
+def _searched(folder: Path) -> Model:
+    """What is there, once each image has found itself and its neighbours, in order, by the index."""
+    model = _read(folder)
+    with Gallery.open(folder) as gallery:
+        search = gallery.searcher
+        assert (search.count(), search.description["factory"]) == (len(model), "HNSW8")  # type: ignore[attr-defined]
+        numbers = np.array([*model.values()])
+        for number, hits in zip(numbers, gallery.search(gallery.embeddings(gallery.ids), 3), strict=True):
+            order = np.lexsort((gallery.ids, np.abs(numbers - number)))[:3]
+            assert hits.ids.tolist() == gallery.ids[order].tolist()
+    return model
+
+
 def _read(folder: Path) -> Model:
     with Gallery.open(folder, verify=True) as gallery:
         paths = [record.path for record in gallery.records(gallery.ids)]
@@ -241,6 +283,7 @@ def _count_bad_states(
     storage: Recorder,
     *,
     life: Callable[[Path, Recorder], None] = _live,
+    read: Callable[[Path], Model] = _read,
     stop_at: int | None = None,
 ) -> tuple[int, int]:
     """How many crash states do not open, or have lost something; and how many there are."""
@@ -256,7 +299,7 @@ def _count_bad_states(
                 if path != folder:
                     (replayed / path.name).write_bytes(data)
         try:
-            bad += _read(replayed) not in allowed
+            bad += read(replayed) not in allowed
         except NotAGalleryError:
             bad += None not in allowed
         except Exception:
@@ -276,6 +319,28 @@ def test_a_gallery_survives_every_crash_while_it_is_restored(tmp_path: Path) -> 
     bad, total = _count_bad_states(tmp_path, Recorder(), life=_restored)
     assert total > 50
     assert bad == 0
+
+
+@pytest.mark.usefixtures("own_state")
+def test_an_index_carried_over_changes_survives_every_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distcam.index.storage.cache.small_change", lambda count: 2)
+    bad, total = _count_bad_states(tmp_path, Recorder(), life=_carried, read=_searched)
+    assert total > 50
+    assert bad == 0
+
+
+@pytest.mark.usefixtures("own_state")
+def test_the_crash_test_notices_an_index_that_is_not_brought_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def searched(folder: Path) -> Model:
+        with monkeypatch.context() as patch:
+            patch.setattr("distcam.index.storage.cache._bring_up_to_date", lambda search, snapshot: None)
+            return _searched(folder)
+
+    monkeypatch.setattr("distcam.index.storage.cache.small_change", lambda count: 2)
+    bad, _ = _count_bad_states(tmp_path, Recorder(), life=_carried, read=searched, stop_at=1)
+    assert bad > 0
 
 
 def test_the_crash_test_notices_a_restored_file_that_is_not_synced(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from search_answers import assert_same, blobs, build, ids_of, true_hits
 from distcam.errors import CorruptGalleryError, InputError
 from distcam.index import Gallery
 from distcam.index.faiss.candidates import GroundTruth, enough, ground_truth
-from distcam.index.faiss.factory import coarse_of, index_bytes, new_index
-from distcam.index.faiss.index_store import SearchSettings
+from distcam.index.faiss.factory import SearchSettings, coarse_of, index_bytes, new_index
 from distcam.index.faiss.search import FaissSearch
 from distcam.index.faiss.tuning import (
     Budget,
