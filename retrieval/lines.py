@@ -235,7 +235,7 @@ class LineFinder:
             encoding = self._retriever.inference.encode_images([gallery.file(record) for record in records])
             assert encoding.fine is not None
             fine, maps = encoding.fine.cpu(), encoding.feature_map
-        if is_said:
+        if is_said and len(gallery) > 1:  # of one image nothing can be measured
             remark(
                 "what lines are measured against is not kept with the gallery: measured on "
                 f"{counted(len(records), 'image')} of it now; `distcam index calibrate --lines` keeps it",

@@ -86,6 +86,17 @@ BRANCHES = [
         "by the encoder that a gallery brings",
         "--weights random --readout mean --fit pad --image-size 64",
     ),
+    ("explain {photo} --target match:{photo} --encoder e.safetensors", "without --both", "--lines"),
+    (
+        "explain {photo} --target match:{photo} --encoder e.safetensors --both",
+        "with --both",
+        "--method distcam --layer x --option tau=0 --faithfulness",
+    ),
+    (
+        "explain {photo} --target match:{photo} --encoder e.safetensors --both --out o.html",
+        "by the report",
+        "--style box --scale shared --colours gray",
+    ),
     ("explain {photo} --target class", "where no image is drawn", "--style box --scale shared --colours gray"),
     ("explain {photo} --target class --out o.npz", "where no image is drawn", "--style box --scale each"),
     ("explain {photo} --target class --out o.png --style contour", "by the style contour", "--colours viridis"),
@@ -168,7 +179,7 @@ ALWAYS = {
     "device overwrite "
     "strict as_json",
     "evaluate": "metric recall_at nmi out seed as_json",
-    "explain": "max_pixels target encoder method layer option out_file faithfulness as_json",
+    "explain": "max_pixels target encoder out_file both as_json",
     "fewshot evaluate": "data split strict out_file part episodes_file method overwrite as_json",
     "fewshot compare": "difference as_json",
     "fewshot episodes": "data as_json",
