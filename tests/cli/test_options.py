@@ -44,6 +44,11 @@ BRANCHES = [
     ),
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
+    (
+        "index export {gallery} --out e --to csv",
+        "by --to csv",
+        "--index none --rows-per-file 9 --half --encoder",
+    ),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
     (
         "index calibrate {gallery}",
@@ -170,7 +175,7 @@ ALWAYS = {
     "index tune": "recall memory latency_ms queries candidates seed device dry_run as_json",
     "index sync": "max_pixels labels checksum keep_missing dry_run watch root as_json",
     "index import": "out_path kind metric encoder root index overwrite as_json",
-    "index export": "out_path index rows_per_file half encoder as_json",
+    "index export": "out_path to as_json",
     "benchmark explanations": "queries boxes reference methods composites faithful device max_pixels seed strict html "
     "as_json",
     "encoders list": "library as_json",
