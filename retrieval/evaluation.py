@@ -186,8 +186,7 @@ class Evaluation:
         )
         return rows, [counted, *self.protocol.describe(), *self.origin.describe()]
 
-    def __str__(self) -> str:
-        return self.table()
+    __str__ = table
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{name} {100 * score.value:.2f}" for name, score in self.scores.items())
@@ -204,9 +203,8 @@ class Evaluation:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        if per_query:
-            return data_frame(self.to_dict(per_query=True)["per_query"])
-        return data_frame([{"score": name, **asdict(score)} for name, score in self.scores.items()])
+        scores = [{"score": name, **asdict(score)} for name, score in self.scores.items()]
+        return data_frame(self.to_dict(per_query=True)["per_query"] if per_query else scores)
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Everything for JSON; values per query only on request, None where a query has no relevant image."""
