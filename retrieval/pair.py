@@ -21,6 +21,7 @@ from ..index import Gallery, Hits, PrototypeStore, Record
 from ..index.storage.manifest import Spec
 from ..metrics.distances import Metric, SearchSpec, comparable, distances_to
 from .explanation import Explanation
+from .matches import Matches
 from .retriever import Retriever
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def explain_pair(
     loaded = Encoder.load(encoder) if isinstance(encoder, str | PathLike) else encoder
     inference = Inference(whole_encoder(loaded), device=device, precision=precision)
     other = cast(Gallery, _OneImage(match, inference, metric))
-    return Retriever(other, inference.encoder, inference=inference).query(query, k=1).explain(**options)
+    matches: Matches = Retriever(other, inference.encoder, inference=inference).query(query, k=1)
+    return matches.explain(**options)
 
 
 class _OneImage:

@@ -124,8 +124,8 @@ def explain(
     if both:
         assert encoder is not None
         drawn = {"style": style, "scale": scale, "colours": colours}
-        own = load_encoder(encoder, weights, fit=fit, size=image_size, readout=readout)
-        _both_sides(images, asked.value, own, metric or "cosine", out_file, drawn, lines=lines, as_json=as_json)
+        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, readout=readout)
+        _both_sides(images, asked.value, loaded, metric or "cosine", out_file, drawn, lines=lines, as_json=as_json)
         return
     subject: Subject
     if of_network:
@@ -180,7 +180,7 @@ def _both_sides(
         write_report(out_file, found, lines=lines)
     elif out_file is not None:
         found[0].save(out_file, DrawStyle(**drawn), lines=lines)
-    told = []
+    told: list[dict[str, Any]] = []
     for path, each in zip(images, found, strict=True):
         alike = each.lines(0) if lines else None
         told.append({"image": str(path), "match": match, "similarity": each.matches[0].similarity})
