@@ -28,11 +28,12 @@ from distcam.images.boxes.formats import read_boxes
 from distcam.images.boxes.joined import BoxedImages, boxed_images
 from distcam.metrics.intervals import bootstrap_weights
 from distcam.retrieval import References, localise, read_classifier
+from distcam.retrieval.localisation.classifiers import LinearClassifier
 from distcam.retrieval.localisation.composites import split_off
 from distcam.retrieval.localisation.explanation_table import DEFAULT, ExplanationTable
 from distcam.retrieval.localisation.explanations import benchmark_explanations, default_methods
 from distcam.retrieval.localisation.maps import FLOORS
-from distcam.retrieval.localisation.references import LinearClassifier, Photograph, photographs
+from distcam.retrieval.localisation.references import Photograph, photographs
 from distcam.retrieval.localisation.results import MEASURES, Estimate, estimate
 
 Cells = list[ExplanationTable]

@@ -17,7 +17,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,8 @@ from distcam.images.boxes.formats import read_boxes
 from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
-from distcam.retrieval.localisation.references import EncodedBothWays, LinearClassifier, encode_both_ways, linear_probe
+from distcam.retrieval.localisation.classifiers import LinearClassifier, linear_probe
+from distcam.retrieval.localisation.references import Photograph
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import SceneSet, write_scenes
 from distcam.training.data.training_set import TrainingSet
@@ -42,6 +43,16 @@ from distcam.training.data.training_set import TrainingSet
 WEIGHTINGS = ("dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered")
 THRESHOLDS = tuple(step / 20 for step in range(20))
 WAYS = ("whole", "masked")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBothWays:
+    """Pictures as a whole and under their masks, each as pooled vectors and embeddings."""
+
+    files: tuple[Path, ...]
+    whole: tuple[Tensor, Tensor]
+    masked: tuple[Tensor, Tensor]
+    masks: float  # share of the pictures that have one
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,11 @@ class Side:
         return cls([listing.file(r) for r in records], [r.path for r in records], [str(r.label) for r in records])
 
     def encoded(self, inference: Inference, masks: Path) -> EncodedBothWays:
-        return encode_both_ways(zip(self.files, self.paths, strict=True), inference, MaskFolder(masks))
+        named = [Photograph(*each) for each in zip(self.files, self.labels, self.paths, strict=True)]
+        found = [References.encode(named, inference, masks=own) for own in (None, MaskFolder(masks))]
+        whole, masked = ((each.pooled, each.embeddings) for each in found)
+        drawn = [MaskFolder(masks).file(path).is_file() for path in self.paths]
+        return EncodedBothWays(found[0].files, whole, masked, sum(drawn) / len(drawn))
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -92,25 +107,25 @@ def box_masks(images: BoxedImages, side: Side, folder: Path) -> Path:
 
 
 def pseudo_masks(
-    side: Side,
+    sides: dict[str, Side],
     inference: Inference,
     classifier: LinearClassifier,
     labels: Sequence[str],
     folder: Path,
     *,
     threshold: float,
-    is_labelled: bool,
-) -> Path:
-    """The classifier's map above a threshold: for the picture's own class, or for the one that is predicted."""
-    for file, path, label in zip(side.files, side.paths, side.labels, strict=True):
-        encoding = inference.encode_images([file]).to("cpu")
-        number = labels.index(label) if is_labelled else int(classifier.predicted(encoding.pooled))
-        heat = torch.einsum("k,khw->hw", classifier.weight[number], encoding.feature_map[0])
-        size = read_image(file).size
-        mask = mask_of_map(heat, threshold=threshold, transform=inference.transform, size=size)
-        if mask.any():
-            write_mask(mask, (folder / path).with_suffix(".png"))
-    return folder
+) -> list[Path]:
+    """The classifier's map above a threshold: for a gallery picture's own class, for the predicted one of a query."""
+    for name, side in sides.items():
+        for file, path, label in zip(side.files, side.paths, side.labels, strict=True):
+            encoding = inference.encode_images([file]).to("cpu")
+            number = labels.index(label) if name == "gallery" else int(classifier.predicted(encoding.pooled))
+            heat = torch.einsum("k,khw->hw", classifier.weight[number], encoding.feature_map[0])
+            size = read_image(file).size
+            mask = mask_of_map(heat, threshold=threshold, transform=inference.transform, size=size)
+            if mask.any():
+                write_mask(mask, (folder / name / path).with_suffix(".png"))
+    return [folder / name for name in sides]
 
 
 # --- retrieval --------------------------------------------------------------------------------------------------------
@@ -189,15 +204,8 @@ def localisation_table(
             boxed, encoder, references, methods=WEIGHTINGS, thresholds=THRESHOLDS, precision="fp32", seed=seed
         )
     whole = tables["whole"]
-    both = LocalisationTable(
-        scores={f"{name}|{way}": table.scores[name] for way, table in tables.items() for name in table.scores},
-        energy_chance=whole.energy_chance,
-        encoder=whole.encoder,
-        reference=whole.reference,
-        n_references=whole.n_references,
-        n_classes=whole.n_classes,
-        seed=seed,
-    )
+    scores = {f"{name}|{way}": table.scores[name] for way, table in tables.items() for name in table.scores}
+    both = replace(whole, scores=scores)
     measures = {"max_box_acc": "MaxBoxAcc", "energy": "energy in box"}
     heads = [f"{title}, {what}" for title in measures.values() for what in ("whole", "masked", "masked − whole")]
     if both[f"{WEIGHTINGS[0]}|whole"].two_objects is not None:
@@ -248,18 +256,14 @@ def scenes(options: argparse.Namespace, work: Path) -> Iterator[str]:
     probe = linear_probe(own)
     kinds = {
         "true masks": [true_masks(novel, split, work / "true" / split) for split in ("gallery", "query")],
-        f"pseudo masks, threshold {options.threshold}": [
-            pseudo_masks(
-                side,
-                inference,
-                probe,
-                own.labels,
-                work / "pseudo" / split,
-                threshold=options.threshold,
-                is_labelled=split == "gallery",
-            )
-            for split, side in (("gallery", gallery), ("query", query))
-        ],
+        f"pseudo masks, threshold {options.threshold}": pseudo_masks(
+            {"gallery": gallery, "query": query},
+            inference,
+            probe,
+            own.labels,
+            work / "pseudo",
+            threshold=options.threshold,
+        ),
     }
     yield f"## scenes with two objects: {len(gallery.files)} in the gallery, {len(query.files)} queries, conv4"
     for title, (of_gallery, of_query) in kinds.items():
@@ -285,21 +289,11 @@ def photographs(options: argparse.Namespace, work: Path) -> Iterator[str]:
     if classifier is None:
         yield "no classifier in the weights, so no pseudo masks"
         return
-    named = encode_both_ways(zip(gallery.files, gallery.paths, strict=True), inference, MaskFolder(work))
+    named = gallery.encoded(inference, work)
     references = References.of([gallery.labels[gallery.files.index(f)] for f in named.files], *named.whole)
     rows = classifier.for_references(references)
-    folders = [
-        pseudo_masks(
-            side,
-            inference,
-            rows,
-            references.labels,
-            work / split,
-            threshold=options.threshold,
-            is_labelled=split == "gallery",
-        )
-        for split, side in (("gallery", gallery), ("query", query))
-    ]
+    sides = {"gallery": gallery, "query": query}
+    folders = pseudo_masks(sides, inference, rows, references.labels, work, threshold=options.threshold)
     title = f"pseudo masks of the network's own classifier, threshold {options.threshold}"
     yield from compared(title, encoder, inference, (query, folders[1]), (gallery, folders[0]), boxed, options)
 
@@ -322,7 +316,7 @@ def compared(
     asked = query[0].encoded(inference, query[1])
     held = asked if gallery is None else gallery[0].encoded(inference, gallery[1])
     labels = labels_of(query[0] if gallery is None else gallery[0], held)
-    share = f"{float(asked.has_mask.double().mean()):.0%} of the queries and {float(held.has_mask.double().mean()):.0%}"
+    share = f"{asked.masks:.0%} of the queries and {held.masks:.0%}"
     yield f"\n### {title}\n\n{share} of the gallery have a mask.\n"
     yield retrieval_table(asked, labels_of(query[0], asked), held, labels, is_same=gallery is None, seed=options.seed)
     if boxed is not None:

@@ -30,12 +30,7 @@ _REFUSED = (
 
 
 class Server:
-    """A running server.
-
-    Args:
-        url: its address, as it says when it starts.
-        gallery: the gallery that it should serve.
-    """
+    """A running server at the address that it says when it starts, and the gallery that it should serve."""
 
     def __init__(self, url: str, gallery: Path) -> None:
         self.url = url.rstrip("/")

@@ -111,12 +111,9 @@ def refuse_beside(option: str) -> None:
 
 
 def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
-    """Refuse options that the caller typed and that this branch of the running command does not use.
+    """Refuse options (parameters' names) that were typed and that this branch of the running command does not use.
 
-    Args:
-        branch: what does not use them, after "is not used": "without --explain", "by a segmentation network".
-        options: the parameters' names, such as `image_size`.
-        remedy: what to do; by default to leave them out.
+    `branch` goes on after "is not used": "without --explain"; `remedy` by default is to leave them out.
     """
     context = _RUNNING.get()
     if context is None:  # called from Python

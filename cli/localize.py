@@ -41,7 +41,11 @@ def localize(
         typer.Option(help="A CSV (path,x1,y1,x2,y2[,label]), the folder of CUB-200-2011, or a folder of ILSVRC's XML."),
     ],
     references: Annotated[
-        str, typer.Option(help="Labelled images to compare with: a folder of class folders, or a CSV with path,label.")
+        str,
+        typer.Option(
+            help="Labelled images to compare with: a folder of class folders, a CSV with path,label, or a "
+            "GALLERY of the same encoder."
+        ),
     ],
     encoder: options.EncoderName = "resnet50",
     weights: options.Weights = None,
@@ -92,13 +96,19 @@ def localize(
     if not boxes.exists():
         raise InputError(f"{boxes}: no such file or folder of boxes")
     require_encoder(encoder, weights, layer)
-    require_images([images, references])
+    from ..index.storage.manifest import MANIFEST_NAME
+
+    is_gallery = (Path(references) / MANIFEST_NAME).is_file()
+    if is_gallery:
+        refuse_unused("by a gallery, which has its own", "metric", "reference_masks")
+    require_images([images] if is_gallery else [images, references])
     from ..encoders import Inference
     from ..images import list_images
     from ..images.boxes.formats import read_boxes, read_synsets
     from ..images.boxes.joined import boxed_images
     from ..images.listing import quiet_listing
     from ..images.masks import MaskFolder
+    from ..index import Gallery
     from ..retrieval import References, localise, read_classifier
 
     synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
@@ -113,18 +123,30 @@ def localize(
         found.join(image.path for image in boxed).tell(what="a mask", lines=f"masks in {masks}")
     loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
     classifier = None if weights is None else read_classifier(encoder, weights, pooled_dim=loaded.pooled_dim)
-    with progress_bar("references") as progress:
-        inference = Inference(loaded, device=device, batch_size=batch_size)
-        pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
-        known = References.encode(
-            list_images(references), inference, metric=metric, masks=pooled, strict=strict, progress=progress
-        )
+    chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    keep = reference == "nearest" or chosen is None or "cam_probe" in chosen
+    if is_gallery:
+        with Gallery.open(references) as gallery:
+            known = References.of_gallery(gallery, loaded, keep_images=keep)
+    else:
+        with progress_bar("references") as progress:
+            inference = Inference(loaded, device=device, batch_size=batch_size)
+            pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
+            known = References.encode(
+                list_images(references),
+                inference,
+                metric=metric,
+                masks=pooled,
+                keep_images=keep,
+                strict=strict,
+                progress=progress,
+            )
     with progress_bar("images with boxes") as progress:
         table = localise(
             boxed,
             loaded,
             known,
-            methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
+            methods=chosen,
             reference=reference,
             classifier=classifier,
             masks=None if found is None else partial(_mask_of, found),

@@ -69,6 +69,7 @@ MaskClass = Annotated[
     typer.Option(min=0, max=255, help="The number that marks the object in the masks. Default: all that is not black."),
 ]
 GalleryEncoder = Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")]
+Root = Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")]
 Index = Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")]
 Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
 Readout = Annotated[

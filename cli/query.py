@@ -11,7 +11,18 @@ from ..errors import ImageError, InputError
 from ..explain.weightings import Mean, Weighting
 from . import console
 from .command import Commands, refuse_unused
-from .options import AsJson, Device, FineLayer, GalleryEncoder, GalleryPath, ReadsImages, Strict, read_box, read_point
+from .options import (
+    AsJson,
+    Device,
+    FineLayer,
+    GalleryEncoder,
+    GalleryPath,
+    ReadsImages,
+    Root,
+    Strict,
+    read_box,
+    read_point,
+)
 from .writing import DRAWINGS, require_place, write_explanations
 
 app = Commands()
@@ -133,7 +144,7 @@ def query(
     ] = None,
     fine_layer: FineLayer = "auto",
     encoder: GalleryEncoder = None,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
+    root: Root = None,
     device: Device = "auto",
     server: Annotated[
         str | None,

@@ -14,7 +14,7 @@ from ..files import write_text
 from ..remarks import remark
 from . import train
 from .command import Commands, refuse_unused
-from .console import crop_encoder, number_of, print_json, progress_bar, require_encoder, require_images, say
+from .console import answer, crop_encoder, number_of, print_json, progress_bar, require_encoder, require_images, say
 from .options import (
     AsJson,
     BatchSize,
@@ -73,7 +73,7 @@ def audit(
     read = _read(data, format_name, option)
     with progress_bar("opening images") as progress:
         found = look(read, least_images=least_images, open_files=not quick, near_bits=near, progress=progress)
-    print_json(found.to_dict()) if as_json else say(str(found))
+    answer(found.to_dict(), str(found), as_json=as_json)
 
 
 @app.command(epilog="Example: `distcam reid walkers walkers/ --identities 100 --cameras 4`")
@@ -109,10 +109,8 @@ def walkers(
         )
     data = written.data
     counts = {"train": len(data.of("train")), "query": len(data.queries), "gallery": len(data.gallery)}
-    if as_json:
-        print_json({"folder": str(out), "seed": seed, **counts})
-    else:
-        say(f"{out}: {', '.join(f'{n} {part}' for part, n in counts.items())} images")
+    text = f"{out}: {', '.join(f'{n} {part}' for part, n in counts.items())} images"
+    answer({"folder": str(out), "seed": seed, **counts}, text, as_json=as_json)
 
 
 @app.command(

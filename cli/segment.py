@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +13,8 @@ from ..errors import InputError
 from ..files import replacing
 from ..remarks import counted
 from .command import Commands, refuse_unused
-from .console import print_json, progress_bar, require_images, require_model, say
+from .console import answer, progress_bar, require_images, require_model
+from .masked import DataLayout, mask_pairs, open_data
 from .options import AsJson, Device, ReadsImages, Strict
 from .train import segment_train
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ..segmentation.segmenter.inference import InferenceSettings
     from ..segmentation.segmenter.segmenter import Segmenter
 
-DataLayout = Literal["auto", "folder", "voc", "camvid", "table", "scenes"]
 app = Commands()
 
 TRAIN_EXAMPLE = (
@@ -42,7 +42,7 @@ EVALUATE_EXAMPLE = (
 
 LayoutOption = Annotated[
     DataLayout,
-    typer.Option(help="What the data are: VOC's layout, CamVid's, a CSV, drawn scenes, or a folder of images."),
+    typer.Option(help="VOC's layout, CamVid's, Cityscapes', a CSV, drawn scenes, or a folder of images."),
 ]
 Split = Annotated[str | None, typer.Option(help="Which split of the data. Default: val, or test of drawn scenes.")]
 Names = Annotated[
@@ -52,6 +52,10 @@ Scales = Annotated[str | None, typer.Option(help="Sizes of the input, such as 0.
 Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Also look at the mirrored image.")]
 Base = Annotated[
     Literal["network", "image"], typer.Option(help="What scale 1 is: the network's input, or the image's own size.")
+]
+Refine = Annotated[
+    Literal["none", "walk", "crf"],
+    typer.Option(help="A dense CRF (extra `crf`); or, for class maps, a random walk by colours."),
 ]
 Refined = Annotated[bool, typer.Option("--refined/--plain", help="The refined maps of a model that has any.")]
 
@@ -77,9 +81,7 @@ def infer(
     background: Annotated[
         float, typer.Option(min=0, max=1, help="Score of the background beside the classes' maps, whose maximum is 1.")
     ] = 0.3,
-    refine: Annotated[
-        Literal["none", "walk", "crf"], typer.Option(help="A random walk by colours, or a dense CRF (extra `crf`).")
-    ] = "none",
+    refine: Refine = "none",
     scales: Scales = None,
     flip: Flip = None,
     base: Base = "network",
@@ -100,32 +102,22 @@ def infer(
     require_images([images])
     from ..datasets.masked_images import VocFolder, overlay_mask
     from ..metrics.segmentation import evaluate_masks
-    from ..segmentation.pipeline import predicted_mask, say_trained_on
-    from ..segmentation.pseudo_masks.make import CueStage, MaskMaker
-    from ..segmentation.segmenter.inference import on_device, require_classes
+    from ..segmentation.pipeline import say_trained_on
     from ..segmentation.segmenter.segmenter import Segmenter
 
-    of_maps = {"labels": labels, "background": background, "refine": refine, "refined": refined}
+    of_maps = {"labels": labels, "background": background, "refined": refined}
     loaded, settings = open_model(model, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
     data = open_data(
         images, layout=layout, split=split, masks=masks, names=names, labels=labels, class_names=loaded.class_names
     )
     if not data.has_background and refine == "none":
         refuse_unused("by data without a background", "background")
-    if refine == "walk":
-        refuse_unused("by a random walk, which has cues of the background", "background")
-    require_classes(loaded.class_names, data)
     note = {"model": str(model.absolute()), "scales": list(settings.scales), "flip": settings.flip, "base": base}
-    note |= {} if isinstance(loaded, Segmenter) else of_maps
+    own = {} if isinstance(loaded, Segmenter) else of_maps
+    note |= own | {"refine": refine} if own or refine != "none" else {}
     written = VocFolder(folder, data.class_names, settings=note)
-    where = on_device(loaded, device)
-    make: Callable[[int], Mask]
-    if isinstance(loaded, Segmenter):
-        make = partial(predicted_mask, loaded, data, settings=settings)
-    else:
-        shown: Any = labels if labels in ("predicted", "all") else "known"
-        stage = CueStage(kind="pseudo_masks", labels=shown, inference=settings, beta=background, refine=refine)
-        make = MaskMaker(loaded, data, stage, device=where).mask
+    shown: Any = labels if labels in ("predicted", "all") else "known"
+    make, _ = _mask_maker(loaded, data, settings, labels=shown, background=background, refine=refine, device=device)
     with progress_bar("masks") as progress:
         for i, name in enumerate(data.names):
             if not written.has(name):
@@ -143,7 +135,7 @@ def infer(
         score, overlap = evaluate_masks(pairs, data.mask_names), say_trained_on(loaded, data)
         content |= {"score": score.to_dict(), "trained_on": None if overlap is None else overlap.to_dict()}
         text = f"{score.table()}\n{text}"
-    _print(content, text, as_json=as_json)
+    answer(content, text, as_json=as_json)
 
 
 @app.command("evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)
@@ -167,6 +159,7 @@ def evaluate(
     flip: Flip = None,
     base: Base = "network",
     refined: Refined = True,
+    refine: Refine = "none",
     device: Device = "auto",
     strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
@@ -177,28 +170,33 @@ def evaluate(
     if not (found.suffix == ".safetensors" or (found.is_dir() and any(found.glob("*.safetensors")))):
         refuse_unused(
             "where masks are compared with masks", "curve", "background", "labels", "scales", "flip", "base", "refined",
-            "device",
+            "refine", "device",
         )  # fmt: skip
         compared, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
         score = evaluate_masks(compared, mask_names)
         remark_on_shift(score)
-        _print(score.to_dict(), score.table(), as_json=as_json)
+        answer(score.to_dict(), score.table(), as_json=as_json)
         return
-    from ..segmentation.pipeline import say_trained_on, score_segmenter
+    from ..segmentation.pipeline import say_trained_on
     from ..segmentation.segmenter.inference import on_device, score_images
     from ..segmentation.segmenter.segmenter import Segmenter
 
     data = open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None)
     of_maps = ("curve", "background", "labels", "refined")
     model, settings = open_model(found, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
-    where = on_device(model, device)
     if not any(map(data.has_mask, range(len(data)))):
         raise InputError("none of the images has a mask to compare with; give --masks FOLDER, or another --split")
     with progress_bar("images") as progress:
-        if isinstance(model, Segmenter):
-            score = score_segmenter(model, data, settings=settings, progress=progress)
-            content, text = score.to_dict(), score.table()
+        if isinstance(model, Segmenter) or refine != "none":
+            if not isinstance(model, Segmenter):
+                refuse_unused("by refined masks, which are made at one background score", "curve")
+            make, beta = _mask_maker(
+                model, data, settings, labels=labels, background=background, refine=refine, device=device
+            )
+            score = evaluate_masks(_masks_with_truth(data, make, progress), data.mask_names)
+            content, text = score.to_dict() | ({} if beta is None else {"beta": beta}), score.table()
         else:
+            where = on_device(model, device)
             scored = score_images(model, data, labels=labels, settings=settings, device=where, progress=progress)
             pairs = ((true, scores) for i, scores in scored if (true := data.mask(i)) is not None)
             if not data.has_background:
@@ -209,7 +207,7 @@ def evaluate(
             text = f"background score {best.best_beta:g}\n{best.best_score.table()}"
             text = f"{best.table()}\n\n{text}" if curve else text
     overlap = say_trained_on(model, data)
-    _print(content | {"trained_on": None if overlap is None else overlap.to_dict()}, text, as_json=as_json)
+    answer(content | {"trained_on": None if overlap is None else overlap.to_dict()}, text, as_json=as_json)
 
 
 def open_model(
@@ -247,89 +245,44 @@ def open_model(
     return model, InferenceSettings(scales=chosen, flip=is_flipped, base=base, refined=refined)
 
 
-def _settled(layout: DataLayout, source: str) -> DataLayout:
-    path = Path(source)
-    if layout != "auto":
-        return layout
-    if path.suffix.lower() == ".csv":
-        return "table"
-    if (path / "scenes.csv").is_file():
-        return "scenes"
-    if (path / "ImageSets").is_dir() or (path / "VOCdevkit").is_dir():
-        return "voc"
-    if any(path.glob("*_masks")) or any(path.glob("*annot")):
-        return "camvid"
-    return "folder"
-
-
-def open_data(
-    source: str,
+def _mask_maker(
+    model: ClassMapSource | Segmenter,
+    data: MaskedImages,
+    settings: InferenceSettings,
     *,
-    layout: DataLayout,
-    split: str | None,
-    masks: Path | None,
-    names: Path | None,
-    labels: str,
-    class_names: Sequence[str] | None,
-) -> MaskedImages:
-    """The images that the options name."""
-    from ..datasets.masked_images import VOC_CLASSES, read_names, splits_of_table
-    from ..remarks import remark
-    from ..segmentation.data import MaskedImages
+    labels: Literal["known", "predicted", "all"],
+    background: float | None,
+    refine: Literal["none", "walk", "crf"],
+    device: str,
+) -> tuple[Callable[[int], Mask], float | None]:
+    """The mask of each image, and the background's score beside a CRF: the best one if none is given."""
+    from ..segmentation.pipeline import predicted_mask
+    from ..segmentation.pseudo_masks.crf import CrfSettings
+    from ..segmentation.pseudo_masks.make import CueStage, MaskMaker
+    from ..segmentation.segmenter.inference import on_device, require_classes
+    from ..segmentation.segmenter.segmenter import Segmenter
 
-    layout = _settled(layout, source)
-    if layout != "folder":
-        refuse_unused(f"by the layout {layout}, which has its own", "masks")
-        if labels not in ("known", "predicted", "all"):
-            raise InputError(f"the layout {layout} says itself which classes an image shows; leave --labels FILE out")
-    if layout in ("scenes", "camvid"):
-        refuse_unused(f"by the layout {layout}, which has its own", "names")
-    own = None if names is None else read_names(names)
-    if layout == "scenes":
-        from ..synthetic.scene_set import SceneSet
-
-        return MaskedImages.from_scenes(SceneSet.read(source), split or "test")
-    if layout == "voc":
-        return MaskedImages.from_voc(source, split or "val", class_names=own)
-    if layout == "camvid":
-        return MaskedImages.from_camvid(source, split or "val")
-    if layout == "table":
-        if split is None and len(splits := splits_of_table(source)) > 1:
-            remark(f"{source}: the images of all its splits are used, {', '.join(splits)}; choose one with --split")
-        return MaskedImages.from_table(source, own or class_names, split=split)
-    refuse_unused("by a folder of images", "split", remedy="name the folder of the split, or --layout")
-    table = None if labels in ("known", "predicted", "all") else labels
-    return MaskedImages.from_folder(source, masks, own or class_names or VOC_CLASSES, labels=table)
+    require_classes(model.class_names, data)
+    if refine == "walk":
+        if isinstance(model, Segmenter):
+            raise InputError("--refine walk takes class maps; a segmentation network is refined by --refine crf")
+        refuse_unused("by a random walk, which has cues of the background", "background")
+    where = on_device(model, device)
+    if isinstance(model, Segmenter):
+        crf = CrfSettings() if refine == "crf" else None
+        return partial(predicted_mask, model, data, settings=settings, crf=crf), None
+    stage = CueStage(kind="pseudo_masks", labels=labels, inference=settings, refine=refine)
+    stage = stage.changed(beta="best" if background is None and refine == "crf" else background or 0.0)
+    maker = MaskMaker(model, data, stage, device=where)
+    if stage.beta == "best":
+        maker.prepare()
+    return maker.mask, maker.beta if refine == "crf" else None
 
 
-def mask_pairs(
-    found: Path, truth: str, *, layout: DataLayout, split: str | None, masks: Path | None, names: Path | None
-) -> tuple[Iterator[tuple[Mask, Mask]], tuple[str, ...]]:
-    """True and found masks by name, and the names of the numbers in them."""
-    from ..datasets.masked_images import VOC_CLASSES, Entry, read_names
-    from ..segmentation.data import MaskedImages
-
-    found, root = (
-        folder / "SegmentationClass" if (folder / "SegmentationClass").is_dir() else folder
-        for folder in (found, Path(truth))
-    )
-    if not found.is_dir():
-        raise InputError(f"expected a folder of masks or a model, and nothing is at {found}")
-    layout = _settled(layout, truth)
-    if layout != "folder" or masks is not None:
-        data = open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None)
-    else:
-        refuse_unused("by a folder of masks", "split", remedy="name the folder of the split, or --layout")
-        listed = names or next((p for p in (found.parent / "classes.txt", found / "classes.txt") if p.is_file()), None)
-        files = sorted(root.rglob("*.png"))
-        if not files:
-            raise InputError(f"no mask (.png) in {root}")
-        entries = [Entry(file.relative_to(root).with_suffix("").as_posix(), file, file) for file in files]
-        data = MaskedImages(entries, VOC_CLASSES if listed is None else read_names(listed))
-    own = data.with_masks(found)
-    both = ((data.mask(i), own.mask(i)) for i in range(len(data)))
-    return ((true, other) for true, other in both if true is not None and other is not None), data.mask_names
-
-
-def _print(content: dict[str, Any], text: str, *, as_json: bool) -> None:
-    print_json(content) if as_json else say(text)
+def _masks_with_truth(
+    data: MaskedImages, make: Callable[[int], Mask], progress: Callable[[int, int], None]
+) -> Iterator[tuple[Mask, Mask]]:
+    for i in range(len(data)):
+        if (true := data.mask(i)) is not None:
+            yield true, make(i)
+        progress(i + 1, len(data))

@@ -1,7 +1,7 @@
 """Retrieval benchmarks as their archives unpack: markers, lists, official counts.
 
-CUB-200-2011 (Wah et al. 2011), Cars196 (Krause et al. 2013), Stanford Online Products (Oh Song et al. 2016) and In-Shop
-Clothes Retrieval (Liu et al. 2016).
+CUB-200-2011 (Wah et al. 2011), Cars196 (Krause et al. 2013), Stanford Online Products (Oh Song et al. 2016), In-Shop
+Clothes Retrieval (Liu et al. 2016); and for classification Stanford Dogs (Khosla et al. 2011).
 """
 
 from __future__ import annotations
@@ -131,13 +131,15 @@ SOP = Layout(
 
 def _read_inshop(root: Path) -> tuple[DatasetRecord, ...]:
     file = next(file for place in ("Eval", "Anno", ".") if (file := root / place / "list_eval_partition.txt").exists())
-    inside = "Img/" if (root / "Img" / "img").is_dir() else ""
+    places = [place for place in ("Img/img", "Img/img_highres", "img", "img_highres") if (root / place).is_dir()]
+    images = places[0] if places else "img"
     records = []
     for path, item, status in fields_of(file, "image_name", "item_id", "evaluation_status", skip=2):
+        path = f"{images}/{path.removeprefix('img/')}"
         if status == "train":
-            records.append(DatasetRecord(inside + path, item, "train"))
+            records.append(DatasetRecord(path, item, "train"))
         elif status == "query" or status == "gallery":
-            records.append(DatasetRecord(inside + path, item, "test", status))  # type: ignore[arg-type]
+            records.append(DatasetRecord(path, item, "test", status))  # type: ignore[arg-type]
         else:
             raise InputError(f"{file}: expected train, query or gallery, got {status[:80]!r} for {path}")
     return tuple(records)
@@ -149,7 +151,7 @@ INSHOP = Layout(
     tuple((f"{place}list_eval_partition.txt",) for place in ("Eval/", "Anno/", "")),
     {"train": ("train", 25_882, 3_997), "query": ("test", 14_218, 3_985), "gallery": ("test", 12_612, 3_985)},
     _read_inshop,
-    "img/, or Img/img/, which the archive holds as img.zip",
+    "img/ or img_highres/, perhaps in Img/, which the archive holds as img.zip and img_highres.zip",
 )
 
 
@@ -230,4 +232,23 @@ CARS = Layout(
     "car_ims/ with cars_annos.mat (the archive car_ims.tgz), or car_data/ with names.csv, anno_train.csv and "
     "anno_test.csv, or cars_train/ and cars_test/ with devkit/ and cars_test_annos_withlabels.mat; the images of "
     "cars_train/ and cars_test/ have other numbers than those of car_ims/, so cars_annos.mat does not label them",
+)
+
+
+def _read_dogs(root: Path) -> tuple[DatasetRecord, ...]:
+    lists = root if (root / "train_list.mat").exists() else root / "lists"
+    return tuple(
+        DatasetRecord(f"Images/{path}", str(path).partition("/")[0], split)
+        for split in ("train", "test")
+        for path in _mat(lists / f"{split}_list.mat", "file_list").tolist()
+    )
+
+
+DOGS = Layout(
+    "Stanford Dogs",
+    "stanford_dogs",
+    (("train_list.mat", "test_list.mat"), ("lists/train_list.mat", "lists/test_list.mat")),
+    {"train": ("train", 12_000, 120), "test": ("test", 8_580, 120)},
+    _read_dogs,
+    "Images/ with a folder for each class, which the archive holds as images.tar",
 )

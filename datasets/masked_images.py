@@ -1,4 +1,4 @@
-"""Images with masks: in VOC's layout, in CamVid's, in folders, in tables, or drawn; and the names of their classes."""
+"""Images with masks in folders, in tables, or drawn; names of classes; and folders that masks are written to."""
 
 from __future__ import annotations
 
@@ -136,17 +136,6 @@ class VocFolder:
         self._storage.write(target, data)
 
 
-VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
-    *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-CAMVID_CLASSES = (
-    *("sky", "building", "pole", "road", "pavement", "tree"),
-    *("signsymbol", "fence", "car", "pedestrian", "bicyclist"),
-)
-_SUFFIXES = (".jpg", ".png", ".jpeg")
-
-
 @dataclass(frozen=True)
 class Entry:
     """One image: a name for files and messages, its file, and what is known about it."""
@@ -169,53 +158,6 @@ def read_names(file: str | Path | Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise InputError(f"{file}: expected the classes' names, one per line; it is empty")
     return names
-
-
-def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
-    """Images of a folder in the layout of PASCAL VOC.
-
-    `JPEGImages/NAME.jpg`, `SegmentationClass/NAME.png` (palette images; an image without one has no mask), and
-    `ImageSets/Segmentation/SPLIT.txt` with a name per line. Of a development kit the year's folder counts
-    (`VOCdevkit/VOC2012`). A file `classes.txt` names the classes, as `read_names` reads it; without it they are
-    VOC's twenty.
-    """
-    if (root / "VOCdevkit").is_dir():
-        root = root / "VOCdevkit"
-    years = sorted(root.glob("VOC[0-9]*"))
-    root = years[-1] if years and not (root / "JPEGImages").is_dir() else root
-    lists = root / "ImageSets" / "Segmentation"
-    chosen = lists / f"{split}.txt"
-    if not chosen.is_file():
-        there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
-        raise InputError(f"{root}: no list of the split {split!r} in ImageSets/Segmentation; there are {there}")
-    if class_names is None:
-        own = root / "classes.txt"
-        class_names = read_names(own) if own.is_file() else VOC_CLASSES
-    names = [name for line in text_of(chosen).splitlines() if (name := line.strip())]
-    if not names:
-        raise InputError(f"{chosen} lists no image")
-    folder = root / "JPEGImages"
-    files = {
-        file.relative_to(folder).with_suffix("").as_posix(): file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in _SUFFIXES
-    }
-    by_name = Names(files)
-    masks = MaskFolder(root / "SegmentationClass")
-    found, masked = Join(), Join()
-    entries = []
-    for name in names:
-        key = by_name.key(name)
-        found.add(name, key)
-        if key is not None:
-            mask = masks.file(f"{name}.jpg")
-            masked.add(name, name if mask.is_file() else None)
-            entries.append(Entry(name, files[key], mask if mask.is_file() else None))
-    found.fit(files).unused = 0  # images of other splits lie there too
-    found.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
-    if any(entry.mask for entry in entries):  # a list of images without any mask is one to infer
-        masked.fit([]).tell(what="a mask", images="images", lines="")
-    return entries, tuple(class_names)
 
 
 def in_folder(

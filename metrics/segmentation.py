@@ -68,6 +68,12 @@ class SegmentationScore:
         return _mean(self.iou)
 
     @property
+    def f1(self) -> Float[np.ndarray, " c"]:
+        """F1 of each class's pixels, the Dice coefficient over all images, in [0, 1]; nan if it is in neither."""
+        hits, both = np.diag(self.confusion), self.confusion.sum(1) + self.confusion[:, :-1].sum(0)
+        return _shares(2 * hits, both)
+
+    @property
     def class_accuracy(self) -> Float[np.ndarray, " c"]:
         """Share of each class's pixels that were found, in [0, 1]; nan without any."""
         return _shares(np.diag(self.confusion), self.confusion.sum(1))
@@ -80,14 +86,18 @@ class SegmentationScore:
     def table(self) -> str:
         """A line per class, the means, and the class that each is taken for most often."""
         width = max(len("pixel accuracy"), *map(len, self.class_names))
-        lines = [f"{'':{width}}     IoU  found  taken most often for"]
-        for c, (name, iou, found) in enumerate(zip(self.class_names, self.iou, self.class_accuracy, strict=True)):
+        lines = [f"{'':{width}}     IoU     F1  found  taken most often for"]
+        columns = zip(self.class_names, self.iou, self.f1, self.class_accuracy, strict=True)
+        for c, (name, iou, f1, found) in enumerate(columns):
             wrong = self.confusion[c].copy()
             wrong[c] = 0
             other = (*self.class_names, "void")[int(wrong.argmax())] if wrong.any() else ""
             share = f"{other} ({wrong.max() / self.confusion[c].sum():.3f})" if other else ""
-            lines.append(f"{name:{width}}  {_in_table(iou):>6}  {_in_table(found):>5}  {share}".rstrip())
-        lines.append(f"{'mean':{width}}  {_in_table(self.mean_iou):>6}  {_in_table(_mean(self.class_accuracy)):>5}")
+            lines.append(
+                f"{name:{width}}  {_in_table(iou):>6}  {_in_table(f1):>5}  {_in_table(found):>5}  {share}".rstrip()
+            )
+        means = [_in_table(_mean(values)) for values in (self.f1, self.class_accuracy)]
+        lines.append(f"{'mean':{width}}  {_in_table(self.mean_iou):>6}  {means[0]:>5}  {means[1]:>5}")
         lines.append(f"{'pixel accuracy':{width}}  {_in_table(self.pixel_accuracy):>6}")
         lines.append(f"{self.images} images")
         return "\n".join(lines)
@@ -96,9 +106,11 @@ class SegmentationScore:
         """As JSON can hold it; nan becomes null."""
         return {
             "mean_iou": _in_json(self.mean_iou),
+            "mean_f1": _in_json(_mean(self.f1)),
             "pixel_accuracy": _in_json(self.pixel_accuracy),
             "mean_class_accuracy": _in_json(_mean(self.class_accuracy)),
             "iou": {name: _in_json(value) for name, value in zip(self.class_names, self.iou, strict=True)},
+            "f1": {name: _in_json(value) for name, value in zip(self.class_names, self.f1, strict=True)},
             "confusion": self.confusion.tolist(),
             "class_names": list(self.class_names),
             "images": self.images,

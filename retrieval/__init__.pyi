@@ -12,9 +12,9 @@ from .evidence import Reference as Reference
 from .explanation import Explanation as Explanation
 from .lines import Line as Line
 from .lines import MatchLines as MatchLines
+from .localisation.classifiers import read_classifier as read_classifier
 from .localisation.evaluate import localise as localise
 from .localisation.references import References as References
-from .localisation.references import read_classifier as read_classifier
 from .localisation.results import LocalisationTable as LocalisationTable
 from .matches import Matches as Matches
 from .matches import PictureCorrespondence as PictureCorrespondence

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Bool
 from PIL import Image
 
+from ..datasets import mask_benchmarks as benchmarks
 from ..datasets import masked_images as layouts
-from ..datasets.masked_images import CAMVID_CLASSES, Entry
+from ..datasets.masked_images import Entry
 from ..errors import ImageError, InputError
 from ..explain.places import sample_mask
 from ..files import file_digests
@@ -43,16 +44,21 @@ class MaskIds:
     Attributes:
         first: the number of the first class; the others follow. What lies below it is background.
         void: the number that stands for no decision.
+        numbers: those of the classes, if they do not follow one another; others below the last are no decision either.
     """
 
     first: int = 1
     void: int = VOID
+    numbers: tuple[int, ...] | None = None
 
     def renumbered(self, values: Mask, n_classes: int, file: Path) -> Mask:
         """The mask in this package's numbers; InputError for one that is neither background nor a class nor void."""
         table = np.full(256, -1, dtype=np.int16)
         table[: self.first] = 0
-        table[self.first : self.first + n_classes] = np.arange(1, n_classes + 1)
+        numbers = self.numbers or range(self.first, self.first + n_classes)
+        if self.numbers is not None:
+            table[self.first : max(numbers)] = VOID
+        table[list(numbers)] = np.arange(1, n_classes + 1)
         table[self.void] = VOID
         found = table[values]
         if found.min(initial=0) < 0:
@@ -60,7 +66,7 @@ class MaskIds:
             background = f"0 to {self.first - 1} for the background, " if self.first else ""
             raise InputError(
                 f"{file}: the mask holds the class number {unknown}, which stands for nothing; expected {background}"
-                f"{self.first} to {self.first + n_classes - 1} for the {n_classes} classes, and {self.void} for void"
+                f"{min(numbers)} to {max(numbers)} for the {n_classes} classes, and {self.void} for void"
             )
         mask: Mask = found.astype(np.uint8)
         return mask
@@ -239,8 +245,8 @@ class MaskedImages:
 
     @classmethod
     def from_voc(cls, root: str | Path, split: str = "train", *, class_names: Sequence[str] | None = None) -> Self:
-        """Images in the layout of PASCAL VOC, see `masked_images.in_voc`; InputError if a list or image is missing."""
-        return cls(*layouts.in_voc(Path(root), split, class_names))
+        """Images of PASCAL VOC, see `mask_benchmarks.in_voc`; InputError if a list or image is missing."""
+        return cls(*benchmarks.in_voc(Path(root), split, class_names))
 
     @classmethod
     def from_camvid(cls, root: str | Path, split: str = "train") -> Self:
@@ -249,8 +255,15 @@ class MaskedImages:
         masks = next((p for p in (folder / f"{split}_masks", folder / f"{split}annot") if p.is_dir()), None)
         if masks is None or not (folder / split).is_dir():
             raise InputError(f"{root}: expected the folders {split} and {split}_masks or {split}annot")
-        ids = MaskIds(first=0, void=len(CAMVID_CLASSES))
-        return cls.from_folder(folder / split, masks, CAMVID_CLASSES, ids=ids)
+        ids = MaskIds(first=0, void=len(benchmarks.CAMVID_CLASSES))
+        return cls.from_folder(folder / split, masks, benchmarks.CAMVID_CLASSES, ids=ids)
+
+    @classmethod
+    def from_cityscapes(cls, root: str | Path, split: str = "train") -> Self:
+        """Street scenes of Cityscapes with 19 classes and no background, see `mask_benchmarks.in_cityscapes`."""
+        found, is_trained = benchmarks.in_cityscapes(Path(root), split)
+        ids = MaskIds(first=0) if is_trained else MaskIds(first=0, numbers=benchmarks.CITYSCAPES_IDS)
+        return cls(*found, ids=ids)
 
     @classmethod
     def from_folder(

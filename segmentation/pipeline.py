@@ -33,6 +33,7 @@ from ..training.recipes.runs import RunResult, run_recipe
 from ..training.recipes.tables import plain
 from .data import MaskedImages, all_readable
 from .pipeline_recipe import NetworkSettings, PipelineRecipe
+from .pseudo_masks.crf import CrfSettings, dense_crf
 from .pseudo_masks.make import make_masks, most_likely
 from .pseudo_masks.sources import load_source
 from .segmenter.inference import InferenceSettings, require_classes
@@ -151,7 +152,8 @@ class _Run:
 
     def measure(self, segmenter: Segmenter, network: NetworkSettings, test: MaskedImages) -> dict[str, float]:
         """The network's metrics on the test images."""
-        score = score_segmenter(segmenter, test, settings=network.inference, progress=self.progress)
+        crf = network.crf if network.refine == "crf" else None
+        score = score_segmenter(segmenter, test, settings=network.inference, crf=crf, progress=self.progress)
         say_trained_on(segmenter, test)
         by_class = zip(score.class_names, score.iou.tolist(), strict=True)
         return {
@@ -162,11 +164,20 @@ class _Run:
 
 
 def predicted_mask(
-    segmenter: Segmenter, data: MaskedImages, i: int, *, settings: InferenceSettings | None = None
+    segmenter: Segmenter,
+    data: MaskedImages,
+    i: int,
+    *,
+    settings: InferenceSettings | None = None,
+    crf: CrfSettings | None = None,
 ) -> Mask:
-    """The network's mask of image i; of data without a background every pixel gets a class."""
-    device = next(segmenter.parameters()).device
-    found = class_probabilities(segmenter, data.image(i), settings=settings, device=device)
+    """The network's mask of image i, after a CRF if there is one; without a background every pixel gets a class."""
+    device, image = next(segmenter.parameters()).device, data.image(i)
+    found = class_probabilities(segmenter, image, settings=settings, device=device)
+    if crf is not None:
+        if not data.has_background:
+            found[0] = 0  # a class that is 0 everywhere has no part in a CRF
+        found = dense_crf(image, found, settings=crf)
     return most_likely(found, has_background=data.has_background)
 
 
@@ -175,16 +186,20 @@ def score_segmenter(
     data: MaskedImages,
     *,
     settings: InferenceSettings | None = None,
+    crf: CrfSettings | None = None,
     progress: Progress | None = None,
 ) -> SegmentationScore:
-    """The score of a network's masks on images with masks; InputError if there are none, or of other classes."""
+    """The score of a network's masks on images with masks; InputError if there are none, or of other classes.
+
+    `crf` are the settings of a dense CRF behind the network; MissingExtraError where its library is not installed.
+    """
     require_classes(segmenter.class_names, data)
 
     def pairs() -> Iterator[tuple[Mask, Mask]]:
         for i in range(len(data)):
             truth = data.mask(i)
             if truth is not None:
-                yield truth, predicted_mask(segmenter, data, i, settings=settings)
+                yield truth, predicted_mask(segmenter, data, i, settings=settings, crf=crf)
             if progress is not None:
                 progress(i + 1, len(data))
 

@@ -7,16 +7,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..errors import InputError
 from ..training.recipes.recipe import Recipe, RecipeFile, located
 from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
 from .data import MaskedImages
+from .pseudo_masks.crf import CrfSettings
 from .pseudo_masks.make import CueStage
 from .segmenter.inference import ONE_LOOK, InferenceSettings
 
 _TABLES = ("name", "variant", "data", "weak", "cues", "segmenter", "seed")
+_SOURCES = ("scenes", "voc", "camvid", "cityscapes", "table", "images")
 _TRAINING = ("loss", "sampler", "augment", "optimiser", "schedule", "run", "encoder")
 
 
@@ -36,11 +38,12 @@ class PipelineScenes(Table):
 
 
 class PipelineData(Table):
-    """The images; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in."""
+    """The images, from one of scenes, voc, camvid, cityscapes, table, images. `$NAME` in a path is filled in."""
 
     scenes: PipelineScenes | None = None  # drawn ones
     voc: str = ""  # a folder in VOC's layout
     camvid: str = ""  # a folder of CamVid
+    cityscapes: str = ""  # a folder of Cityscapes
     table: str = ""  # a CSV with path, mask, split, and labels or 0/1 columns
     images: str = ""  # a folder of images, with `masks` and `names`; {split} in the paths stands for the split
     masks: str = ""  # a folder of masks
@@ -54,15 +57,15 @@ class PipelineData(Table):
     strict: bool = False  # stop where an image or its mask cannot be read, instead of leaving it out with a remark
 
     def _check(self) -> None:
-        given = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
+        given = [name for name in _SOURCES if getattr(self, name)]
         if len(given) != 1:
-            raise InputError(f"expected one of scenes, voc, camvid, table, images; got {' and '.join(given) or 'none'}")
+            raise InputError(f"expected one of {', '.join(_SOURCES)}; got {' and '.join(given) or 'none'}")
         if self.images and not (self.masks and self.names):
             raise InputError("images come with masks and names")
 
     def _unused(self) -> dict[str, str]:
-        [kind] = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
-        takers = {"masks": ("images",), "names": ("table", "images"), "train": ("voc", "camvid", "table", "images")}
+        [kind] = [name for name in _SOURCES if getattr(self, name)]
+        takers = {"masks": ("images",), "names": ("table", "images"), "train": _SOURCES[1:]}
         takers["test"] = takers["train"]
         return {key: kind for key, by in takers.items() if kind not in by}
 
@@ -91,6 +94,8 @@ class PipelineData(Table):
             return MaskedImages.from_voc(located(self.voc, folder), name)
         if self.camvid:
             return MaskedImages.from_camvid(located(self.camvid, folder), name)
+        if self.cityscapes:
+            return MaskedImages.from_cityscapes(located(self.cityscapes, folder), name)
         if self.table:
             names = located(self.names, folder) if self.names else None
             return MaskedImages.from_table(located(self.table, folder), names, split=name)
@@ -101,10 +106,14 @@ class PipelineData(Table):
 class NetworkSettings(Table):
     """The segmentation network; see `build_segmenter`."""
 
+    only_for: ClassVar = {"crf": ("refine", "crf")}
+
     architecture: str = "light"  # of torchvision's segmenters, or "light"
     weights: str = "random"  # "random", "imagenet", a file, or "weak": the encoder of the first stage ("light" only)
     options: Mapping[str, Any] = {}  # for the architecture
     inference: InferenceSettings = ONE_LOOK  # how it looks at the test images
+    refine: Literal["none", "crf"] = "none"  # "crf": a dense CRF behind it, on the test images
+    crf: CrfSettings = CrfSettings()  # of that CRF
 
 
 @dataclass(frozen=True)

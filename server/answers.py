@@ -17,6 +17,8 @@ from . import schemas
 from .settings import Settings
 
 _SHOWN_PROTOTYPES = 10
+_OF_MATCHES = schemas.MatchAnswer.model_fields.keys() - {"path", "has_picture"}
+_OF_EXPLANATIONS = ("weighting", "is_signed", "is_exact", "sensitivity", "words")
 
 
 def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryAnswer:
@@ -73,15 +75,8 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
         metric=matches.metric,
         matches=[
             schemas.MatchAnswer(
-                rank=match.rank,
-                id=match.id,
+                **{name: getattr(match, name) for name in _OF_MATCHES},
                 path=shown_path(match.path),
-                label=match.label,
-                columns=match.columns,
-                distance=match.distance,
-                similarity=match.similarity,
-                is_accepted=match.is_accepted,
-                inliers=match.inliers,
                 has_picture=is_file(match.file),
             )
             for match in matches
@@ -103,12 +98,8 @@ def explanation_answer(explanation: Explanation, *, both_sides: bool) -> schemas
     others, beside = explanation.reference_maps if has_other_side else None, explanation.dist_maps
     size = matches.query.known_size
     return schemas.ExplanationAnswer(
-        weighting=explanation.weighting,
-        is_signed=explanation.is_signed,
+        **{name: getattr(explanation, name) for name in _OF_EXPLANATIONS},
         is_rectified=explanation.weighting in RECTIFIED and not explanation.is_signed,
-        is_exact=explanation.is_exact,
-        sensitivity=explanation.sensitivity,
-        words=explanation.words,
         versus=None if explanation.versus is None else _name(explanation.versus),
         query=schemas.ExplainedQuery(size=size, view=_view(explanation, size)),
         references=[_reference(explanation, index, others, beside) for index in range(len(explanation))],

@@ -49,11 +49,7 @@ _SWITCH_S = 0.0005  # between threads; Python's 5 ms is what the event loop woul
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The server as an ASGI application; `app.state.service` and `app.state.traffic` are what it runs on.
-
-    Raises:
-        DistcamError: the gallery or its encoder cannot be used.
-    """
+    """The server as an ASGI application; DistcamError for a gallery or an encoder that cannot be used."""
     service = Service(settings)
 
     @asynccontextmanager
@@ -132,8 +128,8 @@ def _file(settings: Settings, name: str) -> Response:
 def _add_errors(app: FastAPI, service: Service) -> None:
     settings = service.settings
 
-    async def refused(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, DistcamError)
+    @app.exception_handler(DistcamError)
+    async def refused(_request: Request, error: DistcamError) -> Response:
         answer = api_error_of(error)
         if answer.status >= 500 and not isinstance(error, ApiError):
             _log.warning("%s", error)
@@ -143,13 +139,13 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         answer.detail = answer.detail.replace(str(settings.gallery), "the gallery")
         return answer.response()
 
-    async def malformed(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_request: Request, error: RequestValidationError) -> Response:
         service.metrics.refused.labels("malformed").inc()
         return ApiError(422, _sentence(error), reason="malformed").response()
 
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
         response: Response = ApiError(error.status_code, str(error.detail), reason="http").response()
         if error.status_code == 405 and request.method == "OPTIONS":
             response = Response(status_code=204)
@@ -161,10 +157,6 @@ def _add_errors(app: FastAPI, service: Service) -> None:
             methods |= {"OPTIONS", "HEAD"} if "GET" in methods else {"OPTIONS"}
             response.headers["Allow"] = ", ".join(sorted(methods))
         return response
-
-    app.add_exception_handler(DistcamError, refused)
-    app.add_exception_handler(RequestValidationError, malformed)
-    app.add_exception_handler(HTTPException, http_error)
 
 
 def _sentence(error: RequestValidationError) -> str:
@@ -180,10 +172,7 @@ def _sentence(error: RequestValidationError) -> str:
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed when nothing happens on it, where uvicorn would wait for ever.
-
-    (h11, because it bounds a head that comes in pieces, which httptools does not; the middleware bounds the others.)
-    """
+    """A connection closed when nothing happens on it; h11, as httptools does not bound a head that comes in pieces."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -286,16 +275,9 @@ def server_of(app: FastAPI, *, on_ready: Callable[[], None] = lambda: None) -> u
 def run(
     app: FastAPI, bound: socket.socket, *, access_log: bool = False, on_ready: Callable[[], None] = lambda: None
 ) -> bool:
-    """Serve until SIGINT or SIGTERM, then finish what is being answered, and return.
+    """Serve until SIGINT or SIGTERM, finish what is being answered, and return; `access_log` writes JSON to stderr.
 
-    True if everything has ended; False if threads are still at work after the time for that, which would keep Python
-    from ending: a command then calls `os._exit`.
-
-    Args:
-        app: what `create_app` returned.
-        bound: where to listen.
-        access_log: a line of JSON on standard error for every request.
-        on_ready: called when requests are answered.
+    False if threads are still at work after the time for that, which would keep Python from ending: then `os._exit`.
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is none
     if access_log:

@@ -70,10 +70,7 @@ class ReadWriteLock:
 
 
 class FencedGallery(Gallery):
-    """A gallery whose images are read only under the folders `shown`, links followed; others are as if gone.
-
-    A gallery can name any file of this machine as one of its images, and the server would show it to its clients.
-    """
+    """A gallery whose images are read only under the folders `shown`: it can name any file of this machine as one."""
 
     shown: tuple[Path, ...] = ()
 
@@ -88,12 +85,10 @@ class FencedGallery(Gallery):
 
 
 class LiveGallery:
-    """The newest generation of a gallery, for any number of readers.
+    """The newest generation of a gallery, for any number of readers; one that cannot be used is refused until it can.
 
     Each reader first looks at the manifest's time. When it has changed, the next reader waits for those at work and
-    refreshes the gallery: an answer never shows an image that was removed before its request came. A gallery that
-    cannot be used, because a file is damaged or another encoder built it anew, is refused until it can be used again.
-    `on_change` is called with the number of images and the generation.
+    refreshes the gallery: an answer never shows an image that was removed before its request came.
     """
 
     def __init__(

@@ -43,8 +43,6 @@ class Batcher(Generic[T, R]):
     """A bounded queue whose items are worked on in batches, by one thread; it belongs to the running event loop.
 
     Items whose request is cancelled leave the queue. An exception of the work reaches every request of its batch.
-    `work` makes one result of each item of a batch, in the thread, in which `initialise` is called once; `on_batch` is
-    called with the size of each batch, and the seconds it took.
     """
 
     def __init__(

@@ -93,10 +93,7 @@ def cookie_of(token: str) -> str:
 
 
 def is_own_name(host: str, allowed: Iterable[str]) -> bool:
-    """True if a Host header may name this server.
-
-    An address or `localhost` always may; any other name only if it was allowed: with a name of his own that suddenly
-    means 127.0.0.1, a stranger's page would otherwise be let in (DNS rebinding).
+    """True if a Host header may name this server: an address, localhost, or a name allowed (against DNS rebinding).
 
     >>> is_own_name("127.0.0.1:8000", ()), is_own_name("[::1]:8000", ()), is_own_name("evil.example", ())
     (True, True, False)

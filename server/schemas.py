@@ -226,12 +226,16 @@ class SearchAnswer(Answer):
     timings_ms: Timings
 
 
-class ExplainRequest(_RankingRequest, _Worded):
-    """Explain a query, named by the token of a search, by the id of an image or by its text; it is ranked anew."""
-
+class _Named(_RankingRequest):
     token: Annotated[str, StringConstraints(max_length=100)] | None = None
     id: ImageId | None = None
     box: Box4 | None = None
+    include_self: bool = False
+
+
+class ExplainRequest(_Named, _Worded):
+    """Explain a query, named by the token of a search, by the id of an image or by its text; it is ranked anew."""
+
     against: Reference = "match"
     versus: Reference | None = None
     weighting: Annotated[
@@ -245,18 +249,13 @@ class ExplainRequest(_RankingRequest, _Worded):
         Field(description="More places; for queries by `id`, a token keeps no image."),
     ] = "plain"
     both_sides: bool = True
-    include_self: bool = False
 
 
-class LinesRequest(_RankingRequest):
+class LinesRequest(_Named):
     """Ask which place of a query answers which of one match; the query is named as for an explanation."""
 
-    token: Annotated[str, StringConstraints(max_length=100)] | None = None
-    id: ImageId | None = None
-    box: Box4 | None = None
     rank: Annotated[int, Field(ge=1, le=MAX_K)] = 1
     lines: Annotated[int, Field(ge=1, le=100)] = 20
-    include_self: bool = False
 
 
 class LinesAnswer(Answer):

@@ -156,10 +156,7 @@ class EncodedUpload:
 
 
 class QueuedInference:
-    """An `Inference` for threads: its forward passes go through the queue that all requests share.
-
-    Encodings of files are kept in `kept` as long as a file is what it was: the next map of a match costs no pass.
-    """
+    """An `Inference` for threads over the queue that all requests share; files that stay as they were cost one pass."""
 
     def __init__(self, inference: Inference | UnknownInference, *, at_once: int, kept: EncodingCache) -> None:
         self._at_once = at_once

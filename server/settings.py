@@ -19,61 +19,34 @@ _LEAST = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that `create_app` needs; every limit is per server, and the command's options have the same names.
+    """Everything that `create_app` needs; every limit is per server, and the command's options have the same names."""
 
-    Attributes:
-        gallery: its folder; absolute from here on.
-        encoder: a checkpoint, for a gallery that keeps none.
-        root: where the gallery's images lie; only images under it are shown. Left out, it is the root that the
-            gallery records, if this user built the gallery on this machine; of any other gallery none are shown.
-        device: "auto", "cpu", "cuda", …
-        threads: of the arithmetic; None leaves torch's setting alone.
-        max_batch: images of one forward pass.
-        window_ms: how long the first image of a batch waits for others that are on their way.
-        queue: images that may wait for the network; one more is answered with 503.
-        concurrency: requests of the API at the same time; one more is answered with 429, unless its client has less
-            than an equal share of them.
-        client_concurrency: how many of them one client may have, so that nobody has them all.
-        rate: requests a second of one client, which may save up twice as many; 0 sets no limit.
-        max_upload_bytes: largest image.
-        max_pixels: largest image once decoded.
-        decode_limit_s: of the processor, for decoding one image.
-        work_limit_s: for the filter of one request; `time_limit_s` would let a few of them have all threads.
-        time_limit_s: for one request, from its first byte to its answer.
-        kept_bytes, kept_s: how much memory the queries that can still be explained take, and for how long.
-        match_bytes: how much memory the maps of matches take that were explained within `kept_s`: the next weighting of
-            a match needs no forward pass. 0 keeps none.
-        token: whoever has it may add and remove images; None makes a server that only reads.
-        read_token: whoever has it (or `token`) may look and search; None lets everybody who reaches the server.
-        uploads: where added images are put; by default `GALLERY.uploads` beside the gallery.
-        allowed_hosts: names that a request may call the server by, besides `localhost` and any IP address.
-        static: the page's folder.
-    """
-
-    gallery: Path
-    encoder: Path | None = None
-    root: Path | None = None
+    gallery: Path  # its folder; absolute from here on
+    encoder: Path | None = None  # a checkpoint, for a gallery that keeps none
+    root: Path | None = (
+        None  # only images under it are shown; left out, that of a gallery this user built here, or none
+    )
     device: str = "auto"
-    threads: int | None = None
-    max_batch: int = 16
-    window_ms: float = 3.0
-    queue: int = 64
-    concurrency: int = 64
-    client_concurrency: int = 32
-    rate: float = 100.0
+    threads: int | None = None  # of the arithmetic; None leaves torch's setting alone
+    max_batch: int = 16  # images of one forward pass
+    window_ms: float = 3.0  # that the first image of a batch waits for others that are on their way
+    queue: int = 64  # images that may wait for the network; one more is answered with 503
+    concurrency: int = 64  # requests at once; one more gets 429, unless its client has less than an equal share of them
+    client_concurrency: int = 32  # of them for one client, so that nobody has them all
+    rate: float = 100.0  # requests a second of one client, which may save up twice as many; 0 sets no limit
     max_upload_bytes: int = 20 << 20
-    max_pixels: int = MAX_PIXELS
-    decode_limit_s: float = 10.0
-    work_limit_s: float = 10.0
-    time_limit_s: float = 60.0
-    kept_bytes: int = 256 << 20
-    kept_s: float = 900.0
-    match_bytes: int = 256 << 20
-    token: str | None = field(default=None, repr=False)
-    read_token: str | None = field(default=None, repr=False)
-    uploads: Path | None = None
-    allowed_hosts: frozenset[str] = frozenset()
-    static: Path = Path(__file__).parent / "static"
+    max_pixels: int = MAX_PIXELS  # of an image once decoded
+    decode_limit_s: float = 10.0  # of the processor, for decoding one image
+    work_limit_s: float = 10.0  # for the filter of one request; in `time_limit_s` a few of them would have all threads
+    time_limit_s: float = 60.0  # for one request, from its first byte to its answer
+    kept_bytes: int = 256 << 20  # memory of the queries that can still be explained
+    kept_s: float = 900.0  # and for how long
+    match_bytes: int = 256 << 20  # memory of the maps of explained matches, kept as long; 0 keeps none
+    token: str | None = field(default=None, repr=False)  # to add and remove images; None makes a server that only reads
+    read_token: str | None = field(default=None, repr=False)  # or `token`, to look and search; None lets everybody
+    uploads: Path | None = None  # where added images are put; by default `GALLERY.uploads` beside the gallery
+    allowed_hosts: frozenset[str] = frozenset()  # names that the server may be called by, besides localhost and any IP
+    static: Path = Path(__file__).parent / "static"  # the page's folder
 
     def __post_init__(self) -> None:
         for names, low in _LEAST.items():

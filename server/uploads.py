@@ -52,9 +52,8 @@ def upload_suffix(data: bytes) -> str:
 class Decoders:
     """A few decoding processes, started when they are first needed, and again after one had to be ended.
 
-    Images that take long have a process of their own, of the lowest priority, so that they delay nothing else.
-    Clients take turns. When a request is given up, by its client or its time limit, the process that works for it is
-    ended. `count` are the processes for ordinary images, `seconds` of the processor an image may take.
+    Images that take long have a process of their own, of the lowest priority. When a request is given up, by its client
+    or its time limit, the process that works for it is ended.
     """
 
     def __init__(self, count: int, *, seconds: float, max_pixels: int, ledger: Ledger) -> None:

@@ -18,7 +18,19 @@ from ...errors import DistcamError, InputError
 from ...remarks import counted
 from .. import console
 from ..command import refuse_unused
-from ..options import AsJson, BatchSize, Device, GalleryEncoder, GalleryPath, Index, Labels, Metric, Strict, Workers
+from ..options import (
+    AsJson,
+    BatchSize,
+    Device,
+    GalleryEncoder,
+    GalleryPath,
+    Index,
+    Labels,
+    Metric,
+    Root,
+    Strict,
+    Workers,
+)
 from .manage import note_what_is_due
 
 SYNC_EXAMPLE = (
@@ -58,7 +70,7 @@ def sync(
     settle: Annotated[
         float, typer.Option(min=0, help="With --watch: seconds that a file must have been left alone.")
     ] = 2.0,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
+    root: Root = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...errors import InputError
-from .torchvisions import ops
 
 
 class Conv4(nn.Module):
@@ -77,12 +77,23 @@ class DropBlock(nn.Module):
         if self.training:
             rate = self.current_rate
             self.num_batches_tracked += 1
-            feature_map = ops.drop_block2d(feature_map, p=rate, block_size=self.size)
+            feature_map = _with_holes(feature_map, rate, self.size)
         return feature_map
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
         return f"rate={self.rate}, size={self.size}, ramp={self.ramp}"
+
+
+def _with_holes(feature_map: Tensor, rate: float, size: int) -> Tensor:
+    """As torchvision's `drop_block2d`, which refuses squares of an even side: what a small map leaves of one."""
+    rows, columns = (min(size, side) for side in feature_map.shape[-2:])
+    starts = feature_map[..., rows - 1 :, columns - 1 :]  # as many as there are places for a square
+    gamma = rate * feature_map[0, 0].numel() / (rows * columns * starts[0, 0].numel())
+    seeds = torch.empty_like(starts, memory_format=torch.contiguous_format).bernoulli_(min(gamma, 1.0))
+    spread = functional.pad(seeds, (columns - 1, columns - 1, rows - 1, rows - 1))
+    kept = 1 - functional.max_pool2d(spread, (rows, columns), stride=1)
+    return feature_map * kept * (kept.numel() / kept.sum().clamp(min=1))
 
 
 class ResNet12(nn.Module):

@@ -30,7 +30,6 @@ _deferred = _Deferred(_COMPILER)
 sys.modules.setdefault(_COMPILER, _deferred)
 try:
     from torchvision import models as models
-    from torchvision import ops as ops
     from torchvision import transforms as transforms
 finally:
     if sys.modules[_COMPILER] is _deferred:

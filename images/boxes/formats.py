@@ -51,7 +51,7 @@ def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: 
         raise InputError(f"{path}: no such file or folder of boxes")
     elif path.suffix.lower() == ".xml":
         problems: list[str] = []
-        table = BoxTable(path, by_stem={path.stem: _read_xml(path, problems)}, problems=tuple(problems))
+        table = BoxTable(path, by_stem={path.stem: read_xml(path, problems)}, problems=tuple(problems))
     else:
         table = _read_csv(path)
     return usable(table, strict=strict)
@@ -226,7 +226,7 @@ def _read_xml_folder(folder: Path) -> BoxTable:
         if file.stem in found:
             raise InputError(f"{file}: a second annotation of {file.stem}; name one folder of annotations")
         try:
-            found[file.stem] = _read_xml(file, problems)
+            found[file.stem] = read_xml(file, problems)
         except InputError as error:
             problems.append(str(error))
             if not found and len(problems) >= MAX_BROKEN:
@@ -234,7 +234,7 @@ def _read_xml_folder(folder: Path) -> BoxTable:
     return BoxTable(folder, by_stem=found, problems=tuple(problems))
 
 
-def _read_xml(path: Path, problems: list[str]) -> Annotation:
+def read_xml(path: Path, problems: list[str]) -> Annotation:
     """The annotation in a file; objects that have no sound box become problems."""
     _limit(path, MAX_XML)
     try:

@@ -1,8 +1,7 @@
 """Candidates out of a FAISS index, and how near a vector that is not among them may be: bounded, not guessed.
 
-Rounding follows the standard bound for an inner product of d terms in any order of summation,
-|computed − exact| ≤ (d + 16)·2⁻²⁴·‖x‖‖y‖; half precision the largest error measured while storing. With these bounds
-the exact layer knows when `Flat` and `SQfp16` have named every neighbour, ties included. Other indexes have a recall.
+Rounding follows the bound for inner products, |computed − exact| ≤ (d + 16)·2⁻²⁴·‖x‖‖y‖, half precision the largest
+error while storing: `Flat` and `SQfp16` are known to have named every neighbour, ties included. Others have a recall.
 """
 
 from __future__ import annotations

@@ -38,15 +38,12 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Effort and over-fetch of an approximate index, and the recall of so many queries that was measured with them.
-
-    Over-fetch is how many times the usual number of candidates are re-scored; coarse codes need many.
-    """
+    """Effort and over-fetch of an approximate index, and the recall of so many queries that was measured with them."""
 
     effort: int | None  # nprobe or efSearch; None where there is no such knob
     recall_at_10: float
     queries: int
-    overfetch: int = 1
+    overfetch: int = 1  # times the usual number of candidates are re-scored; coarse codes need many
 
     @classmethod
     def of(cls, tuning: Tuning) -> SearchSettings:
@@ -182,10 +179,7 @@ def train(index: Any, vectors: Vectors) -> None:
 
 
 class Coarse(NamedTuple):
-    """The lists of an inverted file: their centroids (l, d), and the list of each row (n,).
-
-    Indexes that differ only in their codes share them, and with them most of the time that building takes.
-    """
+    """The lists of an inverted file, which indexes share: their centroids (l, d), and the list of each row (n,)."""
 
     centroids: Vectors
     assignment: npt.NDArray[np.int64]

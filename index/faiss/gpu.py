@@ -1,9 +1,7 @@
 """A copy of a FAISS index on one GPU or several, asked for candidates only: order and distances come from elsewhere.
 
-What FAISS documents, and what is done about it: a copy takes 1.5 GB of scratch memory unless told otherwise; `k` and
-`nprobe` are at most 2048; a set of resources serves one thread at a time; row numbers of lists fit into 32 bits;
-half-precision flat vectors cannot be sharded by FAISS's own cloner; filters exist on the CPU alone. Products in TF32
-(`NVIDIA_TF32_OVERRIDE=1` has them everywhere) are found out by a trial, and bounded as those of halves are.
+FAISS takes 1.5 GB of scratch memory unless told otherwise, `k` and `nprobe` up to 2048, one thread at a time for each
+set of resources; it does not shard half-precision flat vectors, nor filter there. Products in TF32 are found by trial.
 """
 
 from __future__ import annotations
@@ -127,9 +125,8 @@ def gpus_of(device: str) -> tuple[int, ...]:
 def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: float) -> Placement | None:
     """The placement of an index, by free memory; None where there is not enough, or FAISS has no such kind.
 
-    "auto" takes the first GPU that holds all of it; "cuda:all" puts it on every GPU, which share out the queries. Where
-    no GPU holds it, all of them share out the vectors. Flat vectors are halved only where they do not fit otherwise,
-    and none of their numbers (`radius` is the largest length) would overflow.
+    "auto" takes the first GPU that holds all of it, "cuda:all" every one; where none does, all share out the vectors.
+    Flat vectors are halved only where they do not fit, and no number overflows (`radius` is the largest length).
     """
     inner, devices = inner_index(index), gpus_of(device)
     is_flat = isinstance(inner, faiss.IndexFlat)
@@ -186,10 +183,7 @@ def copy_to_gpus(index: Any, *, device: str, radius: float) -> GpuIndex | None:
 
 
 def rounds_products(copy: Any, index: Any) -> bool:
-    """True if a copy multiplies with ten bits of its numbers, as TF32 does; FAISS forbids it, the environment may not.
-
-    Vectors with one number, 1 + 2⁻¹² times a power of two, are searched: ten bits lose the 2⁻¹², floats nothing.
-    """
+    """True if a copy multiplies with ten bits, as TF32 does: a vector of one number, 1 + 2⁻¹², then loses the 2⁻¹²."""
     stored = reconstructed(index, 0, min(64, int(index.ntotal))).astype(np.float64)
     lengths = np.linalg.norm(stored, axis=1)
     lengths = 2.0 ** np.round(np.log2(lengths, where=lengths > 0, out=np.zeros_like(lengths)))

@@ -1,10 +1,7 @@
 """A FAISS index with the ids of its rows: what is stored, how finely, how to search it, and all of it as bytes.
 
-Rows are only ever appended. Deleting masks a row and replacing masks the older one, because FAISS's own removal
-renumbers rows, is slow, and under an IVF index wrapped for foreign ids returns wrong ids.
-
-FAISS's reader is not made for hostile bytes: the gallery authenticates them, the sizes they claim are bounded by their
-length, and the header is compared with what was read. Codes and lists stay in these bytes, perhaps a mapped file.
+Rows are only appended, deleting masks one: FAISS's own removal renumbers rows, is slow, and under foreign ids is wrong.
+FAISS's reader trusts its bytes: the gallery authenticates them, and what they claim is bounded by their length.
 """
 
 from __future__ import annotations
@@ -75,10 +72,9 @@ class Precision:
 
 
 class IndexStore:
-    """An index with the ids of its rows; the last rows may lie in `tail`, searched exactly.
+    """An index with the ids of its rows; the last may lie in `tail`, searched exactly. `trained`: for so many vectors.
 
-    `trained` is the number of vectors that an approximate index was made for. `buffer` is the
-    memory that an index read without copying looks into; `own_copy` then reads one that can grow.
+    `buffer` is the memory that an index read without copying looks into; `own_copy` then reads one that can grow.
     """
 
     def __init__(
@@ -194,10 +190,7 @@ class IndexStore:
         return decoded
 
     def parameters(self, selector: Any = None, *, effort: int | None = None, growth: float = 1.0) -> Any:
-        """FAISS's parameters for one search on the CPU; None for its defaults.
-
-        `growth` multiplies the effort, which is the measured one unless another is given.
-        """
+        """FAISS's parameters on the CPU, None for its defaults; `growth` multiplies the effort, by default measured."""
         effort = effort or (self.settings.effort if self.settings else None)
         if effort is not None and growth > 1:
             inner = inner_index(self.index)
@@ -295,10 +288,7 @@ def unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
 
 
 def _read_index(part: Any, *, tables: int, copy: bool = False) -> Any:
-    """FAISS's part; nothing in it may claim to be longer than the bytes there are, save the tables FAISS adds.
-
-    FAISS's limits belong to the process: they are tightened and put back.
-    """
+    """FAISS's part, bounded by the bytes there are and the tables FAISS adds; these limits belong to the process."""
     if copy:
         place = 0
 

@@ -1,7 +1,6 @@
 """The FAISS that is installed: its distribution, its methods on NumPy arrays, its settings for one call, its machine.
 
-`faiss-cpu` and `faiss-gpu` write the same files, and pip lets both in without a word: whichever came last answers, and
-removing either takes files of both. A package cannot ask pip for one *instead of* the other, so it is said here.
+`faiss-cpu` and `faiss-gpu` write the same files, and pip lets both in without a word: so it is said here.
 """
 
 from __future__ import annotations
@@ -93,11 +92,7 @@ def note_search_on_cpu(device: str) -> None:
 def searched(
     index: Any, queries: NDArray[np.float32], k: int, *, params: Any = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """`index.search`: FAISS's numbers and rows, (q, k) each.
-
-    Importing `faiss.contrib.torch_utils`, as pytorch-metric-learning does, replaces methods of every index by others
-    that take no search parameters; the methods as they were stay under names of their own.
-    """
+    """`index.search` of FAISS itself, also where `faiss.contrib.torch_utils` replaced it: numbers and rows, (q, k)."""
     distances, rows = getattr(index, "search_numpy", index.search)(queries, k, params=params)
     return distances, rows
 
@@ -110,11 +105,9 @@ def reconstructed(index: Any, start: int, count: int) -> NDArray[np.float32]:
 
 @contextmanager
 def threads_for(n_queries: int) -> Iterator[None]:
-    """FAISS's thread count and its switch to matrix products, as they are best for so many queries.
+    """FAISS's threads and matrix products as they are best for so many queries: one thread for one, products for many.
 
-    One query: one thread, since FAISS splits work by query; this setting is the calling thread's own. A batch: matrix
-    products from 4 queries per thread, long before FAISS's default of 128,000 / d; that setting is the process's, so
-    it is held under a lock and put back.
+    Threads are the calling thread's own setting; the other is the process's, held under a lock and put back.
     """
     import faiss
 

@@ -26,10 +26,7 @@ _MEASURED_QUERIES = 200
 
 
 class FaissSearch:
-    """A FAISS index with ids, deletions and filters, answering through the exact layer.
-
-    Searches may run in several threads at once; `upsert`, `delete` and `close` may not run beside them.
-    """
+    """A FAISS index with ids, deletions and filters, for several threads at once; what changes it runs alone."""
 
     def __init__(
         self, store: IndexStore, *, factory: str, device: str = "auto", source: VectorSource | None = None
@@ -55,15 +52,8 @@ class FaissSearch:
     ) -> FaissSearch:
         """An index over all `batches` of (ids, raw vectors), read once; `from_source` spares reading them.
 
-        Args:
-            spec: dimension and metric.
-            batches: what to store.
-            count: how many vectors to expect; chooses the kind for "auto".
-            factory: "auto", "flat", or a FAISS factory string such as "HNSW32".
-            device: "auto" takes a GPU when FAISS sees one and the index is large enough; "cpu"; "cuda" is the first
-                GPU, "cuda:1" the second, "cuda:all" all of them.
-            source: reads raw stored vectors back; without one they are kept in memory.
-            seed: of the samples for training and measuring.
+        `count` is how many to expect; `device` "auto" takes a GPU for a large index, "cuda:1" the second, "cuda:all"
+        all. Without a `source` that reads raw vectors back they are kept in memory.
 
         Raises:
             InputError: an unusable factory string, too few vectors to train it, or a GPU that is not there.
@@ -167,12 +157,7 @@ class FaissSearch:
         return self.store.id_map.ids[self.store.id_map.live]
 
     def upsert(self, ids: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
-        """Add raw vectors, or replaces them by id.
-
-        Raises:
-            ShapeError, InputError: what `check_vectors` and `check_ids` refuse, an id twice in one call, or numbers
-                too large for half precision.
-        """
+        """Add raw vectors, or replace them by id; InputError for an id twice, or numbers too large for halves."""
         raw, lengths = check_vectors(self.spec, vectors)
         keys = check_ids(ids, count=len(raw))
         if len(np.unique(keys)) != len(keys):
@@ -195,11 +180,7 @@ class FaissSearch:
             self._source.drop(keys)
 
     def get(self, ids: npt.ArrayLike) -> Vectors:
-        """Raw stored vectors in the order asked for.
-
-        Raises:
-            InputError: an id that is not stored.
-        """
+        """Raw stored vectors in the order asked for; InputError for an id that is not stored."""
         keys = check_ids(ids)
         missing = keys[self.store.id_map.find(keys) < 0]
         if len(missing):
@@ -207,11 +188,7 @@ class FaissSearch:
         return self._source(keys) if len(keys) else np.empty((0, self.spec.dim), np.float32)
 
     def search(self, queries: npt.ArrayLike, k: int, *, allowed: npt.ArrayLike | None = None) -> list[Hits]:
-        """The k nearest of each query (q, d), out of the ids in `allowed` when given.
-
-        Raises:
-            ShapeError, InputError: queries that `check_vectors` refuses, or k below 1.
-        """
+        """The k nearest of each query (q, d), out of the ids in `allowed` when given."""
         book = self.store.id_map
         rows = book.all_live() if allowed is None else book.rows_of(check_ids(allowed))
         mask = book.live if allowed is None and rows is not None else None
@@ -288,10 +265,8 @@ class FaissSearch:
     def deserialise(cls, data: Buffer, *, spec: SearchSpec, source: VectorSource, device: str = "auto") -> FaissSearch:
         """The index that `serialise` or `save` wrote; the caller has made sure that the bytes are its own.
 
-        The index goes on looking into `data`, until it takes in what was added: a mapped file must not change.
-
-        Raises:
-            CorruptGalleryError: bytes that are damaged, were made for another spec, or claim more than they hold.
+        The index goes on looking into `data`: a mapped file must not change. CorruptGalleryError for what is damaged,
+        was made for another spec, or claims more than it holds.
         """
         store, factory = unpack(data, spec)
         return cls(store, factory=factory, device=device, source=source)

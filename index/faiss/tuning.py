@@ -1,7 +1,6 @@
 """Choosing a search index by measuring: recall, latency and memory of candidates on the gallery's own vectors.
 
-Each candidate is built as searches will use it; its effort and over-fetch are raised until it finds enough. In memory
-are at most the best so far, the candidate at hand, its training sample (a tenth more for millions), and blocks.
+In memory are the best so far, the candidate at hand, its training sample (a tenth more for millions), and blocks.
 """
 
 from __future__ import annotations
@@ -86,10 +85,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningReport:
-    """All candidates in the order in which they were tried, and what was measured of the chosen one.
-
-    `binding` names the budgets that kept a better candidate out, or one whose worth is not known.
-    """
+    """All candidates as they were tried, the chosen one's measurements, and the budgets that kept a better one out."""
 
     trials: tuple[Trial, ...]
     tuning: Tuning
@@ -291,11 +287,7 @@ def single_latencies(search: Search, truth: GroundTruth, *, most: int = 100) -> 
 
 
 def choose(trials: Sequence[Trial], budget: Budget) -> Trial | None:
-    """The candidate of least cost that keeps within the budgets.
-
-    With a budget for latency the cost is memory. Without one it is latency, and among those about as quick as the
-    quickest, memory.
-    """
+    """The candidate of least memory within the budgets; without one for latency, among those about as quick."""
     fitting = [(trial, trial.tuning) for trial in trials if trial.tuning is not None and not budget.missed(trial)]
     if not fitting:
         return None

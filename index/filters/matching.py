@@ -1,7 +1,6 @@
 """Filters evaluated on whole columns at once. An image without a value equals nothing and is in no range.
 
-They can come from untrusted clients, and take time on many images: a text holds up to 32 comparisons, the rows that a
-comparison selects are remembered, and a deadline (`deadlines.finish_by`) ends them all.
+Filters of untrusted clients are bounded: comparisons in number, and all by a deadline (`deadlines.finish_by`).
 """
 
 from __future__ import annotations

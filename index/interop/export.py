@@ -222,13 +222,7 @@ class _Writing:
             "columns": self._columns,
             "masks": None if (masks := gallery.manifest.masks) is None else asdict(masks),
             "background": None if (edges := gallery.manifest.background) is None else asdict(edges),
-            "encoder": {
-                "fingerprint": encoder.fingerprint,
-                "short_name": encoder.short_name,
-                "description": encoder.description,
-                "precision": encoder.precision,
-                "file": ENCODER_FILE if has_encoder else None,
-            },
+            "encoder": asdict(encoder) | {"file": ENCODER_FILE if has_encoder else None},
             "index": None if factory is None else {"file": "image.index", "factory": factory, "ids": "row numbers"},
         }
         (self._folder / EXPORT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ import hashlib
 import os
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -92,14 +92,17 @@ def import_gallery(
     chosen = metric or found.about.get("metric", "cosine")
     if chosen not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {chosen!r}")
-    encoder = _brought_along(found) if encoder is None else encoder
+    if encoder is None and found.about:
+        encoder = _brought_along(found)
     known = None if encoder is None else _checked_encoder(found, encoder, device)
+    masks = found.about.get("masks")  # to pool alike what is added later
     manifest = Manifest(
         spec=Spec(chosen, found.embedding_dim, found.pooled_dim or found.embedding_dim, None, found.pooled_dim is None),
         encoder=_entry(found, name or found.place.resolve().name, known),
         root=str(found.root),
         index=index,
-        **_kept(found, chosen),
+        masks=None if masks is None else MaskEntry(masks["folder"], masks.get("category")),
+        background=found.about.get("background") if found.about.get("metric") == chosen else None,
         gallery_id=new_gallery_id(None if root is None else str(found.root)),
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
@@ -117,15 +120,6 @@ def import_gallery(
         gallery.report = AddReport(len(gallery), 0, 0, gallery.skipped)
         gallery.save_caches(writer)
     return gallery
-
-
-def _kept(found: ImportSource, metric: str) -> dict[str, Any]:
-    """Entries of the manifest that an export says: masks, to pool alike what is added later, and the background."""
-    masks, background = found.about.get("masks"), found.about.get("background")
-    return {
-        "masks": None if masks is None else MaskEntry(masks["folder"], masks.get("category")),
-        "background": background if found.about.get("metric") == metric else None,
-    }
 
 
 def _entry(found: ImportSource, name: str, known: Encoder | None) -> EncoderEntry:
@@ -192,8 +186,6 @@ def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skip
 
 def _brought_along(found: ImportSource) -> Path | None:
     """The encoder that lies in an export; that it brings none is a remark."""
-    if not found.about:
-        return None
     file = found.place / ENCODER_FILE
     if file.is_file():
         return file

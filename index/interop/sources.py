@@ -1,7 +1,6 @@
 """Vectors that other tools made, as blocks of rows: clip-retrieval's folders, OML's tables, hloc's HDF5 files.
 
-Nothing in these files is trusted or run: arrays are read without pickle, links out of an HDF5 file are not followed,
-and a shape that a file claims is compared with what it holds before anything is copied.
+Nothing in them is trusted or run: no pickle, no links out of a file, no shape that a file cannot hold.
 """
 
 from __future__ import annotations
@@ -72,8 +71,9 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
     def read() -> Iterator[Block]:
         records, start = iter(listing), 0
         while some := list(islice(records, BLOCK_ROWS)):
-            rows: dict[str, list[Any]] = {"path": [record.path for record in some]}
-            rows["label"] = [record.label for record in some]
+            rows: dict[str, list[Any]] = {
+                name: [getattr(record, name) for record in some] for name in ("path", "label")
+            }
             rows |= {name: [record.columns.get(name) for record in some] for name in listing.column_names}
             yield Block(rows, matrix[start : start + len(some)])
             start += len(some)

@@ -3,8 +3,7 @@
     milvus://HOST:19530/COLLECTION            milvus+tls://HOST:443/COLLECTION        milvus://HOST/DATABASE/COLLECTION
     milvus+lite:///path/file.db               path/file.db                            ?consistency=bounded at the end
 
-The token is read from `DISTCAM_MILVUS_TOKEN`, written `TOKEN@HOST` (`user:password@HOST`). It goes to that host only: a
-gallery that came from elsewhere may name any server, and must not get it there.
+The token, `DISTCAM_MILVUS_TOKEN=TOKEN@HOST`, goes to that host only: a gallery from elsewhere may name any server.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Filters as Milvus expressions, made of numbers only, without any text of a user; and the names of its indexes.
 
-Every row carries `keys`, an array with one 63-bit hash for each (column, value) it has, its label and path among them,
-and one for each column whose value is a number; and those numbers. "label=cat" becomes `array_contains(keys, 4617…)`.
+Every row carries those of its values that are numbers, and `keys`: a 63-bit hash for each (column, value) it has, and
+for each column whose value is a number. "label=cat" becomes `array_contains(keys, 4617…)`.
 """
 
 from __future__ import annotations

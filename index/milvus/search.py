@@ -136,11 +136,7 @@ class _Candidates:
         return Proposal(ids, comparable(self._spec, vectors), floor)
 
     def _floor(self, query: Vectors, found: NearRows, n: int) -> float:
-        """No vector left out is nearer than this: the last one's distance, less what single precision may hide.
-
-        A sum of d products in single precision is off by at most about d·ε times the product of the lengths, also when
-        Milvus takes ‖x − y‖² as ‖x‖² + ‖y‖² − 2x·y.
-        """
+        """No vector left out is nearer: the last distance, less what sums of d products in single precision hide."""
         is_last_try = 8 * n > self.reach and (self._known is None or self._known > _READ_ALL)
         if not self._table.kind.is_exact or self._spec.metric == "l1" or is_last_try:
             return UNKNOWN_FLOOR

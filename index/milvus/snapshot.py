@@ -1,8 +1,7 @@
 """A gallery whose rows lie in Milvus: its folder holds the manifest, the encoder's copy, the skip list and caches.
 
-The live ids are all below the manifest's `next_id` without those in the tombstone files, so opening asks Milvus for
-nothing: new rows get ids from there on, and become visible when the manifest is replaced, which is the commit. Rows of
-images that left, and what an interrupted writer left behind, are deleted by the writer when it is done, or by the next.
+The live ids are those below the manifest's `next_id` without those in the tombstone files: opening asks Milvus for
+nothing, and replacing the manifest is the commit. Rows of what left, or of a writer that was killed, go with the next.
 """
 
 from __future__ import annotations

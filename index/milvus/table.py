@@ -1,7 +1,7 @@
 """The rows of one gallery in Milvus: two collections, and every request that is made to them.
 
-`NAME` holds id, embedding, `record` (JSON) and `keys` (`dialect.py`); `NAME_pooled` id and pooled vector. Rows may come
-back more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
+`NAME` holds id, embedding, `record` (JSON) and `keys` (`dialect.py`); `NAME_pooled` id and pooled vector. A row may
+come twice after a crash there, so every answer is made unique by id.
 """
 
 from __future__ import annotations
@@ -215,21 +215,15 @@ class MilvusTable:
                 for name in self._names:
                     client.delete(name, ids=some.tolist())
 
-    def embeddings(self, ids: Ids) -> Vectors:
-        """Raw embeddings in the order of `ids`."""
-        return self._vectors(0, ids)
+    def embeddings(self, ids: Ids, *, number: int = 0) -> Vectors:
+        """Raw embeddings in the order of `ids`; or what else the collection of this number holds."""
+        name, field, dim = self._fields[number]
+        rows = self._rows(name, field, ids, row_bytes=4 * dim)
+        return np.array([rows[key] for key in ids.tolist()], np.float32).reshape(len(ids), dim)
 
     def pooled(self, ids: Ids) -> Vectors:
         """Raw pooled vectors in the order of `ids`."""
-        return self._vectors(-1, ids)
-
-    def _vectors(self, number: int, ids: Ids) -> Vectors:
-        name, field, dim = self._fields[number]
-        rows = self._rows(name, field, ids, row_bytes=4 * dim)
-        out = np.empty((len(ids), dim), np.float32)
-        for at, key in enumerate(ids.tolist()):
-            out[at] = rows[key]
-        return out
+        return self.embeddings(ids, number=-1)
 
     def records(self, ids: Ids) -> list[Row]:
         """The records, in the order of `ids`."""

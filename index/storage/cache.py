@@ -1,9 +1,7 @@
 """Prototypes and search index of an open gallery, and the files that spare the next reader their making.
 
-A cache file that is missing, stale, damaged, or foreign is passed over without an error. An index outlives small
-changes of its gallery: an id means one vector for ever, so what left is masked, and what came is searched beside it.
-FAISS was not made for hostile input: its file is read only with an HMAC over its contents, keyed with a secret of this
-user.
+A file that is missing, stale, damaged, or foreign is passed over. An index outlives small changes: an id means one
+vector for ever. FAISS trusts its input: its file is read only with an HMAC, keyed with a secret of this user.
 """
 
 from __future__ import annotations
@@ -316,10 +314,7 @@ def _bring_up_to_date(search: FaissSearch, snapshot: Snapshot) -> None:
 
 
 def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
-    """The contents of the stored FAISS index, if this user wrote it for this gallery.
-
-    Up to 1 GiB they are in memory, else in a nameless file on the gallery's disk, which is read as far as it is used.
-    """
+    """The contents of the stored FAISS index, if this user wrote it; beyond 1 GiB in a nameless file on the disk."""
     entry = snapshot.manifest.index_cache
     if entry is None or not is_own(snapshot.manifest, entry, snapshot.ids):
         return None

@@ -51,10 +51,7 @@ class _Descriptor:
 
 
 class OpenFile:
-    """A plain file, open for reading. Deleting or replacing it changes nothing as long as its descriptor is kept.
-
-    A file that was written to is hashed once and read on if it still has this `sha256`; without one it is refused.
-    """
+    """A plain file, open for reading, also once deleted; if written to, it is read on only with the same `sha256`."""
 
     def __init__(self, path: Path, *, remedy: str, sha256: str | None = None) -> None:
         self.path = path

@@ -93,10 +93,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 class FlatFile:
-    """The arrays of a flat file, read-only: opening costs no more than looking at the headers.
-
-    Arrays stay readable after the file is deleted or replaced, as long as few others are open; see `descriptors.py`.
-    """
+    """The arrays of a flat file, read-only; opening looks at headers only, and a deleted file stays readable."""
 
     def __init__(self, path: Path, *, remedy: str, sha256: str | None = None) -> None:
         self.path = path

@@ -31,22 +31,15 @@ def restore_gallery(
 ) -> Manifest:
     """Make `folder` hold the gallery that lies in `source`, whatever state it is in; or copy it to a new folder.
 
-    The whole of `source` is checked before anything is changed. What `folder` held is replaced in one step, and killed
-    in the middle it is as before. Files that it has already, undamaged, are not copied again.
-
-    Args:
-        source: a gallery, such as a copy made earlier; others may write to it meanwhile.
-        folder: where it should be; a gallery, sound or damaged, or nothing yet.
-        storage: the file operations; tests record them.
+    The whole of `source` is checked before anything is changed; others may write to it meanwhile. What `folder` held is
+    replaced in one step, and killed in the middle it is as before. Files that it has already are not copied again.
 
     Returns:
         The manifest that `folder` has now.
 
     Raises:
-        NotAGalleryError: `source` is no gallery.
-        CorruptGalleryError: `source` is damaged; the message names the file, and nothing was changed.
-        GalleryExistsError: `folder` holds something else than a gallery.
-        GalleryLockedError: another process is writing to `folder`.
+        NotAGalleryError, CorruptGalleryError: `source` is none, or damaged: the message names the file.
+        GalleryExistsError, GalleryLockedError: `folder` holds something else, or another process is writing to it.
         InputError: one folder is the other or lies in it, or the rows of `source` lie in Milvus.
         GalleryError: the disk is full.
     """
@@ -134,10 +127,7 @@ def _sound_cache(source: Path, cache: CacheEntry | None) -> CacheEntry | None:
 
 
 def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None, storage: Storage) -> Manifest:
-    """Bring all files into the folder under names that the old manifest does not use for something else.
-
-    The gallery of the returned manifest is another to whoever has the old one open.
-    """
+    """Bring all files into the folder under names that are free there; the new gallery is another to its readers."""
     taken = {} if old is None else {entry.name: entry for entry in old.files()}
     new: dict[str, FileEntry] = {}
     for entry in manifest.files():

@@ -29,7 +29,7 @@ from ...errors import CorruptGalleryError
 from ...files import REMEDY
 from ..filters.matching import Categorical
 from . import hdf5
-from .hdf5 import Array, ArrayLayout, FlatFile, Strings, pack_strings
+from .hdf5 import Array, ArrayLayout, FlatFile, StoredArray, Strings, pack_strings
 from .manifest import FileEntry, Spec
 
 MASK_COLUMN, NO_MASK = "mask", "none"
@@ -44,6 +44,7 @@ _FILE_STATES: dict[str, tuple[str, tuple[int, ...]]] = {
     "size": ("<u8", ()),
     "mtime_ns": ("<i8", ()),
 }
+_PLAIN = ("ids", *_FILE_STATES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +85,19 @@ class Entries:
     def take(self, rows: Array) -> Self:
         """The entries of some rows."""
         numbers = rows.tolist()
-        return type(self)(
-            ids=self.ids[rows],
-            paths=[self.paths[row] for row in numbers],
-            sha256=self.sha256[rows],
-            size=self.size[rows],
-            mtime_ns=self.mtime_ns[rows],
-            columns={name: [values[row] for row in numbers] for name, values in self.columns.items()},
-        )
+        paths = [self.paths[row] for row in numbers]
+        columns = {name: [values[row] for row in numbers] for name, values in self.columns.items()}
+        return type(self)(**{name: getattr(self, name)[rows] for name in _PLAIN}, paths=paths, columns=columns)
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """All parts in order; a column that a part does not have is empty there."""
         names = dict.fromkeys(name for part in parts for name in part.columns)
-        return cls(
-            ids=np.concatenate([part.ids for part in parts]),
-            paths=[path for part in parts for path in part.paths],
-            sha256=np.concatenate([part.sha256 for part in parts]),
-            size=np.concatenate([part.size for part in parts]),
-            mtime_ns=np.concatenate([part.mtime_ns for part in parts]),
-            columns={
-                name: [value for part in parts for value in part.columns.get(name, [None] * len(part))]
-                for name in names
-            },
-        )
+        columns = {
+            name: [value for part in parts for value in part.columns.get(name, [None] * len(part))] for name in names
+        }
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _PLAIN}
+        return cls(**arrays, paths=[path for part in parts for path in part.paths], columns=columns)
 
 
 @dataclass(frozen=True)
@@ -136,23 +126,12 @@ class Vectors:
 
     def take(self, rows: Array) -> Self:
         """The vectors of some rows, copied."""
-        pooled = self.pooled[rows]
-        return type(self)(
-            pooled=pooled,
-            embedding=pooled if self.embedding is self.pooled else self.embedding[rows],
-            maps=None if self.maps is None else self.maps[rows],
-            map_scale=None if self.map_scale is None else self.map_scale[rows],
-            fine=None if self.fine is None else self.fine[rows],
-            fine_scale=None if self.fine_scale is None else self.fine_scale[rows],
-            border=None if self.border is None else self.border[rows],
-        )
+        taken: dict[int, Any] = {id(array): None if array is None else array[rows] for array in vars(self).values()}
+        return type(self)(*(taken[id(array)] for array in vars(self).values()))
 
 
 def pack_maps(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Feature maps (n, K, h, w) in half precision, each image scaled so that its largest magnitude is 2¹⁵.
-
-    Half precision keeps 11 bits between 6e-5 and 65504: scaling to the top keeps the small activations too.
-    """
+    """Feature maps (n, K, h, w) in half precision, each scaled to at most 2¹⁵, which keeps small activations too."""
     largest = np.abs(maps).reshape(len(maps), -1).max(axis=1)
     scale = np.where(largest > 0, largest / 32768, 1).astype(np.float32)
     return (maps / scale[:, None, None, None]).astype(np.float16), scale
@@ -206,7 +185,23 @@ def write_segment(
         small |= pack_strings("about", [about])
     count = len(entries)
     layouts = {name: ArrayLayout(array.dtype.str, array.shape) for name, array in small.items()}
-    layouts["pooled"] = ArrayLayout("<f4", (count, spec.pooled_dim))
+    large = _vector_layouts(spec, count)
+    with hdf5.create(path, layouts | large) as datasets:
+        for name, array in small.items():
+            if array.size:
+                datasets[name][...] = array
+        start = 0
+        for block in vectors:
+            stop = start + len(block)
+            for name in large:
+                datasets[name][start:stop] = getattr(block, name)
+            start = stop
+        assert start == count, "as many vectors as entries"
+
+
+def _vector_layouts(spec: Spec, count: int) -> dict[str, ArrayLayout]:
+    """The stored arrays of the vectors of so many images, by their names in `Vectors`."""
+    layouts = {"pooled": ArrayLayout("<f4", (count, spec.pooled_dim))}
     if not spec.embedding_is_pooled:
         layouts["embedding"] = ArrayLayout("<f4", (count, spec.embedding_dim))
     if spec.map_shape:
@@ -215,18 +210,7 @@ def write_segment(
     if spec.fine_shape:
         layouts["fine"] = ArrayLayout("<f2", (count, *spec.fine_shape))
         layouts["fine_scale"] = ArrayLayout("<f4", (count,))
-    with hdf5.create(path, layouts) as datasets:
-        for name, array in small.items():
-            if array.size:
-                datasets[name][...] = array
-        start = 0
-        for block in vectors:
-            stop = start + len(block)
-            for name in ("pooled", "embedding", "maps", "map_scale", "fine", "fine_scale"):
-                if name in datasets:
-                    datasets[name][start:stop] = getattr(block, name)
-            start = stop
-        assert start == count, "as many vectors as entries"
+    return layouts
 
 
 class Segment:
@@ -241,15 +225,10 @@ class Segment:
             raise file.corrupt(f"holds {', '.join(sorted(unknown))}, which no segment has")
         self.stored_ids = file.array("id", "<u8", (count,))
         n = len(self.stored_ids)
-        self.pooled = file.array("pooled", "<f4", (n, spec.pooled_dim))
-        self.embedding = self.pooled
-        if not spec.embedding_is_pooled:
-            self.embedding = file.array("embedding", "<f4", (n, spec.embedding_dim))
+        self._stored: Any = {name: file.array(name, *layout) for name, layout in _vector_layouts(spec, n).items()}
+        self.pooled: StoredArray = self._stored["pooled"]
+        self.embedding: StoredArray = self._stored.setdefault("embedding", self.pooled)
         self.paths: Strings = file.strings("path", n)
-        self._maps = file.array("maps", "<f2", (n, spec.pooled_dim, *spec.map_shape)) if spec.map_shape else None
-        self._map_scale = file.array("map_scale", "<f4", (n,)) if spec.map_shape else None
-        self._fine = file.array("fine", "<f2", (n, *spec.fine_shape)) if spec.fine_shape else None
-        self._fine_scale = file.array("fine_scale", "<f4", (n,)) if spec.fine_shape else None
         for name, (dtype, width) in _FILE_STATES.items():
             file.array(name, dtype, (n, *width))
 
@@ -319,20 +298,15 @@ class Segment:
 
     def vectors(self, rows: Array) -> Vectors:
         """The vectors and packed maps of these rows, copied."""
-        stored: Any = (self.pooled, self.embedding, self._maps, self._map_scale, self._fine, self._fine_scale)
-        return Vectors(*stored).take(rows)
+        return Vectors(**self._stored).take(rows)
 
     def maps(self, rows: Array) -> Array:
         """The feature maps of these rows, float32 (n, K, h, w); only for galleries that keep them."""
-        assert self._maps is not None
-        assert self._map_scale is not None
-        return unpack_maps(self._maps[rows], self._map_scale[rows])
+        return unpack_maps(self._stored["maps"][rows], self._stored["map_scale"][rows])
 
     def fine_maps(self, rows: Array) -> Array:
         """The fine maps of these rows, float32 (n, c, u, v); only for galleries that keep them."""
-        assert self._fine is not None
-        assert self._fine_scale is not None
-        return unpack_maps(self._fine[rows], self._fine_scale[rows])
+        return unpack_maps(self._stored["fine"][rows], self._stored["fine_scale"][rows])
 
     def blocks(self, rows: Array) -> Iterator[Vectors]:
         """The vectors and packed maps of these rows, a bounded number of bytes at a time."""

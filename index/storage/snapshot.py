@@ -1,7 +1,6 @@
 """One generation of a gallery, open for reading: the images that are alive, and the places of their rows.
 
-In memory are one id and one position per image, and the columns that were asked for. A snapshot never changes, and
-outlives the files it was opened from, as long as a process may keep them open (`descriptors.py`).
+In memory are an id and a position per image, and columns that were asked for; it outlives the files it was opened from.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Check:
         for path in list(snapshot.paths(snapshot.places(self.duplicates)))[:10]:
             self.problems.append(Problem(path, "is in the gallery twice", "repair keeps the newer one"))
         entry = self.manifest.prototype_cache
-        if entry is not None and self._is_checkable(entry):
+        if entry is not None and self.manifest.is_fresh(entry) and entry.file.name not in self.bad:
             cached = load_prototypes(snapshot)
             if cached is None or not _agree(cached, computed_prototypes(snapshot)):
                 self._note(entry.file, "does not hold the prototypes of this gallery")
@@ -179,9 +179,6 @@ class Check:
             if problems:
                 self._note(entry.file, problems[0])
 
-    def _is_checkable(self, entry: CacheEntry) -> bool:
-        return self.manifest.is_fresh(entry) and entry.file.name not in self.bad
-
     # --- Mending -----------------------------------------------------------------------------------------------------
 
     def mend(self, writer: GalleryWriter) -> None:
@@ -229,12 +226,8 @@ def _agree(cached: PrototypeStore, true: PrototypeStore) -> bool:
     """Equal up to the rounding of images that came and went."""
     if cached.labels != true.labels or cached.counts.tolist() != true.counts.tolist():
         return False
-    pairs = [
-        (cached.all_pooled(), true.all_pooled()),
-        (cached.all_embeddings(), true.all_embeddings()),
-        (cached.mean_pooled(), true.mean_pooled()),
-        (cached.mean_embedding(), true.mean_embedding()),
-    ]
+    names = ("all_pooled", "all_embeddings", "mean_pooled", "mean_embedding")
+    pairs = ((getattr(cached, name)(), getattr(true, name)()) for name in names)
     return all(
         np.allclose(one, other, rtol=1e-4, atol=1e-5 * float(np.abs(other).max(initial=1))) for one, other in pairs
     )

@@ -1,7 +1,6 @@
 """Changing a gallery: images go in by commits, leave by tombstones, and segments are merged when they become many.
 
-Every change is a new manifest, on the disk when the call returns. Whatever interrupts it, the gallery is as the last
-commit left it, and the next writer deletes the files that no manifest names.
+Every change is a new manifest, on the disk when the call returns; files that none names go with the next writer.
 """
 
 from __future__ import annotations
@@ -55,10 +54,7 @@ class _State:
 
 
 class GalleryWriter:
-    """The writing side of a gallery, for the holder of its lock.
-
-    The first commit replaces the state `on_disk`, None where there is none, by one that starts from `manifest`.
-    """
+    """The writing side of a gallery, for the holder of its lock; the first commit replaces `on_disk` by `manifest`."""
 
     def __init__(
         self,
@@ -118,11 +114,7 @@ class GalleryWriter:
         self._state = dataclasses.replace(self._state, removed=(*self._state.removed, gone))
 
     def commit(self, **changes: Any) -> None:
-        """Bring everything taken in so far to the disk, together with other changes of the manifest.
-
-        An interruption leaves the pending images pending, whether or not the manifest got through: the next commit
-        starts from the same state and replaces it.
-        """
+        """Bring all taken in so far to the disk, with other changes of the manifest; interrupted, it stays pending."""
         manifest, pending = self.manifest, self._state.pending
         gone = np.concatenate([np.empty(0, np.uint64), *self._state.removed])
         if pending:
@@ -151,10 +143,7 @@ class GalleryWriter:
         return {"segments": (*self.manifest.segments, self._write_segment(entries, blocks))}
 
     def _save(self, **changes: Any) -> None:
-        """Make the changed manifest the gallery's, then delete what only the old one named.
-
-        Nothing may be pending that the change does not hold.
-        """
+        """Make the changed manifest, with all that is pending, the gallery's; then delete what only the old named."""
         self._require_own_process()
         old, new = self._on_disk, dataclasses.replace(self.manifest, **changes)
         new.save(self.folder, self._storage)

@@ -28,8 +28,9 @@ from ...metrics.localisation import THRESHOLDS, box_coverage, box_overlaps, ener
 from ...metrics.maps import spearman
 from ...progress import Progress
 from ...remarks import remark
+from .classifiers import LinearClassifier
 from .maps import MapMaker
-from .references import LinearClassifier, ReferenceKind, References
+from .references import ReferenceKind, References
 from .results import ImageScores, LocalisationTable
 
 Masks = Callable[[BoxedImage], NDArray[np.bool_]]
@@ -92,7 +93,7 @@ def localise(
         references = References.encode(references, inference, metric=metric, strict=strict)
     images = _with_references(images, references, strict=strict)
     generator = torch.Generator().manual_seed(seed)
-    maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference)
+    maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference, strict=strict)
     judge = _Judge(maker, tuple(thresholds))
     parts, chances, skipped = [], [], []
     measured: list[BoxedImage] = []

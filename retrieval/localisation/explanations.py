@@ -20,10 +20,11 @@ from ...metrics import Metric
 from ...metrics.maps import spearman
 from ...progress import Progress
 from ...remarks import remark
+from .classifiers import LinearClassifier
 from .composites import FOUR, TWO, Canvas, Grid, draw_composites, pointing, split_off
 from .explanation_table import UNFIT, Example, ExplanationTable
 from .maps import DEFAULT_METHODS, SHARES, MapMaker
-from .references import LinearClassifier, Photograph, ReferenceKind, References, photographs
+from .references import Photograph, ReferenceKind, References, photographs
 
 if TYPE_CHECKING:
     from ...index.reader import GalleryReader
@@ -85,7 +86,7 @@ def benchmark_explanations(
     known = [image for image in images if image.label in references.labels]
     if classifier is not None and methods is None:
         try:
-            classifier.for_references(references)
+            classifier.for_references(references, strict=True)
         except InputError as error:
             remark(f"no row for `cam`: {error}")
             classifier = None

@@ -18,7 +18,8 @@ from ...explain import METHODS, Similarity, channel_weights, dist_cam, explain_i
 from ...explain.layer_runs import undisturbed
 from ...explain.weightings import MEANS, WEIGHTINGS, Weighting
 from ...metrics import Metric
-from .references import LinearClassifier, ReferenceKind, References, linear_probe
+from .classifiers import LinearClassifier, linear_probe
+from .references import ReferenceKind, References
 
 Kind = Literal["weighting", "shares", "classifier", "probe", "gradient", "torchcam", "floor"]
 
@@ -107,6 +108,7 @@ class MapMaker:
         generator: torch.Generator,
         *,
         reference: ReferenceKind = "prototypes",
+        strict: bool = False,
     ) -> MapMaker:
         """Of the methods named, or `DEFAULT_METHODS`; "cam" needs the network's own classifier."""
         if names is None:
@@ -119,7 +121,7 @@ class MapMaker:
                 "layer; use `cam_probe`, which is learnt on the references"
             )
         if "classifier" in kinds and classifier is not None:
-            classifiers["classifier"] = classifier.for_references(references)
+            classifiers["classifier"] = classifier.for_references(references, strict=strict)
         if "probe" in kinds:
             classifiers["probe"] = linear_probe(references)
         return cls(encoder, methods, references, reference, classifiers, generator)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...encoders import Inference
+from ...encoders import Encoder, Inference
 from ...encoders.folding import border_mean, fold
-from ...encoders.layers import plain_name
 from ...encoders.regions import MaskPooling, pooled_under
-from ...encoders.weight_files import fetch_imagenet, read_state_dict
 from ...errors import InputError
 from ...explain.methods.surroundings import Surroundings
 from ...explain.targets import distances
 from ...images import Listing
 from ...images.masks import MaskFolder
+from ...index import Gallery
 from ...index.prototypes import PrototypeStore
 from ...metrics import Metric
 from ...progress import Progress
@@ -32,7 +29,6 @@ from ..evidence import surroundings_of
 
 ReferenceKind = Literal["prototypes", "nearest"]
 Images = Iterable[tuple[Path, str]]
-_CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
 
 
 class Photograph(NamedTuple):
@@ -55,35 +51,31 @@ def photographs(listing: Listing, *, strict: bool = False) -> list[Photograph]:
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedBothWays:
-    """Images as a whole and under their masks, from the same feature maps."""
+class _Batch(NamedTuple):
+    """Some images: pooled vectors, embeddings, and the means of their maps' borders."""
 
-    files: tuple[Path, ...]
-    whole: tuple[Tensor, Tensor]
-    masked: tuple[Tensor, Tensor]
-    has_mask: Bool[Tensor, " n"]
-    border: Float[Tensor, "n d"]
-    skipped: tuple[str, ...] = ()
+    files: list[Path]
+    pooled: Tensor
+    embedding: Tensor
+    border: Tensor
 
 
-def encode_both_ways(
+def _encoded(
     images: Images,
     inference: Inference,
     masks: MaskFolder | None,
+    skipped: list[str],
     *,
-    strict: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> EncodedBothWays:
-    """Each image encoded once and pooled twice: over all of it, and under its mask (of None over all of it)."""
+    strict: bool,
+    progress: Callable[[int], None] | None,
+) -> Iterator[_Batch]:
+    """The images that can be used, pooled under their masks, one batch or more; the others are added to `skipped`."""
     listed, encoder = list(images), inference.encoder
     if masks is not None and not strict:
         masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
     under = None if masks is None else MaskPooling.of(masks, encoder, strict=strict)
     weights: dict[Path, Tensor | None] = {}
-    found: list[tuple[Path, bool]] = []
-    vectors: list[tuple[Tensor, ...]] = []  # of whole images, then under masks, then of borders
-    skipped: list[str] = []
+    count = 0
 
     def load(item: tuple[Path, str]) -> Tensor:
         file, path = item
@@ -95,27 +87,18 @@ def encode_both_ways(
         if strict and batch.failures:
             raise batch.failures[0].error
         skipped += [f"{failure.item[0]}: {failure.error.reason}" for failure in batch.failures]
+        count += len(batch.items)
         if batch.encoding is not None:
-            own = [weights.pop(file) for file, _ in batch.items]
-            found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
+            files = [file for file, _ in batch.items]
             border = border_mean(fold(batch.encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map)
-            both = (batch.encoding, pooled_under(encoder, batch.encoding, own))
-            vectors.append((*(each.cpu() for one in both for each in (one.pooled, one.embedding)), border.cpu()))
+            masked = pooled_under(encoder, batch.encoding, [weights.pop(file) for file in files])
+            yield _Batch(files, masked.pooled.cpu(), masked.embedding.cpu(), border.cpu())
         if progress is not None:
-            progress(len(found) + len(skipped))
+            progress(count + len(skipped))
     if under is not None:
         under.tell()
-    if not found:
+    if not count:
         raise InputError(f"none of the images could be used; the first: {[*skipped, 'there are none'][0]}")
-    pooled, embedding, *masked, border = (torch.cat(part) for part in zip(*vectors, strict=True))
-    return EncodedBothWays(
-        files=tuple(file for file, _ in found),
-        whole=(pooled, embedding),
-        masked=(masked[0], masked[1]),
-        has_mask=torch.tensor([has_mask for _, has_mask in found]),
-        border=border,
-        skipped=tuple(skipped),
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +107,11 @@ class References:
 
     Attributes:
         labels: the c classes, sorted.
-        files: the n images.
+        files: the n images; none where their vectors were not kept.
         classes: (n,), the class of each.
-        pooled: (n, k).
-        embeddings: (n, d), raw.
+        pooled: (n, k); (0, k) where they were not kept.
+        embeddings: (n, d), raw; likewise.
+        class_means: (c, k), the mean pooled vector of each class.
         prototypes: (c, d), in the space that ranks.
         surroundings: the images on average, in the space that ranks; without a border where no map was at hand.
         metric: how embeddings are compared.
@@ -139,6 +123,7 @@ class References:
     classes: Tensor
     pooled: Tensor
     embeddings: Tensor
+    class_means: Tensor
     prototypes: Tensor
     surroundings: Surroundings
     metric: Metric
@@ -152,10 +137,14 @@ class References:
         *,
         metric: Metric = "cosine",
         masks: MaskFolder | None = None,
+        keep_images: bool = True,
         strict: bool = False,
         progress: Progress | None = None,
     ) -> References:
         """The labelled images of a listing, or photographs, one forward pass each.
+
+        Without `keep_images` their vectors are summed up and forgotten: prototypes in the memory of c classes, and
+        neither "nearest" nor a probe.
 
         Raises:
             InputError: fewer than two classes are left.
@@ -165,18 +154,30 @@ class References:
         known = {photograph.file: photograph for photograph in listed}
         keyed = [(file, photograph.path or str(file)) for file, photograph in known.items()]
         report = None if progress is None else lambda done: progress(done, len(known))
-        found = encode_both_ways(keyed, inference, masks, strict=strict, progress=report)
-        names = [known[file].label for file in found.files]
-        if len(set(names)) < 2:
+        store: PrototypeStore | None = None
+        kept: list[_Batch] = []
+        names, skipped, borders = list[str](), list[str](), np.zeros(())
+        for batch in _encoded(keyed, inference, masks, skipped, strict=strict, progress=report):
+            own, pooled, embedding = [known[file].label for file in batch.files], *map(Tensor.numpy, batch[1:3])
+            store = store or PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embedding.shape[1], metric=metric)
+            store.add(own, pooled, embedding)
+            lengths = np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-12) if metric == "cosine" else 1.0
+            borders = borders + (batch.border.numpy() / lengths).sum(0, dtype=np.float64)
+            names += own
+            kept += [batch] if keep_images else [_Batch([], *(part[:0] for part in batch[1:]))]
+        if store is None or len(store) < 2:
             raise InputError(f"the references have {len(set(names))} classes; at least two are compared")
-        if found.skipped:
-            count = len(found.skipped)
-            remark(f"{count:,} references cannot be used and are left out, the first: {found.skipped[0]}")
-        given: dict[str, Any] = {"metric": metric, "files": found.files, "skipped": found.skipped}
-        borders = found.border.numpy()
-        if metric == "cosine":
-            borders = borders / np.linalg.norm(found.masked[1].numpy(), axis=1, keepdims=True).clip(1e-12)
-        return cls.of(names, *found.masked, border=borders.mean(0, dtype=np.float64).astype(np.float32), **given)
+        if skipped:
+            remark(f"{len(skipped):,} references cannot be used and are left out, the first: {skipped[0]}")
+        return cls._of_store(
+            store,
+            names,
+            torch.cat([batch.pooled for batch in kept]),
+            torch.cat([batch.embedding for batch in kept]),
+            border=(borders / len(names)).astype(np.float32),
+            files=[file for batch in kept for file in batch.files],
+            skipped=skipped,
+        )
 
     @classmethod
     def of(
@@ -186,13 +187,47 @@ class References:
         embeddings: Tensor,
         *,
         metric: Metric = "cosine",
+        files: Sequence[Path] = (),
+    ) -> References:
+        """References whose vectors are known: of each label, pooled vector and embedding."""
+        store = PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embeddings.shape[1], metric=metric)
+        store.add(list(names), pooled.numpy(), embeddings.numpy())
+        return cls._of_store(store, names, pooled, embeddings, files=files)
+
+    @classmethod
+    def of_gallery(cls, gallery: Gallery, encoder: Encoder, *, keep_images: bool = True) -> References:
+        """The images of a gallery that have a class, by the vectors that it keeps; no image is read.
+
+        FingerprintMismatchError: another encoder made the gallery. InputError: it has fewer than two classes.
+        """
+        gallery.check_encoder(encoder)
+        store = gallery.prototypes
+        if len(store) < 2:
+            raise InputError(f"the gallery {gallery.folder} has {len(store)} classes; at least two are compared")
+        records = [each for each in gallery.records(gallery.ids) if each.label is not None] if keep_images else []
+        ids = [record.id for record in records]
+        counted = np.repeat(store.labels, store.counts).tolist()
+        return cls._of_store(
+            store,
+            [str(record.label) for record in records] if keep_images else counted,
+            torch.from_numpy(gallery.pooled(ids)),
+            torch.from_numpy(gallery.embeddings(ids)),
+            border=gallery.background,
+            files=[gallery.file(record) for record in records],
+        )
+
+    @classmethod
+    def _of_store(
+        cls,
+        store: PrototypeStore,
+        names: Sequence[str],
+        pooled: Tensor,
+        embeddings: Tensor,
+        *,
         border: NDArray[np.float32] | None = None,
         files: Sequence[Path] = (),
         skipped: Sequence[str] = (),
     ) -> References:
-        """References whose vectors are known: of each label, pooled vector and embedding; of all the mean border."""
-        store = PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embeddings.shape[1], metric=metric)
-        store.add(list(names), pooled.numpy(), embeddings.numpy())
         place = {label: number for number, label in enumerate(store.labels)}
         return cls(
             labels=store.labels,
@@ -200,11 +235,17 @@ class References:
             classes=torch.tensor([place[name] for name in names]),
             pooled=pooled,
             embeddings=embeddings,
+            class_means=torch.from_numpy(store.all_pooled()),
             prototypes=torch.from_numpy(store.all_embeddings()),
             surroundings=surroundings_of(store, border),
-            metric=metric,
+            metric=cast("Metric", store.metric),
             skipped=tuple(skipped),
         )
+
+    def require_images(self, what: str) -> None:
+        """Nothing, if the images' vectors were kept; else InputError about what needs them."""
+        if not len(self.pooled):
+            raise InputError(f"{what} needs the references' own vectors, which were not kept: keep_images=True")
 
     def predicted(self, embeddings: Tensor, *, reference: ReferenceKind, files: Sequence[Path] = ()) -> Tensor:
         """The class of the nearest prototype, or of the nearest image, (b,); −1 where two classes are equally near."""
@@ -228,76 +269,10 @@ class References:
         return self.embeddings[nearest]
 
     def _to_images(self, embeddings: Tensor, files: Sequence[Path]) -> Tensor:
+        self.require_images("the nearest image")
         found = distances(embeddings, self.embeddings, self.metric)
         place = {file: number for number, file in enumerate(self.files)}
         for row, file in enumerate(files):
             if file in place:
                 found[row, place[file]] = torch.inf
         return found
-
-
-class LinearClassifier(NamedTuple):
-    """Scores behind average pooling: `weight` (c, k) times the pooled vector plus `bias` (c,)."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def predicted(self, pooled: Tensor) -> Tensor:
-        """The class with the highest score, (b,)."""
-        return (pooled @ self.weight.T + self.bias).argmax(1)
-
-    def for_references(self, references: References) -> LinearClassifier:
-        """The rows of the references' classes: for each class the output that most of its images excite."""
-        votes = self.predicted(references.pooled)
-        rows = [int(votes[references.classes == number].mode().values) for number in range(len(references.labels))]
-        for number, row in enumerate(rows):
-            if row in rows[:number]:
-                first = references.labels[rows.index(row)]
-                raise InputError(
-                    f"the network's classifier calls {first!r} and {references.labels[number]!r} the same "
-                    f"(output {row}), so it has no map for each; use `cam_probe`, which is learnt on the references"
-                )
-        return LinearClassifier(self.weight[rows], self.bias[rows])
-
-
-def read_classifier(architecture: str, weights: str | os.PathLike[str], *, pooled_dim: int) -> LinearClassifier | None:
-    """The linear classifier in a file of weights, if it has one that acts on the pooled vector; else None.
-
-    Args:
-        architecture: for `weights="imagenet"`, which fetches torchvision's.
-        weights: the file that the encoder was loaded from, "imagenet", or "random" (which has none).
-        pooled_dim: length of the encoder's pooled vector; a classifier of another width belongs to another layer.
-
-    Raises:
-        WeightsError: the file cannot be read.
-    """
-    if weights == "random":
-        return None
-    state = fetch_imagenet(architecture)[0] if weights == "imagenet" else read_state_dict(weights)
-    found = []
-    for name, tensor in state.items():
-        plain = plain_name(name)
-        if not plain.startswith(_CLASSIFIERS) or not plain.endswith(".weight"):
-            continue
-        matrix = tensor.flatten(1) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
-        if matrix.ndim == 2 and matrix.shape[1] == pooled_dim:
-            bias = state.get(f"{name.removesuffix('weight')}bias", torch.zeros(len(matrix)))
-            found.append(LinearClassifier(matrix.float(), bias.float()))
-    return found[0] if len(found) == 1 else None
-
-
-def linear_probe(references: References, *, decay: float = 1e-2) -> LinearClassifier:
-    """A softmax classifier learnt on the references' pooled vectors: CAM for encoders that have no classifier."""
-    from sklearn.linear_model import LogisticRegression
-
-    vectors, is_binary = references.pooled, len(references.labels) == 2
-    mean, spread = vectors.mean(0), vectors.std(0, correction=0)
-    spread = torch.where(spread > 0, spread, 1.0)
-    strength = (2 if is_binary else 1) / (decay * len(vectors))  # of two classes one row is learnt, which both share
-    model = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
-    model.fit(((vectors - mean) / spread).numpy(), references.classes.numpy())
-    weight, bias = (torch.from_numpy(part).float() for part in (model.coef_, model.intercept_))
-    if is_binary:
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    raw = weight / spread
-    return LinearClassifier(raw, bias - raw @ mean)

@@ -98,12 +98,13 @@ def pixel_correlation(maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b
 class Prcm(nn.Module):
     """Pixel-region correlation: each class's mean of X says which positions belong to it ([CPN] Eq. 11-12).
 
-    The softmax is over a position's classes, or, as in the published code, over positions ("pixel", by √(c + 1)).
+    The softmax is over a position's classes, or, as in the published code, over positions ("pixel", by √(c + 1)). The
+    ReLU on φ(Z) is the published code's; Eq. 11 prints none.
     """
 
-    def __init__(self, in_dim: int, dim: int, *, softmax: PrcmSoftmax = "class") -> None:
+    def __init__(self, in_dim: int, dim: int, *, softmax: PrcmSoftmax = "class", relu: bool = True) -> None:
         super().__init__()
-        self.softmax = softmax
+        self.softmax, self.relu = softmax, relu
         self.phi = nn.Linear(in_dim, dim, bias=False)
 
     def forward(
@@ -112,7 +113,8 @@ class Prcm(nn.Module):
         """Y_prcm."""
         attention = maps.flatten(2).softmax(2)
         regions = attention @ features.flatten(2).mT  # Z, (b, c, x): one vector per class
-        relation = functional.relu(self.phi(regions)) @ embedded.flatten(2)  # P_R, (b, c, hw)
+        projected = functional.relu(self.phi(regions)) if self.relu else self.phi(regions)
+        relation = projected @ embedded.flatten(2)  # P_R, (b, c, hw)
         gate = relation.softmax(1) if self.softmax == "class" else (relation / maps.shape[1] ** 0.5).softmax(2)
         return maps * gate.view_as(maps)
 
@@ -123,6 +125,7 @@ class RefinementSettings(Table):
     pcm: bool = True  # refine by PCM
     prcm: bool = True  # refine by PRCM; without both there is no refinement
     prcm_softmax: PrcmSoftmax = "class"  # see `Prcm`
+    prcm_relu: bool = True  # of φ(Z), as in the published code; false as Eq. 11 prints it
     scaling: Scaling = "max"  # see `scaled_maps`
     power: float = 1.0  # a of the background's score
 
@@ -146,7 +149,7 @@ class MapRefinement(nn.Module):
             nn.Conv2d(inputs, outputs, 1, bias=False) for inputs, outputs in zip(stage_dims, (64, 128), strict=True)
         )
         self.embed = nn.Conv2d(64 + 128 + 3, 192, 1, bias=False)
-        self.prcm = Prcm(64 + 128 + 3, 192, softmax=own.prcm_softmax) if own.prcm else None
+        self.prcm = Prcm(64 + 128 + 3, 192, softmax=own.prcm_softmax, relu=own.prcm_relu) if own.prcm else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -114,11 +114,16 @@ SEGMENTATION_TERMS: Mapping[str, Builder] = {
 _SOURCES: Mapping[str, Callable[[Path, str], MaskedImages]] = {
     "voc": MaskedImages.from_voc,
     "camvid": MaskedImages.from_camvid,
+    "cityscapes": MaskedImages.from_cityscapes,
 }
 
 
 class SegmentationRecipe(Recipe):
-    """A weakly supervised training run, resolved; `[data]` may also name "camvid:FOLDER" or "voc:FOLDER"."""
+    """A weakly supervised training run, resolved.
+
+    `[data]` may also name "voc:FOLDER", "camvid:FOLDER" or "cityscapes:FOLDER", and behind a `#` the split to learn
+    from, such as "voc:FOLDER#trainaug".
+    """
 
     # what is measured in the end; `run.monitor = "SPLIT.miou"` follows it epoch by epoch
     measure: MeasureSettings = MeasureSettings()
@@ -134,9 +139,11 @@ class SegmentationRecipe(Recipe):
         """The images by split, and the masks of those that are measured."""
         kind, _, place = (self.data.images or self.data.photographs).partition(":")
         if kind in _SOURCES:
-            root = self.data.source(self.folder)[1] / place
+            place, _, learnt = place.partition("#")
+            root, listed = self.data.source(self.folder)[1] / place, {"train": learnt or "train"}
             splits = dict.fromkeys(("train", *(self.measure.splits or ("val",))))
-            opened = all_readable({name: _SOURCES[kind](root, name) for name in splits}, strict=self.data.strict)
+            found = {name: _SOURCES[kind](root, listed.get(name, name)) for name in splits}
+            opened = all_readable(found, strict=self.data.strict)
             data = RunData({split: images.training_set(transform) for split, images in opened.items()})
             wanted = self.measure.splits or ("val",)
             masks = {name: _masks_of_files(opened[name], transform) for name in wanted}

@@ -42,6 +42,29 @@ def test_the_table_and_its_files(arguments: list[str], tmp_path: Path, capsys: p
     assert [path.name for path in target.parent.iterdir()] == ["table.csv"]
 
 
+@pytest.mark.parametrize("reference", ["prototypes", "nearest"])
+def test_a_gallery_in_place_of_references_gives_the_same_table(
+    arguments: list[str], reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = arguments[arguments.index("--references") + 1]
+    encoder = arguments[arguments.index("--encoder") + 1]
+    gallery = str(tmp_path / "gallery")
+    assert run(["index", "build", images, "--encoder", encoder, "--out", gallery], capsys)[0] == 0
+    asked = ["--methods", "dist,dot", "--reference", reference, "--json"]
+    tables = []
+    for place in (images, gallery):
+        own = [place if each == images else each for each in arguments]
+        code, out, _ = run([*own, *asked], capsys)
+        assert code == 0
+        tables.append(json.loads(out))
+    assert tables[0]["references"] == tables[1]["references"] == 4
+    for one, other in zip(*(table["rows"] for table in tables), strict=True):
+        assert one["energy"]["value"] == pytest.approx(other["energy"]["value"], abs=1e-3)
+    code, _, said = run([*own, "--metric", "l2"], capsys)
+    assert code == 2
+    assert "--metric is not used by a gallery, which has its own" in said
+
+
 def test_json_and_the_nearest_image(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run([*arguments, "--methods", "dot", "--reference", "nearest", "--json"], capsys)
     assert code == 0

@@ -133,13 +133,10 @@ BRANCHES = [
     (
         "segment infer {network} {scenes} --out m",
         "by a segmentation network",
-        "--labels all --background 0.4 --refine crf --refined",
+        "--labels all --background 0.4 --refined",
     ),
-    (
-        "segment infer {network} {scenes} --out m",
-        "by a segmentation network",
-        "--plain --refine walk",
-    ),
+    ("segment infer {network} {scenes} --out m", "by a segmentation network", "--plain"),
+    ("segment infer {network} {scenes} --out m", "", "--refine walk"),
     ("segment infer {network} {scenes} --out m", "by the layout scenes", "--masks {photos} --names n.txt"),
     ("segment infer {weak} {scenes} --out m", "", "--labels {boxes}"),
     ("segment infer {weak} {scenes} --out m", "by a model without refined maps", "--refined"),
@@ -153,8 +150,10 @@ BRANCHES = [
     (
         "segment evaluate {photos} {scenes}",
         "where masks are compared with masks",
-        "--curve --background 0.4 --labels all --scales 1 --no-flip --base image --plain --device cpu",
+        "--curve --background 0.4 --labels all --scales 1 --no-flip --base image --plain --refine crf --device cpu",
     ),
+    ("segment evaluate {weak} {scenes} --refine walk", "by a random walk", "--background 0.4"),
+    ("segment evaluate {weak} {scenes} --refine crf", "by refined masks", "--curve"),
     ("segment evaluate {photos} {photos}", "by a folder of masks", "--split val"),
 ]
 

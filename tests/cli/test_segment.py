@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -71,6 +72,45 @@ def test_class_maps_write_masks_with_a_background_score_and_a_walk(run, scenes, 
     data = VocFolder(tmp_path / "a", tuple(plain["score"]["class_names"][1:]), settings=plain["settings"])
     known = (tmp_path / "a" / "ImageSets" / "Segmentation" / "all.txt").read_text().split()
     assert all((data.read(name) <= 2).all() for name in known)
+
+
+def crf_of_one_class(image, scores, *, settings):
+    """In place of the dense CRF: every pixel is of the class that is least likely over all of the image."""
+    least = scores.mean((1, 2)).argmin()
+    return np.broadcast_to(np.eye(len(scores))[least][:, None, None], scores.shape)
+
+
+def test_a_crf_behind_a_network_changes_its_masks_and_is_recorded(run, scenes, tmp_path, monkeypatch) -> None:
+    common = ["segment", "infer", model(run), scenes, "--json", "--out"]
+    plain = json.loads(distcam(*common, tmp_path / "plain"))
+    monkeypatch.setattr("distcam.segmentation.pipeline.dense_crf", crf_of_one_class)
+    refined = json.loads(distcam(*common, tmp_path / "crf", "--refine", "crf"))
+    assert "refine" not in plain["settings"]
+    assert refined["settings"]["refine"] == "crf"
+    evaluated = json.loads(distcam("segment", "evaluate", model(run), scenes, "--refine", "crf", "--json"))
+    assert evaluated["confusion"] == refined["score"]["confusion"] != plain["score"]["confusion"]
+
+
+def test_refined_masks_of_class_maps_are_measured_as_they_are_written(run, scenes, tmp_path, monkeypatch) -> None:
+    weak, common = model(run) / "weak", ("--scales", "1", "--labels", "known", "--json")
+    written = json.loads(
+        distcam("segment", "infer", weak, scenes, "--out", tmp_path / "a", "--refine", "walk", *common)
+    )
+    measured = json.loads(distcam("segment", "evaluate", weak, scenes, "--refine", "walk", *common))
+    assert measured["confusion"] == written["score"]["confusion"]
+    monkeypatch.setattr("distcam.segmentation.pseudo_masks.make.dense_crf", crf_of_one_class)
+    best = json.loads(distcam("segment", "evaluate", weak, scenes, "--refine", "crf", *common))
+    again = json.loads(
+        distcam("segment", "evaluate", weak, scenes, "--refine", "crf", "--background", best["beta"], *common)
+    )
+    assert again == best
+
+
+def test_a_crf_that_is_not_installed_is_one_line(run, scenes, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    for place in (model(run), model(run) / "weak"):
+        arguments = ("segment", "infer", place, scenes, "--out", tmp_path / place.name, "--refine", "crf")
+        assert "pip install 'distcam[crf]'" in fails(monkeypatch, capsys, *arguments)
 
 
 def test_the_curve_of_the_background_score(run, scenes) -> None:

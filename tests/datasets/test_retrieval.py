@@ -135,6 +135,30 @@ def test_inshop_with_its_images_beside_the_list(inshop):
     assert len(load_dataset(inshop)) == 4
 
 
+def test_inshop_in_its_high_resolution(inshop):
+    folder = next(path for path in inshop.rglob("img") if path.is_dir())
+    folder.rename(folder.with_name("img_highres"))
+    assert all("img_highres/" in record.path for record in load_dataset(inshop).records)
+
+
+def test_dogs_are_split_by_their_lists(tmp_path):
+    from scipy.io import savemat
+
+    root = tmp_path / "stanford_dogs"
+    lists = {"train": ["n02-Chihuahua/n02_1.jpg", "n03-Pug/n03_1.jpg"], "test": ["n02-Chihuahua/n02_2.jpg"]}
+    (root / "lists").mkdir(parents=True)
+    for split, files in lists.items():
+        touch(root, *(f"Images/{file}" for file in files))
+        savemat(root / "lists" / f"{split}_list.mat", {"file_list": np.array(files, object).reshape(-1, 1)})
+    found = load_dataset(root)
+    assert (found.layout, found.splits) == ("dogs", ("train", "test"))
+    assert {(record.label, record.split) for record in found.records} == {
+        ("n02-Chihuahua", "train"),
+        ("n03-Pug", "train"),
+        ("n02-Chihuahua", "test"),
+    }
+
+
 def test_cars_from_tables_are_split_by_class(cars_tables):
     test = load_dataset(cars_tables, split="test")
     assert test.layout == "cars"
@@ -257,7 +281,7 @@ def test_of_several_packings_of_cars_the_one_with_images_is_read(tmp_path):
     ("fixture", "folder", "hint"),
     [("cub", "images", "images/ is not in this copy; a usable one has images/ with a folder for each class"),
      ("sop", "bicycle_final", "bicycle_final/ is not in this copy"),
-     ("inshop", "Img", "is not in this copy; a usable one has img/, or Img/img/")],
+     ("inshop", "Img", "is not in this copy; a usable one has img/ or img_highres/, perhaps in Img/")],
 )  # fmt: skip
 def test_lists_without_the_folder_of_images_name_the_folder(fixture, folder, hint, request):
     root = request.getfixturevalue(fixture)
@@ -350,7 +374,7 @@ def test_what_is_not_there_is_named(tmp_path, cub):
         load_dataset(cub, split="validation")
     with pytest.raises(InputError, match=r"no Stanford Online Products; expected Ebay_train\.txt and Ebay_test\.txt"):
         load_dataset(cub, layout="sop")
-    with pytest.raises(InputError, match="expected a layout out of auto, cub, cars, sop, inshop, folder, csv"):
+    with pytest.raises(InputError, match="expected a layout out of auto, cub, cars, sop, inshop, dogs, folder, csv"):
         load_dataset(cub, layout="imagenet")
     with pytest.raises(InputError, match="expected a folder, got a file"):
         load_dataset(cub / "images.txt", layout="cub")
@@ -384,7 +408,7 @@ def test_an_unknown_status_and_an_unknown_class_are_refused(inshop, cars_tables)
 
 
 def test_every_layout_has_a_name():
-    assert dataset_layouts() == ("cub", "cars", "sop", "inshop", "folder", "csv")
+    assert dataset_layouts() == ("cub", "cars", "sop", "inshop", "dogs", "folder", "csv")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import confusion_matrix as sklearn_confusion
-from sklearn.metrics import jaccard_score
+from sklearn.metrics import f1_score, jaccard_score
 
 from distcam.errors import InputError, ShapeError
 from distcam.metrics.segmentation import background_curve, confusion_matrix, evaluate_masks, remark_on_shift
@@ -57,6 +57,8 @@ def test_scikit_learn_counts_alike(truth, found) -> None:
     assert np.array_equal(score.confusion[:, :3], expected)
     oracle = jaccard_score(truth.ravel(), found.ravel(), labels=labels, average=None, zero_division=0)
     assert np.nan_to_num(score.iou).tolist() == pytest.approx(oracle.tolist())
+    oracle = f1_score(truth.ravel(), found.ravel(), labels=labels, average=None, zero_division=0)
+    assert np.nan_to_num(score.f1).tolist() == pytest.approx(oracle.tolist())
 
 
 @settings(deadline=None, max_examples=15)
@@ -94,11 +96,13 @@ def test_the_best_background_score_is_the_smallest_of_equals() -> None:
 def test_tables_and_json_show_every_class() -> None:
     score = evaluate_masks([(np.uint8([[0, 1, 1, 1]]), np.uint8([[0, 0, 0, 1]]))], NAMES)
     table = score.table()
-    assert "cat              0.333  0.333  background (0.667)" in table
-    assert "dog                  –      –" in table
+    assert "cat              0.333  0.500  0.333  background (0.667)" in table
+    assert "dog                  –      –      –" in table
     assert "1 images" in table
     content = json.loads(json.dumps(score.to_dict()))
     assert content["iou"] == {"background": pytest.approx(1 / 3), "cat": pytest.approx(1 / 3), "dog": None}
+    assert content["f1"] == {"background": pytest.approx(0.5), "cat": pytest.approx(0.5), "dog": None}
+    assert content["mean_f1"] == pytest.approx(0.5)
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:

@@ -23,7 +23,6 @@ from distcam.images.masks import MaskFolder, read_mask
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import References, localise
 from distcam.retrieval.evidence import region_of_file
-from distcam.retrieval.localisation.references import encode_both_ways
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:20 of 24 images have a mask"),  # as the masks here are
@@ -337,19 +336,15 @@ def test_the_match_is_explained_under_its_own_mask(photos, masks, tmp_path):
 # ---------------------------------------------------------------------------------------------- prototypes and vectors
 
 
-def test_both_ways_are_what_two_galleries_hold(photos, masks, small_encoder, tmp_path):
+def test_references_under_masks_are_what_a_gallery_under_masks_holds(photos, masks, small_encoder, tmp_path):
     listing = list_images(photos)
     inference = Inference(small_encoder, precision="fp32")
-    images = [(listing.file(record), record.path) for record in listing]
-    found = encode_both_ways(images, inference, MaskFolder(masks))
-    under, whole = (built(photos, small_encoder, tmp_path / str(n), masks=m) for n, m in ((1, masks), (2, None)))
-    np.testing.assert_allclose(found.masked[1].numpy(), under.embeddings(under.ids), atol=1e-6)
-    np.testing.assert_allclose(found.whole[1].numpy(), whole.embeddings(whole.ids), atol=1e-6)
-    assert found.has_mask.sum() == 20
     references = References.encode(listing, inference, masks=MaskFolder(masks))
+    under = built(photos, small_encoder, tmp_path / "g", masks=masks)
+    np.testing.assert_allclose(references.embeddings.numpy(), under.embeddings(under.ids), atol=1e-6)
     np.testing.assert_allclose(references.prototypes.numpy(), under.prototypes.all_embeddings(), atol=1e-6)
     with pytest.raises(ImageError, match="it has no mask"):
-        encode_both_ways(images, inference, MaskFolder(masks), strict=True)
+        References.encode(listing, inference, masks=MaskFolder(masks), strict=True)
 
 
 def test_a_mask_outside_of_what_the_encoder_sees_is_as_none(tmp_path):

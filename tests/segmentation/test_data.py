@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distcam.datasets.masked_images import VOC_CLASSES, read_names
+from distcam.datasets.mask_benchmarks import VOC_CLASSES
+from distcam.datasets.masked_images import read_names
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
 from distcam.remarks import DistcamWarning
@@ -90,6 +91,51 @@ def test_a_picture_may_come_without_a_mask_but_then_without_classes(voc) -> None
         data.labels(0)
     with pytest.raises(InputError, match="nothing says which classes"):
         data.training_set(Transform(32, fit="squash"))
+
+
+def test_vocs_larger_list_takes_sbds_masks_and_the_classes_of_the_annotations(voc) -> None:
+    picture(voc / "JPEGImages" / "d.jpg")
+    mask(voc / "SegmentationClassAug" / "c.png", marked(3))
+    mask(voc / "SegmentationClassAug" / "a.png", marked(9))  # VOC's own goes first
+    (voc / "Annotations").mkdir()
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>3</xmax><ymax>3</ymax></bndbox>"
+    for name, label in (("a", "cat"), ("d", "head")):
+        text = f"<annotation><object><name>{label}</name>{box}</object></annotation>"
+        (voc / "Annotations" / f"{name}.xml").write_text(text)
+    lists = voc / "ImageSets" / "Segmentation"
+    (lists / "trainaug.txt").write_text("a\nb\nc\n")
+    (lists / "odd.txt").write_text("d\n")
+    data = MaskedImages.from_voc(voc, "trainaug")
+    assert [data.labels(i) for i in range(3)] == [(7,), (14, 19), (2,)]  # of XML, and of masks without any
+    assert [data.mask(i)[0, 0] for i in range(3)] == [1, 15, 3]
+    with pytest.raises(InputError, match=r"d\.xml: the object 'head' is none of the 20 classes; name them"):
+        MaskedImages.from_voc(voc, "odd")
+
+
+def cityscapes(root, ending, numbers):
+    picture(root / "leftImg8bit" / "val" / "ulm" / "ulm_000000_000019_leftImg8bit.png")
+    mask(root / "gtFine" / "val" / "ulm" / f"ulm_000000_000019_gtFine_{ending}.png", marked(*numbers))
+
+
+@pytest.mark.parametrize(
+    ("ending", "numbers"), [("labelIds", (7, 8, 33, 0, 6, 29)), ("labelTrainIds", (0, 1, 18, 255, 255, 255))]
+)
+def test_cityscapes_roads_are_no_background_whatever_its_files_number(tmp_path, ending, numbers) -> None:
+    cityscapes(tmp_path, ending, numbers)
+    data = MaskedImages.from_cityscapes(tmp_path, "val")
+    assert data.names == ("ulm/ulm_000000_000019",)
+    assert not data.has_background
+    assert data.mask(0)[0, :6].tolist() == [1, 2, 19, 255, 255, 255]
+    shown = [data.class_names[c] for c in data.labels(0)]
+    assert shown[:2] + shown[-1:] == ["road", "sidewalk", "bicycle"]
+    with pytest.raises(InputError, match="no image in leftImg8bit/train/CITY; there are the splits val"):
+        MaskedImages.from_cityscapes(tmp_path, "train")
+
+
+def test_a_number_that_cityscapes_does_not_have_is_named(tmp_path) -> None:
+    cityscapes(tmp_path, "labelIds", (7, 34))
+    with pytest.raises(InputError, match="class number 34, which stands for nothing; expected 7 to 33"):
+        MaskedImages.from_cityscapes(tmp_path, "val").labels(0)
 
 
 def test_missing_lists_and_pictures_are_named(voc) -> None:

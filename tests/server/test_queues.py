@@ -287,7 +287,7 @@ def test_readers_share_and_a_writer_is_alone_and_not_starved():
 
 
 def test_the_doctests_are_right():
-    for name in ("answers", "refusals", "middleware"):
+    for name in ("answers", "refusals"):
         module = importlib.import_module(f"distcam.server.{name}")
         result = doctest.testmod(module)
         assert (result.failed, result.attempted > 0) == (0, True)

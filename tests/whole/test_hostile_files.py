@@ -251,8 +251,8 @@ def test_a_header_may_hold_anything_anywhere(sound, tmp_path):
     config, tensors = sound
     file = tmp_path / "x.safetensors"
     said = []
-    for path in places(config):
-        for value in [*ANYTHING, ...]:
+    for number, path in enumerate(places(config)):
+        for value in [*ANYTHING, ...][number % 2 :: 2]:  # every second thing, the others in the next place
             save_file(tensors, file, metadata={"distcam": json.dumps(changed(config, path, value))})
             try:
                 Encoder.load(file)

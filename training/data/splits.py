@@ -19,7 +19,8 @@ from ...images.masks import MaskFolder
 from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table, plain
-from .batches import Part, RunData
+from .batches import Part, RunData, parts_of
+from .benchmarks import archived_sets, benchmark_listing, is_archive, named_benchmark
 from .dividing import SplitSettings, divided, settled, shown_classes
 from .outlines import Outline, RegionSettings, boxes_from, outlines_of
 from .training_set import Cache, TrainingSet, say_left_out
@@ -66,7 +67,9 @@ class ScenesSettings(Table):
 class DataSettings(Table):
     """The images; one of `images`, `photographs`, and `scenes`."""
 
-    images: str = ""  # a folder, pattern, or CSV table, relative to the recipe's folder
+    # a folder, pattern, or CSV table, relative to the recipe's folder; or a data set as it is downloaded, with the
+    # literature's division: "cub:FOLDER", cars, sop, inshop, dogs, cifar10, cifar100, "voc:FOLDER#trainaug"
+    images: str = ""
     photographs: str = ""  # the same, relative to the folder that the environment variable DISTCAM_DATA names
     scenes: ScenesSettings | None = None  # procedural scenes
     size: int | tuple[int, int] = 64  # side of the network's input in pixels, or height and width
@@ -104,7 +107,7 @@ class DataSettings(Table):
 
 def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
     """The division of the images with nothing left open: the column or the shares, and the parts."""
-    if settings.scenes is not None:
+    if settings.scenes is not None or _archive(settings, folder) is not None:
         return settings.split
     listing, place = _listed(settings, folder)
     return settled(settings.split, list(listing), where=place, strict=False, quiet=True)
@@ -114,6 +117,8 @@ def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
     """Sizes and classes of the parts as listed; no image is opened, and scenes have none before a run."""
     if settings.scenes is not None:
         return {}
+    if (archive := _archive(settings, folder)) is not None:
+        return parts_of(archived_sets(*archive, Transform(1)))
     listing, place = _listed(settings, folder)
     _, parts = _divided(listing, settings, place, quiet=True)
     columns = settings.label_columns
@@ -132,7 +137,9 @@ def load_splits(
     """
     if settings.scenes is not None:
         return RunData(_drawn_splits(settings, settings.scenes, transform, cache, progress), split=settings.split)
-    listing, place = _listed(settings, folder)
+    if (archive := _archive(settings, folder)) is not None:
+        return RunData(archived_sets(*archive, transform), split=settings.split)
+    listing, place = _listed(settings, folder, quiet=False)
     _, base = settings.source(folder)
     if not settings.split.column:
         for sentence in listing.remarks:
@@ -219,9 +226,22 @@ def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tup
     return {name: tuple(each for each in BACKGROUNDS if (each == place) == is_own) for name, place in own.items()}
 
 
-def _listed(settings: DataSettings, folder: Path) -> tuple[Listing, Path]:
+def _archive(settings: DataSettings, folder: Path) -> tuple[str, Path] | None:
+    """Name and folder of a data set without a file for each image; None if the images are files."""
+    name, base = settings.source(folder)
+    named = named_benchmark(name, base)
+    if named is None or not is_archive(named[0]):
+        return None
+    if settings.split != SplitSettings():
+        raise InputError(f"[data.split] is not used by {named[0]}, whose files are divided into train and test")
+    return named[:2]
+
+
+def _listed(settings: DataSettings, folder: Path, *, quiet: bool = True) -> tuple[Listing, Path]:
     """The images, and the folder or table that they are listed in."""
     name, base = settings.source(folder)
+    if (named := named_benchmark(name, base)) is not None:
+        return benchmark_listing(*named, strict=settings.strict, quiet=quiet), named[1]
     labels = settings.labels or ("column" if settings.label_columns else None)  # then no label is missed
     return quiet_listing(base / name, labels, strict=settings.strict), base / name
 

@@ -117,8 +117,8 @@ def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettin
     rate, decay = settings.learning_rate, settings.weight_decay
     fused = is_fused([*backbone, *rest, *own])
     if settings.kind == "sgd":
-        momentum = settings.momentum
-        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0, fused=fused)
+        momentum, nesterov = settings.momentum, settings.nesterov and settings.momentum > 0
+        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
     return kind(groups, rate, betas=settings.betas, weight_decay=decay, fused=fused)
 
@@ -219,8 +219,10 @@ def learning_rate_factor(step: int, *, settings: ScheduleSettings, steps: int, s
     warm_up = settings.warm_up * steps_per_epoch
     if step < warm_up:
         return min(1.0, (step + 1) / warm_up)
+    done = min(1.0, (step - warm_up) / max(1.0, steps - warm_up))
+    if settings.kind == "poly":
+        return float((1 - done) ** settings.power)
     if settings.kind == "cosine":
-        done = min(1.0, (step - warm_up) / max(1.0, steps - warm_up))
         return settings.end + (1 - settings.end) * (1 + math.cos(math.pi * done)) / 2
     passed = sum(step >= milestone * steps_per_epoch for milestone in settings.milestones)
     return settings.factor**passed

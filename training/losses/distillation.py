@@ -1,4 +1,4 @@
-"""Learning from a trained teacher: its class maps (CCM), its class-agnostic maps (AT), its probabilities (KD).
+"""Learning from a trained teacher: its class maps (CCM, AT), its class-agnostic maps (AT), its probabilities (KD).
 
 Equations, and where this is not what the papers print: docs/guides/losses.md.
 """
@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -20,7 +21,7 @@ from ...encoders import Encoder, Encoding
 from ...errors import FingerprintMismatchError, InputError
 from ...explain import upsample
 from ...images import Transform
-from ..engine.step import Step, Targets, Term, single_labels, true_classes
+from ..engine.step import HasClassWeights, Step, Targets, Term, single_labels, true_classes
 from ..recipes.tables import check_name
 from .attention import gradient_weights, pooled_weights, scaled, weighted_map
 from .cam_loss import MapNorm, has_cam, map_difference, unpooled
@@ -81,18 +82,23 @@ class Teacher:
 
     def class_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
         """CAM of each pair of an image and a class, raw; Grad-CAM behind a head that is not affine."""
-        feature_map, classifier = self.look(step).feature_map, self.classifier.to(step.batch.images.device)
-        if not has_cam(self.encoder, classifier):
-            return weighted_map(
-                targets.of(feature_map), gradient_weights(self.encoder, feature_map, classifier, targets)
-            )
-        weights = pooled_weights(self.encoder, classifier.class_weights())[targets.label]
-        return weighted_map(targets.of(unpooled(self.encoder, feature_map)), weights)
+        classifier = self.classifier.to(step.batch.images.device)
+        return class_maps(self.encoder, self.look(step).feature_map, classifier, targets)
 
     def logits(self, step: Step) -> Float[Tensor, "b c"]:
         """Scores of the student's classes."""
         embedding = self.look(step).embedding
         return self.classifier.to(embedding.device).logits(embedding)
+
+
+def class_maps(
+    encoder: Encoder, feature_map: Float[Tensor, "b k h w"], classifier: HasClassWeights, targets: Targets
+) -> Float[Tensor, "t h w"]:
+    """CAM of each pair of an image and a class, raw, weights constant; Grad-CAM behind a head that is not affine."""
+    if not has_cam(encoder, classifier):
+        return weighted_map(targets.of(feature_map), gradient_weights(encoder, feature_map, classifier, targets))
+    weights = pooled_weights(encoder, classifier.class_weights().detach())[targets.label]
+    return weighted_map(targets.of(unpooled(encoder, feature_map)), weights)
 
 
 class Distillation(Term):
@@ -115,46 +121,68 @@ class Ccm(Distillation):
         check_name("norm", norm, ("l1", "l2"))
         self.norm = norm
 
-    def differences(self, step: Step, teacher: Tensor, targets: Targets | None = None) -> Tensor:
-        """Difference of the student's class-agnostic map from each of the teacher's maps."""
-        student = unpooled(step.encoder, step.encoding.feature_map).sum(1)
-        size = (student.shape[-2], student.shape[-1])
-        teacher = teacher if teacher.shape[-2:] == size else upsample(teacher, size)
-        student = scaled(student)
-        return map_difference(student if targets is None else targets.of(student), scaled(teacher), self.norm)
-
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images; a mixed image counts for both classes in their shares."""
         targets = true_classes(step.batch)
-        values = self.differences(step, self.teacher.class_maps(step, targets), targets)
+        values = self.differences(self.student_maps(step, targets), self.teacher_maps(step, targets))
         return targets.mean(values, n_images=len(step.batch))
+
+    def student_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
+        """The class-agnostic maps."""
+        return targets.of(unpooled(step.encoder, step.encoding.feature_map).sum(1))
+
+    def teacher_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t rows columns"]:
+        """The maps of the classes."""
+        return self.teacher.class_maps(step, targets)
+
+    def differences(self, student: Tensor, teacher: Tensor) -> Float[Tensor, " t"]:
+        """Difference of each of the student's maps from the teacher's, brought to its size, both scaled."""
+        size = (student.shape[-2], student.shape[-1])
+        teacher = teacher if teacher.shape[-2:] == size else upsample(teacher, size)
+        return map_difference(scaled(student), scaled(teacher), self.norm)
 
 
 class AttentionTransfer(Ccm):
-    """AT: `mean (CAAM_student' - CAAM_teacher')²`, which needs no classifier (after [CAM-loss] Eq. 9)."""
+    """AT: `mean (CAM_student,i' - CAM_teacher,i')²`, maps of the image's class ([CAM-loss] Eq. 9).
+
+    With maps="caam" the class-agnostic maps, which need no classifier (after Zagoruyko and Komodakis, 2017).
+    """
 
     default_weight = 10.0
-    needs_classifier = False
 
-    def __init__(self, teacher: Teacher, *, norm: MapNorm = "l2") -> None:
+    def __init__(self, teacher: Teacher, *, maps: Literal["cam", "caam"] = "cam", norm: MapNorm = "l2") -> None:
+        check_name("maps", maps, ("cam", "caam"))
+        self.needs_classifier = maps == "cam"
         super().__init__(teacher, norm=norm)
+        self.maps = maps
 
-    def forward(self, step: Step) -> Tensor:
-        """Mean over the batch's images."""
-        feature_map = self.teacher.look(step).feature_map
-        return self.differences(step, unpooled(self.teacher.encoder, feature_map).sum(1)).mean()
+    def student_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
+        """The maps of the classes by the student's own classifier, or the class-agnostic ones."""
+        if self.maps == "caam":
+            return super().student_maps(step, targets)
+        classifier = step.need_classifier("attention transfer")
+        return class_maps(step.encoder, step.encoding.feature_map, classifier, targets)
+
+    def teacher_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t rows columns"]:
+        """The same maps of the teacher."""
+        if self.maps == "cam":
+            return super().teacher_maps(step, targets)
+        return targets.of(unpooled(self.teacher.encoder, self.teacher.look(step).feature_map).sum(1))
 
 
 class Kd(Distillation):
-    """KD: `τ² KL(softmax(t / τ) ‖ softmax(s / τ))` of class scores (Hinton et al. 2015; [CAM-loss] Eq. 8 and 12)."""
+    """KD: `τ² KL(softmax(t / τ) ‖ softmax(s / τ))` of class scores (Hinton et al. 2015; [CAM-loss] Eq. 8 and 12).
+
+    With as_printed=True it is divided by the number of classes, as Eq. 8 prints it.
+    """
 
     default_weight = 0.5
 
-    def __init__(self, teacher: Teacher, *, temperature: float = 4.0) -> None:
+    def __init__(self, teacher: Teacher, *, temperature: float = 4.0, as_printed: bool = False) -> None:
         super().__init__(teacher)
         if temperature <= 0:
             raise InputError(f"expected a temperature above 0, got {temperature}")
-        self.temperature = temperature
+        self.temperature, self.as_printed = temperature, as_printed
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images."""
@@ -164,4 +192,4 @@ class Kd(Distillation):
         divergence = functional.kl_div(
             student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True
         )
-        return self.temperature**2 * divergence
+        return self.temperature**2 * divergence / (student.shape[1] if self.as_printed else 1)

@@ -95,8 +95,15 @@ class AttentionMining(LateTerm):
         box: float = 10.0,  # weight of L_bbox
         sigma: float = 0.5,  # σ, the threshold of the soft mask, in the attention's range [0, 1]
         omega: float = 10.0,  # ω, its steepness
+        # L_p and L_bbox: the "mean" of the squares over positions, or their "sum", 196 times as much at 14×14
+        positions: Literal["mean", "sum"] = "mean",
+        # L_p and L_bbox of an image's n classes: their "sum", or their "mean", the 1/n of Eq. 7 and 9
+        classes: Literal["sum", "mean"] = "sum",
     ) -> None:
         super().__init__(start)
+        check_name("positions", positions, ("mean", "sum"))
+        check_name("classes", classes, ("sum", "mean"))
+        self.positions, self.classes = positions, classes
         if min(mining, mask, box) < 0 or omega <= 0:
             raise InputError(f"expected weights of at least 0 and omega > 0, got {mining}, {mask}, {box} and {omega}")
         self.mining, self.mask, self.box, self.sigma, self.omega = mining, mask, box, sigma, omega
@@ -143,11 +150,16 @@ class AttentionMining(LateTerm):
         """The sum of L_p or L_bbox over the chosen regions, all of one kind."""
         row, label, raster = regions.row[chosen], regions.label[chosen], regions.raster[chosen]
         attention = self.attention(step, Targets(row, label, torch.ones_like(row, dtype=torch.float32)))
-        if not regions.is_box[chosen][0]:
-            return mask_loss(attention, raster).sum()
         size = (attention.shape[-2], attention.shape[-1])
-        saliency = contrast_saliency(step.batch.images[row], raster, size)
-        return box_loss(attention, raster, saliency).sum()
+        if regions.is_box[chosen][0]:
+            values = box_loss(attention, raster, contrast_saliency(step.batch.images[row], raster, size))
+        else:
+            values = mask_loss(attention, raster)
+        if self.positions == "sum":
+            values = values * (size[0] * size[1])
+        if self.classes == "mean" and step.batch.labels.ndim == 2:
+            values = values / (step.batch.labels[row] > 0).sum(1).clamp(min=1)
+        return values.sum()
 
 
 class Gain(AttentionMining):

@@ -30,8 +30,9 @@ from .tables import Count, Table, check_name
 MAPS = ("caam", "cam", "gradcam", "dist_cam")
 _RECALLS = {f"recall_at_{k}": k for k in (1, 2, 4, 8, 10, 100, 1000)}
 _NEIGHBOURS = ("map_at_r", "r_precision", "nmi")
+_PREDICTIONS = ("accuracy", "accuracy_top_5", "presence_accuracy")
 METRICS = (
-    "accuracy",
+    *_PREDICTIONS,
     *_RECALLS,
     *_NEIGHBOURS,
     *(f"energy_{name}" for name in MAPS),
@@ -42,12 +43,14 @@ METRICS = (
 class EvaluationSettings(Table):
     """Metrics of a finished run; while it lasts, only the one that `run.monitor` names."""
 
-    # from `METRICS`. `accuracy`: of the classifier, see `is_right`. `recall_at_k`: the nearest k other images
-    # of the split hold one of the class. `map_at_r`, `r_precision`: over the images that have another of their class.
-    # `nmi`: of k-means clusters, as many as classes. `energy_MAP`: share of the map on the object's outline, beside
-    # `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest pixel lies there. Maps:
-    # `caam`, the sum of the channels; `cam` of the own class; `gradcam`, its positive part; `dist_cam` against the own
-    # class's prototype.
+    # from `METRICS`. `accuracy`: of the classifier, see `is_right`; `accuracy_top_5`: the class is among its five
+    # likeliest, of more. `presence_accuracy`: of images that show several classes, how often a logit above 0 is right
+    # about a class being there, mean over the classes; and `presence_accuracy.CLASS` of each. `recall_at_k`: the
+    # nearest k other images of the split hold one of the class. `map_at_r`, `r_precision`: over the images that have
+    # another of their class. `nmi`: of k-means clusters, as many as classes. `energy_MAP`: share of the map on the
+    # object's outline, beside `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest
+    # pixel lies there. Maps: `caam`, the sum of the channels; `cam` of the own class; `gradcam`, its positive part;
+    # `dist_cam` against the own class's prototype.
     metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
     splits: tuple[str, ...] = ()  # which splits; all but "train" if empty
     distance: Literal["cosine", "l2"] = "cosine"  # between embeddings, for neighbours and prototypes
@@ -106,8 +109,10 @@ class Evaluator:
     def _applies(self, metric: str, split: str) -> bool:
         data, train = self._sets[split], self._sets["train"]
         knows_classes = self._classifier is not None and data.class_names == train.class_names
-        if metric == "accuracy":
-            return knows_classes
+        if metric == "accuracy_top_5":
+            return knows_classes and not data.is_multi_label and len(data.class_names) > 5
+        if metric in _PREDICTIONS:
+            return knows_classes and (metric == "accuracy" or data.is_multi_label)
         if metric in _RECALLS or metric in _NEIGHBOURS:
             return not data.is_multi_label
         outlined = data.regions is not None and len(data.regions.image) > 0
@@ -126,8 +131,8 @@ class Evaluator:
 
 
 _NEEDS = (
-    "predictions and class maps need a classifier and its classes, neighbours one label per image, "
-    "energies and peaks outlines of the objects"
+    "predictions and class maps need a classifier and its classes (the top five six or more, presence images that show "
+    "several), neighbours one label per image, energies and peaks outlines of the objects"
 )
 
 
@@ -146,10 +151,14 @@ class _Measured:
             results |= self._energies(maps)
         for name in metrics:
             if name == "accuracy":
-                assert self._classifier is not None
-                device = self._classifier.class_weights().device
-                logits = self._classifier.logits(self._embeddings.to(device)).cpu()
-                results[name] = float(is_right(logits, self._data.labels).float().mean())
+                results[name] = float(is_right(self._logits, self._data.labels).float().mean())
+            elif name == "accuracy_top_5":
+                own_logit = self._logits.gather(1, self._data.labels[:, None])  # a tie is lost, as in `is_right`
+                results[name] = float(((self._logits >= own_logit).sum(1) <= 5).float().mean())
+            elif name == "presence_accuracy":
+                right = ((self._logits > 0) == (self._data.labels > 0)).float().mean(0)
+                own = zip(self._data.class_names, right.tolist(), strict=True)
+                results |= {name: float(right.mean()), **{f"{name}.{label}": value for label, value in own}}
             elif name in _RECALLS:
                 results[name] = recall(self._ranked, _RECALLS[name])
             elif name == "nmi":
@@ -160,11 +169,18 @@ class _Measured:
             elif name in _NEIGHBOURS:
                 values = getattr(self._ranked, name)[self._ranked.n_relevant > 0]
                 results[name] = float(values.mean()) if values.size else 0.0
-        return {name: results[name] for name in (*metrics, *(["energy_chance"] if maps else []))}
+        asked = (*metrics, *(["energy_chance"] if maps else []))
+        return {key: results[key] for name in asked for key in results if key == name or key.startswith(f"{name}.")}
 
     @cached_property
     def _embeddings(self) -> Float[Tensor, "n d"]:
         return self._embedded(self._data)
+
+    @cached_property
+    def _logits(self) -> Float[Tensor, "n c"]:
+        assert self._classifier is not None
+        device = self._classifier.class_weights().device
+        return self._classifier.logits(self._embeddings.to(device)).cpu()
 
     def _embedded(self, data: TrainingSet) -> Float[Tensor, "n d"]:
         everything = torch.arange(len(data))

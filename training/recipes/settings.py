@@ -14,22 +14,24 @@ class OptimiserSettings(Table):
     """The optimiser and its rates.
 
     Attributes:
-        kind: "adamw", "adam", or "sgd" (with Nesterov's momentum if there is any momentum).
+        kind: "adamw", "adam", or "sgd".
         learning_rate: the highest of the schedule.
         weight_decay: of every trained weight.
         momentum: of "sgd".
+        nesterov: whether that momentum is Nesterov's; plain if not.
         betas: of "adam" and "adamw".
         backbone_factor: times the learning rate, for the backbone; 0.1 spares pretrained weights.
         term_factor: times the learning rate, for what the objective's terms learn: classifiers, proxies, centres.
         clip_norm: the gradient of all weights together is scaled down to this length; None leaves it.
     """
 
-    only_for: ClassVar = {"betas": ("kind", "adamw", "adam"), "momentum": ("kind", "sgd")}
+    only_for: ClassVar = {"betas": ("kind", "adamw", "adam"), "momentum": ("kind", "sgd"), "nesterov": ("kind", "sgd")}
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 1e-4
     momentum: BelowOne = 0.9
+    nesterov: bool = True
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     backbone_factor: NotNegative = 1.0
     term_factor: NotNegative = 1.0
@@ -40,22 +42,29 @@ class ScheduleSettings(Table):
     """The learning rate over a run, optimiser step by optimiser step.
 
     Attributes:
-        kind: "cosine" (down to `end`), "step" (times `factor` at each milestone), "one_cycle" (torch's, momentum
-            included), or "constant".
+        kind: "cosine" (down to `end`), "poly" (the share of steps that are left, to the `power`), "step" (times
+            `factor` at each milestone), "one_cycle" (torch's, momentum included), or "constant".
         warm_up: epochs in which the rate rises linearly from nearly 0; may be a fraction. Not for "one_cycle".
         milestones: epochs after which "step" steps down.
         factor: of each step down.
         end: what "cosine" leaves of the learning rate, as a share of it.
+        power: of "poly".
         peak: where "one_cycle" is highest, as a share of the run.
     """
 
-    only_for: ClassVar = {"factor": ("kind", "step"), "end": ("kind", "cosine"), "peak": ("kind", "one_cycle")}
+    only_for: ClassVar = {
+        "factor": ("kind", "step"),
+        "end": ("kind", "cosine"),
+        "power": ("kind", "poly"),
+        "peak": ("kind", "one_cycle"),
+    }
 
-    kind: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
+    kind: Literal["cosine", "poly", "step", "one_cycle", "constant"] = "cosine"
     warm_up: NotNegative = 0.0
     milestones: tuple[float, ...] = ()
     factor: Positive = 0.1
     end: NotNegative = 0.0
+    power: Positive = 0.9
     peak: float = 0.3
 
     def _check(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.ops import drop_block2d
 
 from distcam.encoders import DropBlock, Encoder, ResNet12, WideResNet
 from distcam.errors import InputError
@@ -63,6 +64,23 @@ def test_a_square_that_covers_the_map_drops_whole_channels() -> None:
     torch.manual_seed(0)
     dropped = DropBlock(0.5, size=5)(torch.ones(16, 32, 5, 5)).flatten(2)
     assert torch.equal(dropped.amax(-1), dropped.amin(-1))
+
+
+@pytest.mark.parametrize(("size", "shape"), [(5, (9, 7)), (3, (4, 6)), (5, (5, 5)), (1, (2, 2))])
+def test_squares_of_an_odd_side_are_dropped_as_torchvision_drops_them(size: int, shape: tuple[int, int]) -> None:
+    images = torch.rand(3, 4, *shape)
+    torch.manual_seed(1)
+    expected = drop_block2d(images, p=0.3, block_size=size)
+    torch.manual_seed(1)
+    torch.testing.assert_close(DropBlock(0.3, size=size)(images), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"drop_size": 2}, {"drop_size": 4, "last_pool": False}])
+def test_resnet12_drops_blocks_of_maps_as_small_as_cifars(options: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    maps = ResNet12(widths=(4, 4, 4, 32), drop_rate=0.4, **options)(torch.rand(8, 3, 32, 32))
+    assert maps.isfinite().all()
+    assert (maps == 0).any()
 
 
 def test_the_ramp_counts_training_batches_only_and_lies_in_the_checkpoint() -> None:

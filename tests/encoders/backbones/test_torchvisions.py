@@ -14,9 +14,9 @@ def python(code: str) -> None:
 
 def test_the_compiler_is_loaded_when_it_is_asked_for_and_not_before() -> None:
     python(
-        "import sys; from distcam.encoders.backbones.torchvisions import models, ops, transforms\n"
+        "import sys; from distcam.encoders.backbones.torchvisions import models, transforms\n"
         "assert not [name for name in sys.modules if name.startswith('torch._dynamo')]\n"
-        "import torch, torchvision\n"
+        "import torch; from torchvision import ops\n"
         "boxes = torch.tensor([[0, 0, 0, 2.0, 2.0]])\n"
         "assert ops.roi_align(torch.ones(1, 1, 4, 4), boxes, 1).item() == 1\n"
         "import torch._dynamo.utils as real; assert real.__file__ and hasattr(real, 'is_compile_supported')\n"

@@ -94,7 +94,7 @@ def test_enough_is_the_first_setting_that_is_good_enough() -> None:
 
 @pytest.mark.parametrize(
     ("factory", "metric"),
-    [*product(["IVF32,SQ8", "IVF32,PQ4", "SQ4"], METRICS), ("OPQ4,IVF32,PQ4", "cosine")],
+    [*product(["IVF32,PQ4"], METRICS), ("IVF32,SQ8", "l1"), ("SQ4", "l2"), ("OPQ4,IVF32,PQ4", "cosine")],
 )
 def test_coarse_codes_reach_the_recall_by_over_fetching(factory: str, metric: Metric) -> None:
     vectors = np.random.default_rng(0).standard_normal((3000, 32), dtype=np.float32)  # without clusters
@@ -102,7 +102,7 @@ def test_coarse_codes_reach_the_recall_by_over_fetching(factory: str, metric: Me
     assert report.tuning.recall_at_10 >= 0.95
     if "PQ" in factory and metric != "l1":  # where L2 stands in, four times as many are fetched anyway
         assert report.tuning.overfetch > 1
-    queries = vectors[:200] + np.float32(0.02)
+    queries = vectors[:100] + np.float32(0.02)
     found = search.search(queries, 10)
     true = [true_hits(metric, query, vectors, 10) for query in queries]
     assert np.mean([len(np.intersect1d(a.ids, b.ids)) / 10 for a, b in zip(found, true, strict=True)]) > 0.9

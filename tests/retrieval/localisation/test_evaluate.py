@@ -13,17 +13,18 @@ import torch
 import distcam.retrieval.localisation.evaluate as localisation
 import distcam.retrieval.localisation.maps as localisation_maps
 from distcam.encoders import Encoder, Inference
-from distcam.errors import ImageError, InputError
+from distcam.errors import FingerprintMismatchError, ImageError, InputError
 from distcam.explain.places import project
 from distcam.explain.targets import distances
 from distcam.images import Box, Transform, list_images
 from distcam.images.boxes.formats import read_boxes
 from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images
+from distcam.index import Gallery
 from distcam.metrics.localisation import box_coverage
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
+from distcam.retrieval.localisation.classifiers import LinearClassifier, linear_probe
 from distcam.retrieval.localisation.maps import parse_methods
-from distcam.retrieval.localisation.references import LinearClassifier, linear_probe
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 
@@ -222,15 +223,78 @@ def test_the_probe_separates_what_can_be_separated() -> None:
     assert bool(probe.weight.isfinite().all())  # the third channel is constant
 
 
-def test_a_classifiers_rows_are_found_by_vote() -> None:
+def test_a_classifiers_rows_are_those_that_the_mean_images_excite() -> None:
     vectors = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
     references = References.of(["a", "a", "b"], vectors, vectors)
     classifier = LinearClassifier(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.zeros(3))
     rows = classifier.for_references(references)
     assert rows.weight.tolist() == [[1, 0], [0, 1]]
-    blind = LinearClassifier(torch.zeros(3, 2), torch.tensor([0.0, 1.0, 0.0]))
-    with pytest.raises(InputError, match="calls 'a' and 'b' the same"):
-        blind.for_references(references)
+    small = LinearClassifier(torch.zeros(1, 2), torch.zeros(1))
+    with pytest.raises(
+        InputError, match="has 1 outputs, the references 2 classes; it has no map for each; use `cam_probe`"
+    ):
+        small.for_references(references)
+
+
+def test_of_two_classes_with_one_row_the_second_takes_its_next_best_and_that_is_said() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    references = References.of(["sunglass", "sunglasses", "tench"], vectors, vectors)
+    weight = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 0.0], [-1.0, -1.0]])
+    classifier = LinearClassifier(weight, torch.zeros(4))
+    said = "calls 'sunglass' and 'sunglasses' the same .output 1., so `cam` takes output 2 for 'sunglasses'; .* 1 of 3"
+    with pytest.warns(DistcamWarning, match=said):
+        found = classifier.for_references(references)
+    assert found.weight.tolist() == weight[[1, 2, 0]].tolist()
+    with pytest.raises(InputError, match="calls 'sunglass' and 'sunglasses' the same"):
+        classifier.for_references(references, strict=True)
+
+
+def test_synsets_of_every_output_are_in_the_outputs_order() -> None:
+    vectors = torch.eye(3)
+    references = References.of(["n01443537", "n01440764", "n01484850"], vectors, vectors)
+    blind = LinearClassifier(torch.zeros(3, 3), torch.arange(3.0))
+    assert blind.for_references(references) is blind
+    assert references.labels == ("n01440764", "n01443537", "n01484850")
+
+
+def test_references_without_their_images_have_the_same_prototypes_and_say_what_they_lack(
+    scenes: Path, small_encoder: Encoder, references: References, boxed: BoxedImages
+) -> None:
+    listing, inference = (
+        list_images(scenes / "one" / "gallery"),
+        Inference(small_encoder, precision="fp32", batch_size=2),
+    )
+    lean = References.encode(listing, inference, keep_images=False)
+    assert (lean.labels, len(lean.classes), len(lean.embeddings)) == (references.labels, 9, 0)
+    for name in ("prototypes", "class_means"):
+        torch.testing.assert_close(getattr(lean, name), getattr(references, name))
+    torch.testing.assert_close(lean.surroundings.border, references.surroundings.border)
+    one, other = (
+        localise(boxed, small_encoder, each, methods=METHODS[1:2], n_samples=0) for each in (lean, references)
+    )
+    assert one["dist"].energy.value == pytest.approx(other["dist"].energy.value)
+    with pytest.raises(InputError, match="cam_probe needs the references' own vectors, which were not kept"):
+        linear_probe(lean)
+    with pytest.raises(InputError, match="the nearest image needs the references' own vectors"):
+        lean.predicted(references.embeddings, reference="nearest")
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_gallery_gives_the_references_that_its_images_would(
+    scenes: Path, small_encoder: Encoder, references: References, tmp_path: Path, keep: bool
+) -> None:
+    built = Gallery.build(scenes / "one" / "gallery", small_encoder, out=tmp_path / "g", precision="fp32")
+    found = References.of_gallery(built, small_encoder, keep_images=keep)
+    assert found.labels == references.labels
+    assert torch.equal(found.classes.sort().values, references.classes.sort().values)
+    torch.testing.assert_close(found.prototypes, references.prototypes)
+    torch.testing.assert_close(found.surroundings.mean, references.surroundings.mean)
+    assert set(found.files) == (set(references.files) if keep else set())
+    if keep:
+        order = [references.files.index(file) for file in found.files]
+        torch.testing.assert_close(found.embeddings, references.embeddings[order], atol=1e-3, rtol=1e-3)
+    with pytest.raises(FingerprintMismatchError):
+        References.of_gallery(built, Encoder.load("conv4", weights="random", transform=Transform(32), seed=9))
 
 
 @pytest.mark.parametrize("wrapped", ["", "module.", "_orig_mod.", "module._orig_mod."])

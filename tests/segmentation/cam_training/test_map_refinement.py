@@ -41,8 +41,8 @@ def slow_pcm(maps: Tensor, embedded: Tensor) -> Tensor:
     return result
 
 
-def slow_prcm(maps: Tensor, features: Tensor, embedded: Tensor, phi: Tensor, softmax: str) -> Tensor:
-    """Eq. 11-12 number by number."""
+def slow_prcm(maps: Tensor, features: Tensor, embedded: Tensor, phi: Tensor, softmax: str, *, relu: bool) -> Tensor:
+    """Eq. 11-12 number by number; `relu` on φ(Z) is the published code's."""
     b, c, h, w = maps.shape
     result = torch.zeros_like(maps)
     places = [(row, column) for row in range(h) for column in range(w)]
@@ -51,7 +51,7 @@ def slow_prcm(maps: Tensor, features: Tensor, embedded: Tensor, phi: Tensor, sof
         for k in range(c):
             weight = [math.exp(float(maps[n, k, *place])) for place in places]
             region = sum(features[n, :, *place] * a for place, a in zip(places, weight, strict=True)) / sum(weight)
-            key = (phi @ region).clamp(min=0)
+            key = (phi @ region).clamp(min=0) if relu else phi @ region
             for i, place in enumerate(places):
                 relation[k, i] = key @ embedded[n, :, *place]
         gate = relation.softmax(0) if softmax == "class" else (relation / math.sqrt(c)).softmax(1)
@@ -72,11 +72,12 @@ def test_pcm_is_the_slow_loop(parts: tuple[Tensor, Tensor, Tensor]) -> None:
     torch.testing.assert_close(pixel_correlation(maps, embedded), slow_pcm(maps, embedded), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("softmax", ["class", "pixel"])
-def test_prcm_is_the_slow_loop(parts: tuple[Tensor, Tensor, Tensor], softmax: str) -> None:
+def test_prcm_is_the_slow_loop(parts: tuple[Tensor, Tensor, Tensor], softmax: str, relu: bool) -> None:
     maps, features, embedded = parts
-    prcm = Prcm(5, 4, softmax=softmax)
-    expected = slow_prcm(maps, features, embedded, prcm.phi.weight.detach(), softmax)
+    prcm = Prcm(5, 4, softmax=softmax, relu=relu)
+    expected = slow_prcm(maps, features, embedded, prcm.phi.weight.detach(), softmax, relu=relu)
     torch.testing.assert_close(prcm(maps, features, embedded).detach(), expected, atol=1e-5, rtol=1e-5)
 
 

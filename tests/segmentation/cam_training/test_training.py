@@ -168,6 +168,30 @@ def test_camvid_and_voc_are_data_of_a_recipe(recipe: Path, tmp_path: Path, monke
     assert set(result.metrics) == {"val.accuracy", "val.miou", "val.beta"}
 
 
+def test_voc_trains_on_the_list_behind_the_mark(recipe: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    root = tmp_path / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for i in range(1, 21):
+        for folder, name in (("SegmentationClassAug", f"a{i}"), ("SegmentationClass", f"v{i}")):
+            Image.new("L", (24, 24), i).save(root / folder / f"{name}.png")
+            Image.new("RGB", (24, 24), (i, 9, 9)).save(root / "JPEGImages" / f"{name}.jpg")
+    for split, letter in (("trainaug", "a"), ("val", "v")):
+        names = "".join(f"{letter}{i}\n" for i in range(1, 21))
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(names)
+    text = RECIPE.split("[data]")[0] + '[data]\nimages = "voc:VOC2012#trainaug"\nsize = 32\n[encoder]'
+    recipe.write_text(text + RECIPE.split("[encoder]")[1], encoding="utf-8")
+    opened = SegmentationRecipe.read(recipe).open(Transform(32, fit="squash"), cache=tmp_path)
+    assert [len(opened.sets[name]) for name in ("train", "val")] == [20, 20]
+    assert torch.equal(opened.sets["train"].labels, torch.eye(20))
+    with pytest.raises(
+        InputError, match="no list of the split 'train' in ImageSets/Segmentation; there are trainaug, val"
+    ):
+        SegmentationRecipe.read(recipe, changes=["data.images=voc:VOC2012"]).open(Transform(32), cache=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

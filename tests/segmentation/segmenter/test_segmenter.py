@@ -333,6 +333,25 @@ def written_recipe(folder, cues=""):
     return file
 
 
+def test_a_recipe_may_put_a_crf_behind_its_network(scenes, tmp_path, monkeypatch) -> None:
+    file = written_recipe(tmp_path)
+    asked = PipelineRecipe.read(file, changes=["segmenter.refine=crf", "segmenter.crf.steps=3"]).network
+    assert (asked.refine, asked.crf.steps) == ("crf", 3)
+    with pytest.raises(InputError, match="crf is not used by refine 'none'"):
+        PipelineRecipe.read(file, changes=["segmenter.crf.steps=3"])
+    seen = []
+
+    def least_likely(image, scores, *, settings):
+        seen.append(settings)
+        return scores.max() - scores
+
+    monkeypatch.setattr("distcam.segmentation.pipeline.dense_crf", least_likely)
+    segmenter = small(scenes.class_names)
+    plain, refined = (score_segmenter(segmenter, scenes, crf=crf) for crf in (None, asked.crf))
+    assert seen == [asked.crf] * len(scenes)
+    assert plain.confusion.tolist() != refined.confusion.tolist()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A recipe's whole run: the folder of recipe, scenes and run, the recipe, and the result."""

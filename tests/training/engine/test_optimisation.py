@@ -10,9 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from distcam.encoders import Encoder
 from distcam.errors import InputError
-from distcam.training import OptimiserSettings, ScheduleSettings, Settings
-from distcam.training.engine.optimisation import is_fused, learning_rate_factor, learning_rate_schedule
+from distcam.images import Transform
+from distcam.training import OptimiserSettings, ScheduleSettings, Settings, TermContext, build_objective
+from distcam.training.engine.optimisation import (
+    Optimisation,
+    is_fused,
+    learning_rate_factor,
+    learning_rate_schedule,
+)
 
 
 def rates(schedule: ScheduleSettings, *, steps: int, steps_per_epoch: int, highest: float = 1.0) -> list[float]:
@@ -55,6 +62,29 @@ def test_steps_go_down_after_their_milestones() -> None:
     assert found == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
 
 
+def test_poly_is_torchs() -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimiser, total_iters=10, power=0.9)
+    theirs = []
+    for _ in range(10):
+        theirs.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    assert rates(ScheduleSettings("poly"), steps=10, steps_per_epoch=5, highest=0.1) == pytest.approx(theirs)
+    assert rates(ScheduleSettings("poly", power=2.0, warm_up=1), steps=6, steps_per_epoch=2) == pytest.approx(
+        [0.5, 1.0, 1.0, 9 / 16, 4 / 16, 1 / 16]
+    )
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_is_nesterovs_or_plain(nesterov: bool) -> None:
+    encoder = Encoder.load("conv4", weights="random", options={"width": 4}, transform=Transform(16))
+    objective = build_objective([{"kind": "cross_entropy"}], TermContext(encoder, ["a", "b"]))
+    settings = Settings(optimiser=OptimiserSettings("sgd", nesterov=nesterov))
+    optimiser = Optimisation(encoder, objective, settings, steps_per_epoch=1).optimiser
+    assert {(group["momentum"], group["nesterov"]) for group in optimiser.param_groups} == {(0.9, nesterov)}
+
+
 def test_one_cycle_is_torchs() -> None:
     optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=10)
@@ -79,7 +109,11 @@ def test_each_parameter_group_keeps_its_own_highest_rate() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.integers(1, 200), st.integers(1, 50), st.floats(0, 5), st.sampled_from(["cosine", "constant"]), st.floats(0, 1)
+    st.integers(1, 200),
+    st.integers(1, 50),
+    st.floats(0, 5),
+    st.sampled_from(["cosine", "poly", "constant"]),
+    st.floats(0, 1),
 )
 def test_a_factor_is_a_share(steps: int, steps_per_epoch: int, warm_up: float, kind: str, end: float) -> None:
     schedule = ScheduleSettings(kind, warm_up=warm_up, end=end)
@@ -91,7 +125,7 @@ def test_a_factor_is_a_share(steps: int, steps_per_epoch: int, warm_up: float, k
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ScheduleSettings("linear"), "kind: expected one of 'cosine', 'step'"),
+        (lambda: ScheduleSettings("linear"), "kind: expected one of 'cosine', 'poly', 'step'"),
         (lambda: ScheduleSettings("step"), "milestones go with kind 'step' alone"),
         (lambda: ScheduleSettings("cosine", milestones=(3,)), "milestones go with kind 'step' alone"),
         (lambda: ScheduleSettings("step", milestones=(3, 1)), "rising order"),

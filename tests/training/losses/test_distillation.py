@@ -13,9 +13,9 @@ from distcam.encoders import Encoder
 from distcam.encoders.heads import Linear
 from distcam.errors import FingerprintMismatchError, InputError, WeightsError
 from distcam.images import Transform
-from distcam.training.engine.step import Batch, Mix, Progress, Step, true_classes
+from distcam.training.engine.step import Batch, Mix, Progress, Step
 from distcam.training.losses.attention import scaled
-from distcam.training.losses.cam_loss import cam_differences, map_difference
+from distcam.training.losses.cam_loss import cam_differences
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 from distcam.training.losses.distillation import AttentionTransfer, Ccm, Kd, Teacher
 
@@ -82,28 +82,39 @@ def test_the_teachers_map_is_resized_to_the_students(resnet, student: Encoder) -
     torch.testing.assert_close(value.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_transfer_is_zero_for_the_teacher_itself_and_needs_no_classifier(
-    tmp_path: Path, student: Encoder
-) -> None:
+def test_attention_transfer_of_class_agnostic_maps_needs_no_classifier(tmp_path: Path, student: Encoder) -> None:
     student.eval().save(tmp_path / "encoder.safetensors")
-    assert AttentionTransfer(teacher_in(tmp_path))(step_of(student)) < 1e-9
+    assert AttentionTransfer(teacher_in(tmp_path), maps="caam")(step_of(student)) < 1e-9
     other = Encoder.load("conv4", weights="random", transform=STUDENT, seed=2).eval()
     step = step_of(other)
-    value = AttentionTransfer(teacher_in(tmp_path))(step)
+    value = AttentionTransfer(teacher_in(tmp_path), maps="caam")(step)
     maps = [scaled(encoder(step.batch.images).feature_map.sum(1)) for encoder in (other, student)]
     torch.testing.assert_close(value, (maps[0] - maps[1]).square().mean())
+    with pytest.raises(WeightsError, match=r"classifier\.safetensors"):
+        AttentionTransfer(teacher_in(tmp_path))
+    with pytest.raises(InputError, match="unknown maps 'both'"):
+        AttentionTransfer(teacher_in(tmp_path), maps="both")  # type: ignore[arg-type]
 
 
-def test_ccm_is_at_most_cam_loss_of_the_teacher_plus_at(resnet, student: Encoder) -> None:
-    folder, encoder, _ = resnet
+def test_attention_transfer_compares_the_maps_of_the_images_class(tmp_path: Path, student: Encoder) -> None:
+    teacher = Encoder.load("conv4", weights="random", transform=STUDENT, seed=7)
+    theirs, step = written(tmp_path, teacher), step_of(student)
+    value = AttentionTransfer(teacher_in(tmp_path))(step)
+    maps = []
+    for encoder, weight in ((teacher, theirs.weight), (student, step.classifier.weight)):
+        features = encoder(step.batch.images).feature_map
+        maps.append(torch.stack([(weight[LABELS[i], :, None, None] * features[i]).sum(0) for i in range(4)]))
+    torch.testing.assert_close(value, (scaled(maps[0]) - scaled(maps[1])).square().mean(), rtol=1e-4, atol=1e-6)
+    value.backward()
+    assert step.classifier.weight.grad is None  # as in CAM-loss, the class weights learn from their own loss alone
+
+
+def test_ccm_is_at_most_cam_loss_of_the_student_plus_at(resnet, student: Encoder) -> None:
+    folder, _, _ = resnet
     teacher, step = teacher_in(folder), step_of(student)
     ccm, at = Ccm(teacher)(step), AttentionTransfer(teacher, norm="l1")(step)
-    with torch.no_grad():
-        caam = functional.interpolate(encoder(step.batch.images).feature_map.sum(1)[:, None], (4, 4), mode="bilinear")
-        cam = functional.interpolate(
-            teacher.class_maps(step, true_classes(step.batch))[:, None], (4, 4), mode="bilinear"
-        )
-        own = map_difference(scaled(caam[:, 0]), scaled(cam[:, 0])).mean()
+    features = step.encoding.feature_map
+    own = cam_differences(features, step.classifier.weight[LABELS]).mean()
     assert ccm <= own + at + 1e-6  # the triangle inequality of Eq. 11
 
 
@@ -115,6 +126,8 @@ def test_kd_by_hand(tmp_path: Path, student: Encoder) -> None:
     p = (classifier.logits(encoder(step.batch.images).embedding) / 2).softmax(1)
     q = (step.classifier.logits(step.encoding.embedding) / 2).softmax(1)
     torch.testing.assert_close(value, 4 * (p * (p / q).log()).sum(1).mean(), rtol=1e-4, atol=1e-6)
+    printed = Kd(teacher_in(tmp_path), temperature=2.0, as_printed=True)(step)
+    torch.testing.assert_close(printed, 4 * (p * (p / q).log()).mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_the_teacher_is_neither_trained_nor_part_of_the_state(resnet, student: Encoder) -> None:

@@ -257,6 +257,24 @@ def test_only_images_with_regions_contribute_to_the_losses_of_regions() -> None:
     assert (gradient.flatten(1).abs().sum(1) > 0).tolist() == [False, True, False, True]
 
 
+@pytest.mark.parametrize("is_box", [False, True])
+@torch.no_grad()
+def test_losses_of_regions_can_be_sums_over_positions_and_means_over_the_images_classes(is_box: bool) -> None:
+    enc, labels = encoder().eval(), torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+    classifier = ClassifierTerm(enc.embedding_dim, 3, multi_label=True)
+
+    def value(*specs: tuple[int, int], **options: str) -> float:
+        regions = regions_of(*((row, label, is_box) for row, label in specs))
+        step = step_of(enc, classifier, batch(labels, regions=regions))
+        return float(Gain(mining=0.0, mask=1.0, box=1.0, **options)(step))
+
+    two, one = value((0, 0), (0, 1)), value((1, 1))
+    assert min(two, one) > 0
+    height, width = enc(batch().images).feature_map.shape[-2:]
+    together = value((0, 0), (0, 1), (1, 1), classes="mean", positions="sum")
+    assert together == pytest.approx(height * width * (two / 2 + one), rel=1e-4)  # [GAIN] Eq. 7 and 9, in full
+
+
 def test_regions_that_are_empty_change_nothing() -> None:
     enc = encoder().eval()
     classifier = classifier_for(enc)

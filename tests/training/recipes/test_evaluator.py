@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 
 from distcam.encoders import Encoder
@@ -53,13 +54,14 @@ def seeing():
     return encoder, classifier
 
 
-ALL = EvaluationSettings(metrics=METRICS)
+OF_FEW_CLASSES = tuple(name for name in METRICS if name not in ("accuracy_top_5", "presence_accuracy"))
+ALL = EvaluationSettings(metrics=OF_FEW_CLASSES)
 
 
 def test_one_who_sees_everything_gets_everything_right(seeing) -> None:
     encoder, classifier = seeing
     found = Evaluator({"train": spots(9), "test": spots(12)}, ALL, classifier=classifier)(encoder)
-    for name in METRICS:
+    for name in OF_FEW_CLASSES:
         assert found[f"test.{name}"] == pytest.approx(1), name
     assert found["test.energy_chance"] == pytest.approx(float(spots(12).regions.raster.float().mean()))
 
@@ -183,11 +185,55 @@ def test_several_labels_count_as_right_if_the_highest_score_is_one_of_them(seein
         Evaluator(sets, EvaluationSettings(), classifier=classifier)
 
 
+def wheel(count):
+    """Images of one level in one of seven channels that a classifier sees as they are."""
+    labels = torch.arange(count) % 7
+    data = TrainingSet.from_pixels(torch.zeros(count, 3, 8, 8, dtype=torch.uint8), labels, transform=PLAIN)
+    classifier = ClassifierTerm(3, 7)
+    with torch.no_grad():
+        classifier.weight.zero_()
+        classifier.bias.copy_(torch.tensor([5.0, 4, 3, 2, 1, 0, 0]))
+    return data, classifier
+
+
+def test_the_top_five_are_those_of_scikit_learn_but_that_ties_are_lost(seeing) -> None:
+    encoder, _ = seeing
+    data, classifier = wheel(14)
+    settings = EvaluationSettings(metrics=("accuracy", "accuracy_top_5"))
+    found = Evaluator({"train": data, "test": data}, settings, classifier=classifier)(encoder)
+    assert found == {"test.accuracy": pytest.approx(1 / 7), "test.accuracy_top_5": pytest.approx(5 / 7)}
+    scores = classifier.bias.detach().expand(14, -1).numpy()
+    oracle = top_k_accuracy_score(data.labels.numpy(), scores, k=5)
+    assert found["test.accuracy_top_5"] == pytest.approx(oracle)
+    with torch.no_grad():
+        classifier.bias.zero_()
+    assert (
+        Evaluator({"train": data, "test": data}, settings, classifier=classifier)(encoder)["test.accuracy_top_5"] == 0
+    )
+
+
+def test_the_presence_of_every_class_is_right_or_wrong_by_itself(seeing) -> None:
+    encoder, classifier = seeing
+    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    seen = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1]])
+    pixels += seen[:, :, None, None].to(torch.uint8) * 200
+    truth = torch.tensor([[1.0, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1]])
+    data = TrainingSet.from_pixels(pixels, truth, transform=PLAIN, class_names=("boat", "water", "bird"))
+    settings = EvaluationSettings(metrics=("presence_accuracy",))
+    found = Evaluator({"train": data, "test": data}, settings, classifier=classifier)(encoder)
+    each = {"boat": 0.75, "water": 0.75, "bird": 1.0}
+    expected = {f"test.presence_accuracy.{name}": value for name, value in each.items()}
+    assert found == pytest.approx({"test.presence_accuracy": 2.5 / 3, **expected})
+
+
 def test_what_cannot_be_measured_is_said(seeing) -> None:
     _, classifier = seeing
     sets = {"train": spots(9), "test": spots(6)}
     with pytest.raises(InputError, match="'accuracy' applies to none of the splits test: predictions"):
         Evaluator(sets)
+    for metric in ("accuracy_top_5", "presence_accuracy"):
+        with pytest.raises(InputError, match=f"'{metric}' applies to none of the splits test: .*six or more"):
+            Evaluator(sets, EvaluationSettings(metrics=(metric,)), classifier=classifier)
     with pytest.raises(InputError, match="unknown split 'tset', nearest is 'test'"):
         Evaluator(sets, EvaluationSettings(splits=("tset",)), classifier=classifier)
     with pytest.raises(InputError, match="unknown metric 'acuracy', nearest is 'accuracy'"):

@@ -1,0 +1,143 @@
+"""Data sets with masks as they are downloaded: PASCAL VOC with SBD's masks, CamVid, Cityscapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from ..errors import InputError
+from ..images import ImageRecord
+from ..images.boxes.formats import read_xml
+from ..images.joining import Join, Names
+from ..images.masks import MaskFolder
+from ..images.tables import text_of
+from .masked_images import Entry, Found, read_names
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
+    *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+CAMVID_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree"),
+    *("signsymbol", "fence", "car", "pedestrian", "bicyclist"),
+)
+CITYSCAPES_CLASSES = (
+    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
+    *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+)
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # in files `…_labelIds.png`
+_SUFFIXES = (".jpg", ".png", ".jpeg")
+
+
+def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
+    """Images of a folder in the layout of PASCAL VOC.
+
+    `JPEGImages/NAME.jpg`, `SegmentationClass/NAME.png` (palette images) or SBD's `SegmentationClassAug/NAME.png`
+    (an image without either has no mask), `Annotations/NAME.xml` with the classes that an image shows (where there is
+    none, its mask says it), and `ImageSets/Segmentation/SPLIT.txt` with a name per line, such as `trainaug`. Of a
+    development kit the year's folder counts (`VOCdevkit/VOC2012`). A file `classes.txt` names the classes, as
+    `read_names` reads it; without it they are VOC's twenty.
+    """
+    if (root / "VOCdevkit").is_dir():
+        root = root / "VOCdevkit"
+    years = sorted(root.glob("VOC[0-9]*"))
+    root = years[-1] if years and not (root / "JPEGImages").is_dir() else root
+    lists = root / "ImageSets" / "Segmentation"
+    chosen = lists / f"{split}.txt"
+    if not chosen.is_file():
+        there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
+        raise InputError(f"{root}: no list of the split {split!r} in ImageSets/Segmentation; there are {there}")
+    if class_names is None:
+        own = root / "classes.txt"
+        class_names = read_names(own) if own.is_file() else VOC_CLASSES
+    names = [name for line in text_of(chosen).splitlines() if (name := line.strip())]
+    if not names:
+        raise InputError(f"{chosen} lists no image")
+    folder = root / "JPEGImages"
+    files = {
+        file.relative_to(folder).with_suffix("").as_posix(): file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in _SUFFIXES
+    }
+    by_name = Names(files)
+    folders = [MaskFolder(root / name) for name in ("SegmentationClass", "SegmentationClassAug")]
+    found, masked = Join(), Join()
+    entries = []
+    for name in names:
+        key = by_name.key(name)
+        found.add(name, key)
+        if key is not None:
+            mask = next((file for each in folders if (file := each.file(f"{name}.jpg")).is_file()), None)
+            masked.add(name, None if mask is None else name)
+            entries.append(Entry(name, files[key], mask, _shown_in(root / "Annotations" / f"{name}.xml", class_names)))
+    found.fit(files).unused = 0  # images of other splits lie there too
+    found.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
+    if any(entry.mask for entry in entries):  # a list of images without any mask is one to infer
+        masked.fit([]).tell(what="a mask", images="images", lines="")
+    return entries, tuple(class_names)
+
+
+def _shown_in(file: Path, class_names: Sequence[str]) -> tuple[int, ...] | None:
+    """The classes of an image by its XML file; None without one."""
+    if not file.is_file():
+        return None
+    labels = {box.label for box in read_xml(file, []).boxes if box.label is not None}
+    if unknown := sorted(labels.difference(class_names)):
+        raise InputError(
+            f"{file}: the object {unknown[0]!r} is none of the {len(class_names)} classes; name them in classes.txt"
+        )
+    return tuple(sorted(map(class_names.index, labels)))
+
+
+@dataclass(frozen=True)
+class VocLabels:
+    """VOC's images with the classes they show, as the source of a listing: one list trains, `val` is the test."""
+
+    root: Path
+    train: str = "train"
+    column_names: ClassVar[tuple[str, ...]] = ("labels", "split")
+
+    @cached_property
+    def _records(self) -> tuple[ImageRecord, ...]:
+        found = []
+        for split, listed in (("train", self.train), ("test", "val")):
+            entries, names = in_voc(self.root, listed, None)
+            for entry in entries:
+                if entry.shown is None:
+                    raise InputError(f"{entry.image}: expected its classes in Annotations/{entry.name}.xml")
+                columns = {"labels": ";".join(names[c] for c in entry.shown), "split": split}
+                found.append(ImageRecord(entry.image.relative_to(self.root).as_posix(), None, columns))
+        return tuple(found)
+
+    def scan(self, report: object) -> Iterator[ImageRecord]:  # noqa: ARG002  (what is missing is remarked on)
+        """The images of both lists."""
+        yield from self._records
+
+
+def in_cityscapes(root: Path, split: str) -> tuple[Found, bool]:
+    """Images of Cityscapes with its 19 classes, and whether their masks hold training ids.
+
+    `leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png`, and `gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png`, or
+    `…_labelTrainIds.png` where those are not there.
+    """
+    images = root / "leftImg8bit" / split
+    tail = "_leftImg8bit"
+    files = sorted(file for file in images.rglob(f"*{tail}.*") if file.suffix.lower() in _SUFFIXES)
+    if not files:
+        there = ", ".join(sorted(path.name for path in images.parent.glob("*") if path.is_dir())) or "none"
+        raise InputError(f"{root}: no image in leftImg8bit/{split}/CITY; there are the splits {there}")
+    truth = root / "gtFine" / split
+    has_ids = next(truth.rglob("*_gtFine_labelIds.png"), None) is not None
+    ending = "_gtFine_labelIds.png" if has_ids else "_gtFine_labelTrainIds.png"
+    masked, entries = Join(), []
+    for file in files:
+        name = file.relative_to(images).as_posix().rpartition(tail)[0]
+        mask = truth / f"{name}{ending}"
+        masked.add(name, name if mask.is_file() else None)
+        entries.append(Entry(name, file, mask if mask.is_file() else None))
+    if any(entry.mask for entry in entries):
+        masked.fit([]).tell(what="a mask", images="images", lines="")
+    return (entries, CITYSCAPES_CLASSES), not has_ids
