@@ -204,17 +204,23 @@ def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
         err.print(f"  … and {len(skipped) - most} more (all with --json)")
 
 
-def listed_images(sources: Sequence[str]) -> list[Path]:
-    """The query images that the arguments name: files as they are, and what folders, tables and patterns hold."""
+def listed_images(sources: Sequence[str], *, margin: float | None = None) -> list[Path]:
+    """The query images that the arguments name: files as they are, and what folders, tables and patterns hold.
+
+    With a margin boxes are cut out too: those of tables, and `photo.jpg#xywh=x,y,w,h`.
+    """
+    from ..images.items import item_of, split_item, widened
+
     found: list[Path] = []
     for source in sources:
-        if Path(source).is_file() and not source.lower().endswith(".csv"):
-            found.append(Path(source))
+        file = source if margin is None else split_item(source)[0]
+        if Path(file).is_file() and not source.lower().endswith(".csv"):
+            found.append(widened(source, margin or 0.0))
             continue
-        from ..images import list_images
+        from ..images import list_items
 
-        listing = list_images(source, labels="none")
-        found += [listing.file(record) for record in listing]
+        listing = list_items(source, labels="none", boxes="none" if margin is None else None)
+        found += [widened(item_of(listing.file(record), record.box), margin or 0.0) for record in listing]
         for problem in listing.problems:
             note(problem)
     return found
@@ -222,7 +228,7 @@ def listed_images(sources: Sequence[str]) -> list[Path]:
 
 def readable_images(images: list[Path]) -> tuple[list[Path], list[Path]]:
     """The images that can be read, and the others, which are named on stderr."""
-    from ..images.loading import unreadable
+    from ..images.opening import unreadable
 
     skipped = {images[place]: reason for place, reason in unreadable(images).items()}
     report_skipped([Skipped(str(image), reason) for image, reason in skipped.items()])

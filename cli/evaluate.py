@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = Commands()
 EXAMPLE = "Example: `distcam evaluate CUB_200_2011/ --encoder resnet50 --weights imagenet`"
-LayoutName = Literal["auto", "cub", "cars", "sop", "inshop", "folder", "csv"]
+LayoutName = Literal["auto", "cub", "cars", "sop", "inshop", "dogs", "folder", "csv"]
 Precision = Literal["fp32", "bf16", "auto"]
 
 
@@ -41,7 +41,7 @@ def evaluate(
     layer: Layer = None,
     readout: Readout = None,
     protocol: Annotated[
-        LayoutName, typer.Option(help="The benchmark; `auto` recognises CUB, Cars, SOP and In-Shop by their files.")
+        LayoutName, typer.Option(help="The benchmark; `auto` knows CUB, Cars, SOP, In-Shop and Dogs by their files.")
     ] = "auto",
     split: Annotated[str | None, typer.Option(help="Default: `test`, or the only one.")] = None,
     metric: Annotated[

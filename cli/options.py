@@ -68,6 +68,24 @@ MaskClass = Annotated[
     int | None,
     typer.Option(min=0, max=255, help="The number that marks the object in the masks. Default: all that is not black."),
 ]
+BoxFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--boxes",
+        help="Cut boxes out, each an image of the gallery: a FILE or FOLDER of COCO, MegaDetector, CVAT, Pascal VOC, "
+        "Labelme, YOLO, or a CSV. Default: the box columns of a table; `none` takes whole images.",
+    ),
+]
+BoxFormat = Annotated[
+    str | None,
+    typer.Option(
+        help="How a table's boxes are written: xyxy, xywh or cxcywh, and pixel or relative, e.g. `xywh-relative`. "
+        "Default: what the columns are called, and what can be proved."
+    ),
+]
+BoxConfidence = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Leave out boxes that a detector is less sure of. Default: 0.2.")
+]
 GalleryEncoder = Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")]
 Root = Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")]
 Index = Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")]

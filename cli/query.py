@@ -210,7 +210,7 @@ def query(
     from ..index import Gallery
 
     opened = Gallery.open(gallery, root=root)
-    probes = console.listed_images(images or ())
+    probes = console.listed_images(images or (), margin=opened.manifest.box_margin)
     if explain is not None:
         require_place(explain, len(ids or probes or text or ()))
     for hint in opened.filter_hints(where) if where is not None else ():

@@ -115,9 +115,9 @@ def infer(
     note = {"model": str(model.absolute()), "scales": list(settings.scales), "flip": settings.flip, "base": base}
     own = {} if isinstance(loaded, Segmenter) else of_maps
     note |= own | {"refine": refine} if own or refine != "none" else {}
-    written = VocFolder(folder, data.class_names, settings=note)
     shown: Any = labels if labels in ("predicted", "all") else "known"
     make, _ = _mask_maker(loaded, data, settings, labels=shown, background=background, refine=refine, device=device)
+    written = VocFolder(folder, data.class_names, settings=note)
     with progress_bar("masks") as progress:
         for i, name in enumerate(data.names):
             if not written.has(name):

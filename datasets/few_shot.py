@@ -17,7 +17,7 @@ from PIL import Image
 from ..errors import ImageError, InputError
 from ..files import content_digest
 from ..images import read_image
-from ..images.loading import unreadable
+from ..images.opening import unreadable
 from ..progress import Progress
 from ..remarks import Skipped
 from .episodes import EpisodeManifest, NamedItems, Names

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ..errors import InputError
 from ..images import ImageRecord
-from ..images.boxes.formats import read_xml
+from ..images.boxes.annotations import read_file
 from ..images.joining import Join, Names
 from ..images.masks import MaskFolder
 from ..images.tables import text_of
@@ -84,7 +84,8 @@ def _shown_in(file: Path, class_names: Sequence[str]) -> tuple[int, ...] | None:
     """The classes of an image by its XML file; None without one."""
     if not file.is_file():
         return None
-    labels = {box.label for box in read_xml(file, []).boxes if box.label is not None}
+    table = read_file(file)
+    labels = {label for name in table.names for _, label in table.annotation(name).boxes if label is not None}
     if unknown := sorted(labels.difference(class_names)):
         raise InputError(
             f"{file}: the object {unknown[0]!r} is none of the {len(class_names)} classes; name them in classes.txt"

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ..errors import InputError, is_out_of_descriptors, too_many_files
+from .geometry import Box
 from .joining import spelled
+from .labelling import box_columns
 from .loading import IMAGE_SUFFIXES
-from .tables import TABLE_SUFFIXES, TableFormat, remark_on_left_out, rows_of
+from .tables import TABLE_SUFFIXES, TableFormat, header_of, remark_on_left_out, rows_of
 
 _NO_COLUMNS: Mapping[str, str] = {}  # one for all records; not a MappingProxyType, which cannot be pickled
 _WILDCARDS = frozenset("*?[")
@@ -27,11 +29,13 @@ class ImageRecord(NamedTuple):
         path: relative to the listing's root and with forward slashes where the file lies under the root, else absolute.
         label: its class, or None.
         columns: the other columns of a CSV listing, as the strings they are.
+        box: the part of the image that is meant, in pixels of the upright image; None for all of it.
     """
 
     path: str
     label: str | None = None
     columns: Mapping[str, str] = _NO_COLUMNS
+    box: Box | None = None
 
 
 class Source(Protocol):
@@ -49,8 +53,13 @@ class Source(Protocol):
         """The images in a fixed order; what is left out is reported with its path."""
 
 
-def source_of(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, strict: bool) -> Source:
-    """The source that `list_images` describes; `strict` refuses lines of a table that cannot be used."""
+def source_of(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, strict: bool, is_cut: bool = False
+) -> Source:
+    """The source that `list_images` describes; `strict` refuses lines of a table that cannot be used.
+
+    `is_cut`: a table may have several lines for a file, with different boxes.
+    """
     if not isinstance(source, (str, os.PathLike)):
         return FileSource(Path.cwd(), tuple(os.fspath(path) for path in source))
     text = os.fspath(source)
@@ -59,7 +68,7 @@ def source_of(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         return FolderSource(path)
     if path.is_file():
         is_table = path.suffix.lower() in TABLE_SUFFIXES
-        return TableSource.read(path, strict=strict) if is_table else FileSource(Path.cwd(), (text,))
+        return TableSource.read(path, strict=strict, is_cut=is_cut) if is_table else FileSource(Path.cwd(), (text,))
     if text and path.exists():
         raise InputError(f"expected a folder, image, CSV file or pattern; {text!r} is not a regular file")
     if _WILDCARDS.isdisjoint(text):
@@ -193,19 +202,24 @@ class TableSource:
         return self.table.parent
 
     @classmethod
-    def read(cls, table: Path, *, strict: bool) -> TableSource:
+    def read(cls, table: Path, *, strict: bool, is_cut: bool = False) -> TableSource:
         """The source, after a look at every line; with `strict` one that cannot be used is an error."""
         form = TableFormat.of(table)
         form.remark_on(table)
         left_out: dict[int, str] = {}
         names: tuple[str, ...] = ()
         used = 0
-        for _, row in rows_of(table, form=form, once=lambda r: _under(table.parent, r["path"]), left_out=left_out):
+        columns = box_columns(header_of(table)) if is_cut else ()
+
+        def key(row: dict[str, str]) -> str:
+            return ", ".join([_under(table.parent, row["path"]), *(row[name] for name in columns)])
+
+        for _, row in rows_of(table, form=form, once=key, left_out=left_out):
             names = tuple(row)
             used += 1
         remark_on_left_out(table, left_out, used=used, strict=strict)
-        columns = tuple(name for name in names if name not in ("path", "label"))
-        return cls(table, columns, form, "label" in names, frozenset(left_out))
+        others = tuple(name for name in names if name not in ("path", "label"))
+        return cls(table, others, form, "label" in names, frozenset(left_out))
 
     def scan(self, report: Report) -> Iterator[ImageRecord]:  # noqa: ARG002  (`read` has said what is left out)
         """The usable lines in the table's order."""

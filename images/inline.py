@@ -6,12 +6,15 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 from PIL import Image
 
 from ..errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from ..explain.drawing.rendering import Photograph
 
 SHOWN = 10  # images of a result, and of a gallery
 _SIDE, _PIXELS = 132, 196  # of an image: as wide as it stands on the page, and as it is stored
@@ -21,13 +24,20 @@ _SIDE, _PIXELS = 132, 196  # of an image: as wide as it stands on the page, and 
 class Tile:
     """One image of a grid: `title` stands above it, `caption` below; `frame` colours its edge.
 
-    Of the colours that colour-blind readers keep apart, (0, 114, 178) and (213, 94, 0) serve for right and wrong.
+    Of the colours that colour-blind readers keep apart, (0, 114, 178) and (213, 94, 0) serve for right and wrong. With
+    `within` the image is a crop, which is shown in its photograph.
     """
 
     image: Image.Image
     title: str = ""
     caption: str = ""
     frame: tuple[int, int, int] | None = None
+    within: Photograph | None = None
+
+    @property
+    def shown(self) -> Image.Image:
+        """The image as it is shown."""
+        return self.image if self.within is None else self.within.around(self.image)
 
 
 def to_data_uri(image: Image.Image, kind: Literal["png", "jpeg", "webp"] = "png", *, quality: int = 88) -> str:
@@ -69,7 +79,7 @@ def fragment(
 def _figure(tile: Tile | None) -> Markup:
     if tile is None:
         return Markup("<span></span>")
-    small = tile.image.copy()
+    small = tile.shown.copy()
     small.thumbnail((_PIXELS, _PIXELS))
     figure = Markup(
         '<figure style="margin:0;width:{side}px;font-size:12px;overflow-wrap:anywhere">{title}'

@@ -33,6 +33,9 @@ BOX_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("xmin", "ymin", "xmax", "ymax"),
     ("x_min", "y_min", "x_max", "y_max"),
     ("left", "top", "right", "bottom"),
+    ("left", "top", "width", "height"),
+    ("cx", "cy", "w", "h"),
+    ("x_center", "y_center", "width", "height"),
     ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"),
     ("x", "y", "w", "h"),
     ("x", "y", "width", "height"),
@@ -113,7 +116,7 @@ def uncut_boxes(count: int, columns: Sequence[str]) -> str:
     """A sentence about boxes that stand in a table's columns and are not used as crops."""
     return (
         f"the boxes of {count:,} images (columns {', '.join(columns)}) are kept as columns and NOT cut out: "
-        "whole images are used; cut them out beforehand if the boxes are meant"
+        "whole images are used; `distcam index build` cuts them out, or do so beforehand if the boxes are meant"
     )
 
 
@@ -176,7 +179,8 @@ class Tally:
 
     def tell_labels(self, table: str, *, has_column: bool, strict: bool = False) -> None:
         """Say how many lines of a table have no label; of a table without any, which column looks like one."""
-        similar = None if has_column or "labels" in self.columns else look_alike(self.columns, LABEL_NAMES)
+        others = [name for name in self.columns if name not in self._boxes]
+        similar = None if has_column or "labels" in others else look_alike(others, LABEL_NAMES)
         if has_column and self.count != self.labelled:
             lacking = self.count - self.labelled
             message = f"{lacking:,} of {self.count:,} images in {table} have no label, such as {self.unlabelled}"

@@ -146,7 +146,7 @@ def list_images(
     - a **CSV file** with a header, a column `path`, and perhaps `label`; paths are relative to the file's folder, may
       be absolute, and may lead out of it; `\` separates folders where no file of that very name is there. Semicolons,
       tabs, `sep=;`, UTF-16 and Windows-1252 are recognised. Columns of Open Metric Learning's tables are just columns;
-      boxes in them are not cut out.
+      boxes in them are not cut out, which `list_items` does.
     - **one image file** or a **sequence of files**, relative to the current folder. Neither the files of a sequence nor
       those of a table are looked up, but for a sample: what is missing fails when it is read.
 
@@ -188,12 +188,14 @@ def quiet_listing(
     *,
     strict: bool = False,
     needs_no_cut: bool = False,
+    is_cut: bool = False,
 ) -> Listing:
     """`list_images` without its remarks about splits, which are in `Listing.remarks`.
 
     `needs_no_cut`: the boxes in a table's columns are used, or its images' vectors come along: no remark on them.
+    `is_cut`: they are cut out, so that a file may have several lines.
     """
-    resolved = source_of(source, strict=strict)
+    resolved, needs_no_cut = source_of(source, strict=strict, is_cut=is_cut), needs_no_cut or is_cut
     listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
     first = next(iter(listing), None)
     if first is None:

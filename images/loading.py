@@ -10,8 +10,7 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Final
 
@@ -30,14 +29,13 @@ from PIL import (
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError, InputError
-from ..progress import Progress
 from ..remarks import DistcamWarning, remark
 from .geometry import Box, Fitting, as_rgb, bare, turned
+from .items import MIN_SIDE, crop, split_item
 from .work import gif_size, require_bounded, stored_orientation, tiff_kind, without_text
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
 _REDUCIBLE = 4  # a JPEG of so many times the limit is read at a half or a quarter of its size
-MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
 
 # What a folder walk looks at. HEIC is among them so that it is refused with a reason, not silently left out.
 # fmt: off
@@ -129,7 +127,8 @@ def read_image(
     `ImageError`: `max_pixels` bounds what a file can ask for, so running out of memory is a matter of the machine.
 
     Args:
-        source: a path, the file's bytes, or a binary stream, which is read from its beginning and left open.
+        source: a path, the file's bytes, or a binary stream, which is read from its beginning and left open; of an item
+            such as `photo.jpg#xywh=10,20,30,40` the box is cut out.
         max_pixels: width times height above which a file is refused or reduced; `pixel_limit()` if left out. Beyond 89
             million, Pillow's warnings may return.
         whole: refuse a JPEG above the limit instead of reducing it, for callers that have places in its pixels.
@@ -169,10 +168,10 @@ def _decoded(
     limit = pixel_limit() if max_pixels is None else max_pixels
     with _reading(source) as (stream, name):
         opened = _open(stream, limit, name)
-        width, height = opened.size
+        width, height = full = opened.size
         orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)  # Pillow turns TIFFs by itself
         orientation = orientation if 1 <= orientation <= 8 else 1
-        times = 1
+        part, times = _box_of(source), 1
         if not whole and opened.format == "JPEG" and limit < width * height <= _REDUCIBLE * limit:
             # the decoder leaves out the finest detail, where all of it would be too much
             scale = next(scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit)
@@ -182,7 +181,7 @@ def _decoded(
                 f"--max-pixels {width * height} (in Python set_pixel_limit) reads it whole"
             )
             width, height = opened.size
-        elif fitting is not None and opened.format == "JPEG":
+        elif fitting is not None and part is None and opened.format == "JPEG":
             times = fitting.reduction(width, height) if orientation < 5 else fitting.reduction(height, width)
         _check_size((width, height), limit, name)
         if times > 1:
@@ -190,27 +189,14 @@ def _decoded(
         opened.load()
         box = turned(Box(0, 0, width / times, height / times), orientation, opened.size)
         upright = bare(as_rgb(opened, background=background, name=name), orientation)
+        if part is not None:
+            cut = crop(upright, part.scaled(max(upright.size) / max(full)), name=name)
+            return cut, cut.size, Box(0, 0, *cut.size)
         return upright, (width, height) if orientation < 5 else (height, width), box
 
 
-def unreadable(files: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None) -> dict[int, str]:
-    """Place and reason of each file that is no readable image; every file is decoded once, by several threads."""
-
-    def reason(file: str | os.PathLike[str]) -> str | None:
-        try:
-            read_image(file)
-        except ImageError as error:
-            return error.reason
-        return None
-
-    found: dict[int, str] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for number, problem in enumerate(threads.map(reason, files)):
-            if problem is not None:
-                found[number] = problem
-            if progress is not None:
-                progress(number + 1, len(files))
-    return found
+def _box_of(source: object) -> Box | None:
+    return split_item(source)[1] if isinstance(source, (str, os.PathLike)) else None
 
 
 @contextmanager
@@ -228,6 +214,7 @@ def _reading(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[tupl
         if isinstance(source, (bytes, bytearray, memoryview)):
             yield io.BytesIO(source), name
         elif isinstance(source, (str, os.PathLike)):
+            source = split_item(source)[0]
             mode = os.stat(source).st_mode  # noqa: PTH116  (pathlib costs a twentieth of a small image)
             if not stat.S_ISREG(mode):  # a pipe would block for ever, /dev/zero never ends
                 raise ImageError(name, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
@@ -268,7 +255,11 @@ def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, 
         ImageError: the header is none of an image that `read_image` knows.
         InputError: the source is nothing to read from, such as an array.
     """
-    return size_and_orientation(source)[0]
+    size, box = size_and_orientation(source)[0], _box_of(source)
+    if box is None:
+        return size
+    part = box.clipped(*size)
+    return round(part.width), round(part.height)
 
 
 def size_and_orientation(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[tuple[int, int], int]:

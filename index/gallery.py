@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from ..errors import InputError
 from ..metrics.distances import Metric
-from ..remarks import counted
 from .backends import newest_snapshot
 from .filters.tree import Filter
-from .reader import GalleryReader
-from .rejection import Rejection, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
+from .measured import MeasuredGallery
 from .reports import AddReport, SyncReport
-from .storage.background import MapChoice
-from .storage.hdf5 import Array
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
+    from ..images.boxes.cutting import GivenBoxes
     from ..images.masks import MaskFolder
-    from ..metrics.fusion import LineScale, VerifyGain
     from ..progress import Progress
     from .building.build import ImageFiles, Precision
     from .building.ray import RayEngine
-    from .faiss.tuning import TuningReport
     from .sync.sync import LazyEncoder
 
 
-class Gallery(GalleryReader):
+class Gallery(MeasuredGallery):
     """A gallery on disk, open at one generation; `build` and `open` make one, every change moves it to the newest."""
 
     report: AddReport | None = None  # of the last build or add through this object
@@ -47,6 +42,8 @@ class Gallery(GalleryReader):
         store_lines: bool | str = False,
         masks: MaskFolder | str | os.PathLike[str] | None = None,
         mask_class: int | None = None,
+        boxes: GivenBoxes = None,
+        box_margin: float = 0.0,
         batch_size: int | None = None,
         workers: int | None = None,
         device: str = "auto",
@@ -74,6 +71,10 @@ class Gallery(GalleryReader):
                 without one over the whole image. The folder is remembered, for what is added later too; the column
                 `mask` says under which mask an image was pooled, and a changed mask counts as a changed image.
             mask_class: the number that marks the object in the masks; by default everything that is not black.
+            boxes: a file or folder of boxes, or a `BoxSource` that says more about it: each box is an image of the
+                gallery, called `photo.jpg#xywh=x,y,w,h`. Left out: the columns of a table that hold boxes, if any do;
+                `"none"` takes whole images all the same.
+            box_margin: share of a box's width and height by which it is cut out wider on every side; kept.
             batch_size: images per forward pass; see `Inference` for this and the next three.
             workers: threads that decode images.
             device: `"auto"`, `"cpu"` or `"cuda"`.
@@ -99,7 +100,7 @@ class Gallery(GalleryReader):
             from .building.ray import RayEngine
 
             encode = RayEngine.named(engine).stream
-        listing = listing_of(source, labels, strict=strict)
+        listing = listing_of(source, labels, boxes=boxes, strict=strict)
         store_maps, layer = store_maps or bool(store_lines), "auto" if store_lines is True else store_lines or None
         with opened_for_building(
             Path(out),
@@ -110,6 +111,7 @@ class Gallery(GalleryReader):
             store_maps=store_maps,
             store_lines=bool(store_lines),
             masks=given_masks(masks, mask_class),
+            box_margin=box_margin,
             backend=backend,
             overwrite=overwrite,
         ) as writer:
@@ -129,121 +131,13 @@ class Gallery(GalleryReader):
             gallery.save_caches(writer)
         return gallery
 
-    def calibrate(
-        self,
-        embeddings: Array | None = None,
-        labels: Sequence[str | None] = (),
-        *,
-        false_alarm_rate: float = 0.01,
-        exclude_same: str | None = None,
-        groups: Sequence[str | None] | None = None,
-        source: str = "",
-        most: int = 2000,
-        seed: int = 0,
-    ) -> Rejection:
-        """Choose the distance from which on nothing is a match, and keep it in the gallery.
-
-        Without probes the gallery's own labelled images ask, each without itself. Neighbours within a gallery are often
-        nearer than those of new photographs will be: give probes of your own where there are some.
-
-        Args:
-            embeddings: raw vectors (p, d) of labelled probes that are not in the gallery.
-            labels: their classes; those that the gallery does not have make unknown probes only.
-            false_alarm_rate: the share of unknown probes that may pass.
-            exclude_same: a column such as `camera`: images of a probe's class that share its value are passed over.
-            groups: the probes' values of that column.
-            source: what the probes are, kept with the threshold.
-            most: how many of the gallery's own images ask when there are no probes.
-            seed: of their draw.
-
-        Raises:
-            InputError: no labels, a column that is not there, or a rate that no threshold reaches.
-        """
-        snapshot = self.snapshot
-        if embeddings is None:
-            probes = own_probes(snapshot, most=most, seed=seed, column=exclude_same)
-            source = source or f"{len(probes.labels)} of its own {counted(len(self), 'image')}, each without itself"
-        else:
-            probes = probes_of(snapshot, embeddings, labels, column=exclude_same, groups=groups)
-        nearest = nearest_of_both_kinds(snapshot, probes, column=exclude_same)
-        now = snapshot.manifest.generation
-        rejection = choose_threshold(nearest, target=false_alarm_rate, source=source, generation=now)
-        with self._writing() as writer:
-            self._require_same_gallery(snapshot)
-            writer.commit(rejection=rejection)
-        return rejection
-
-    def keep_lines(self, scale: LineScale, verification: VerifyGain | None = None) -> None:
-        """Keep what lines of this gallery are measured against, and whether verified matches are better."""
-        with self._writing() as writer:
-            self._require_same_gallery(self.snapshot)
-            writer.commit(lines=scale, verification=verification or self.manifest.verification)
-
-    def choose_maps(self, choice: MapChoice | None) -> None:
-        """Keep a weighting as the one that explains matches of this gallery; None goes back to distcam's default."""
-        with self._writing() as writer:
-            writer.commit(map_choice=choice)
-
-    def tune(
-        self,
-        *,
-        recall: float = 0.97,
-        memory: int | None = None,
-        latency_ms: float | None = None,
-        candidates: Sequence[str] | None = None,
-        queries: int = 500,
-        seed: int = 0,
-        device: str = "auto",
-        dry_run: bool = False,
-        progress: Progress | None = None,
-    ) -> TuningReport:
-        """Choose the index by measuring on the gallery's own vectors, which others may change meanwhile, and keep it.
-
-        Args:
-            recall: share of the true ten neighbours that have to be found, in (0, 1].
-            memory: bytes that index and ids may take; by default half of what the machine has.
-            latency_ms: what a single query may take (median); by default the quickest index is taken.
-            candidates: FAISS factory strings; by default a choice for this many vectors.
-            queries: how many stored vectors ask, each without itself.
-            seed: of their draw and of the training.
-            device: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, `"cuda:all"`.
-            dry_run: measure only.
-            progress: called with the number of candidates done and the number in all.
-
-        Raises:
-            InputError: no candidate keeps within the budgets; the message holds the best that was found.
-            GalleryLockedError: another process goes on writing for a minute when the choice is to be stored.
-        """
-        from .faiss.tuning import Budget, tune
-
-        self.require_segments("tune")
-        before = self.snapshot
-        report, search = tune(
-            before.search_spec,
-            before.ids,
-            before.embeddings,
-            budget=Budget.of(recall=recall, memory=memory, latency_ms=latency_ms),
-            candidates=candidates,
-            queries=queries,
-            seed=seed,
-            device=device,
-            progress=progress,
-        )
-        if not dry_run:
-            with self._writing(patience=60.0) as writer:  # seconds that it waits for another
-                self._require_same_gallery(before)
-                writer.commit(index=report.index, tuning=report.tuning, index_cache=None)
-                self.refresh()
-                self._cache.attach(search)
-            self.close()  # the next search maps the index that was stored
-        return report
-
     def add(
         self,
         source: ImageFiles,
         encoder: Encoder,
         *,
         labels: str | os.PathLike[str] | None = None,
+        boxes: GivenBoxes = None,
         batch_size: int | None = None,
         workers: int | None = None,
         device: str = "auto",
@@ -253,6 +147,8 @@ class Gallery(GalleryReader):
     ) -> AddReport:
         """Encode more images into the gallery; a path that is there already is replaced if its file or label changed.
 
+        `boxes` are those of `build`, and get the margin that the gallery was built with.
+
         Raises:
             FingerprintMismatchError: another encoder built the gallery.
             GalleryLockedError: another process is writing to it.
@@ -260,7 +156,7 @@ class Gallery(GalleryReader):
         from .building.build import InferenceSettings, add_images, listing_of
 
         self.check_encoder(encoder)
-        listing = listing_of(source, labels, strict=strict)
+        listing = listing_of(source, labels, boxes=boxes, strict=strict)
         settings = InferenceSettings(batch_size, workers, device, precision)
         with self._writing() as writer:
             self.check_encoder(encoder)  # again: somebody may have built the gallery anew since it was opened
@@ -273,6 +169,7 @@ class Gallery(GalleryReader):
         encoder: Encoder | LazyEncoder | str | os.PathLike[str] | None = None,
         *,
         labels: str | os.PathLike[str] | None = None,
+        boxes: GivenBoxes = None,
         checksum: bool = False,
         keep_missing: bool = False,
         max_vanishing: float = 0.5,
@@ -295,6 +192,8 @@ class Gallery(GalleryReader):
             encoder: needed only when there are new images and the gallery keeps no encoder: one, or its checkpoint.
             labels: `"folder"`, `"none"`, or a CSV, for all images; None: images keep their labels, new ones are called
                 after their folders if the gallery has labels.
+            boxes: a file of the boxes that there should be, see `build`: new ones are encoded, others leave. Without it
+                the boxes that the gallery has follow their files, and a gallery of boxes takes in no other files.
             checksum: read every file instead of trusting size and time of change.
             keep_missing: images whose files are gone stay.
             max_vanishing: the share of the folder's images that may leave at once, 0 … 1.
@@ -317,7 +216,7 @@ class Gallery(GalleryReader):
 
         self.require_segments("sync")
         settings = SyncSettings(
-            labels, checksum, keep_missing, max_vanishing, force, settle, strict, batch_size, workers, device
+            labels, checksum, keep_missing, max_vanishing, force, settle, strict, batch_size, workers, device, boxes
         )
         place = SyncFolder(Path(folder), self.root)
         load = encoder if isinstance(encoder, LazyEncoder) else LazyEncoder(self, encoder)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
 from ..files import after_commit
+from ..images.items import item_of, split_item, widened
 from ..metrics.distances import Metric
 from ..remarks import Skipped, counted
 from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder, verify_gallery
@@ -160,7 +161,12 @@ class GalleryReader:
     def file(self, image: Record | int) -> Path:
         """The place of an image's file, or that at the time of encoding."""
         record = image if isinstance(image, Record) else self.records([image])[0]
-        return located(record.path, self.root)
+        return located(split_item(record.path)[0], self.root)
+
+    def item(self, image: Record | int) -> Path:
+        """What `read_image` reads of an image: its file, or the crop of a box with the gallery's margin as an item."""
+        record = image if isinstance(image, Record) else self.records([image])[0]
+        return widened(item_of(self.file(record), split_item(record.path)[1]), self.manifest.box_margin)
 
     def pooled(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
         """Raw pooled vectors, (n, K): what Dist-CAM compares."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from ..errors import CorruptGalleryError, ImageError
 from ..files import read_file
 from ..images.inline import SHOWN, Tile, fragment, more
+from ..images.items import split_item
 from ..images.loading import read_image
 from ..remarks import Skipped, counted
 from .storage.manifest import EncoderEntry
@@ -183,6 +184,10 @@ def describe(snapshot: Snapshot, *, root: Path, classes: int) -> dict[str, Any]:
     masked = 0  # images with a mask file; one without a pixel counts, though it pools the whole image
     if masks is not None and MASK_COLUMN in snapshot.column_names:
         masked = sum(value not in (None, NO_MASK) for value in snapshot.column(MASK_COLUMN).strings())
+    boxed = [
+        file for file, box in map(split_item, () if snapshot.is_remote else snapshot.all_paths()) if box is not None
+    ]
+    boxes = {"count": len(boxed), "files": len(set(boxed)), "margin": manifest.box_margin} if boxed else None
     is_current = rejection is not None and rejection.generation == manifest.generation
     return {
         "path": str(snapshot.folder),
@@ -206,6 +211,7 @@ def describe(snapshot: Snapshot, *, root: Path, classes: int) -> dict[str, Any]:
         "removed_rows": snapshot.removed_rows,
         "skipped": 0 if manifest.skipped is None else manifest.skipped.count,
         "masks": None if masks is None else {**asdict(masks), "images": masked},
+        "boxes": boxes,
         "rejection": None if rejection is None else {**asdict(rejection), "is_current": is_current},
         "index": manifest.index,
         "tuning": None if tuning is None else {**asdict(tuning), "is_due": tuning.is_due(len(snapshot))},
@@ -231,7 +237,7 @@ def gallery_html(gallery: GalleryReader) -> str:
     tiles = []
     for record in records:
         with suppress(ImageError):  # gone, or damaged since
-            tiles.append(Tile(read_image(gallery.file(record)), record.label or "–", record.path))
+            tiles.append(Tile(read_image(gallery.item(record)), record.label or "–", record.path))
     rows = [[name, str(value)] for name, value in gallery.info().items() if name in _TOLD and value is not None]
     images = [tiles] if tiles else []
     return fragment(repr(gallery), images, table=(["", ""], rows), notes=more(len(gallery), "images"))

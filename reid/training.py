@@ -18,7 +18,7 @@ from ..datasets.reid_records import ReidData
 from ..encoders import Encoder, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
-from ..images.loading import unreadable
+from ..images.opening import unreadable
 from ..metrics import Metric
 from ..progress import Progress
 from ..remarks import Skipped

@@ -89,7 +89,7 @@ class Evidence:
             if self.detail == "plain":
                 maps = self.ranking.feature_maps[[rank - 1 for rank in ranks]]
             else:
-                maps = source.detailed(self.detail).encode_images([match.file for match in matches]).feature_map
+                maps = source.detailed(self.detail).encode_images([match.item for match in matches]).feature_map
             shape = (maps.shape[-2], maps.shape[-1])
             weights = gallery_weights(source.gallery, source.encoder, matches, shape=shape)
             self._matched[ranks] = self._folded(maps, None if weights is None else torch.stack(weights)).map

@@ -29,7 +29,7 @@ from ..remarks import counted
 from .evidence import Evidence, Reference, Space
 from .lines import MatchLines, lines_of, lines_sheet
 from .ranking import Ranking, image_of
-from .report import write_report
+from .report import photograph_of, write_report
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -231,12 +231,11 @@ class Explanation:
     def member_image(self, index: int) -> Image | None:
         """The image of `nearest_member`; None if there is none, or its file is gone or damaged."""
         member = self.nearest_member(index)
-        return None if member is None else image_of(self.matches.retriever.gallery.file(member))
+        return None if member is None else image_of(self.matches.retriever.gallery.item(member))
 
     def reference_image(self, index: int) -> Image | None:
         """A matched gallery image; None for a prototype or a file that is gone or damaged."""
-        match = self.references[index].match
-        return None if match is None else image_of(match.file)
+        return None if (match := self.references[index].match) is None else image_of(match.item)
 
     @property
     def found_reference_maps(self) -> Tensor | None:
@@ -274,13 +273,13 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the first references, the maps on both sides, and the words."""
-        shown = [row[: SHOWN + 1] for row in self._rows(None)]
-        return fragment(repr(self), shown, notes=[*self.words, *more(len(self), "references")])
+        shown, rest = [row[: SHOWN + 1] for row in self._rows(None)], more(len(self), "references")
+        return fragment(repr(self), shown, notes=[*self.words, *rest])
 
     def __repr__(self) -> str:
         versus = "" if self.versus is None else f" rather than {self.versus.short_name}"
-        query, against = self.matches.query.short_name, f"{counted(len(self), 'reference')}{versus}"
-        return f"Explanation({query!r}, {against}, {self.weighting})"
+        against = f"{counted(len(self), 'reference')}{versus}"
+        return f"Explanation({self.matches.query.short_name!r}, {against}, {self.weighting})"
 
     def _rows(self, look: DrawStyle | None) -> list[list[Tile | None]]:
         """The tiles of `show`."""
@@ -310,7 +309,8 @@ class Explanation:
             caption += f", rather than {self.versus.short_name}"
         if reference.match is not None:
             title = f"{reference.match.rank} · {reference.label or '–'}"
-            return Tile(image or MISSING, title=title, caption=caption if image else f"{caption}, image not found")
+            found = caption if image else f"{caption}, image not found"
+            return Tile(image or MISSING, title=title, caption=found, within=photograph_of(reference.match))
         member = self.member_image(index)
         return Tile(
             member or MISSING, title=reference.name, caption=f"{caption}; its nearest member" if member else caption

@@ -99,7 +99,7 @@ class MatchLines:
 
     def tile(self) -> Tile:
         """What `show` draws, for a grid of several."""
-        query, match = self._ranking.query.image, read_image(self.match.file)
+        query, match = self._ranking.query.image, read_image(self.match.item)
         joined = draw_links(query, match, self.lines, is_faint=not self.has_geometry)
         title = f"query, and {self.match.rank} · {self.match.label or '–'}"
         return Tile(joined, title=title if self.has_geometry else f"{title}: no common geometry", caption=self._alike)
@@ -127,7 +127,7 @@ class MatchLines:
         """The lines and the shares of all pairs of positions as JSON-able values, in fractions of both images."""
         evidence, retriever = Evidence(self._ranking, "metric"), self._ranking.retriever
         answer = evidence.match_response((self.match.rank,))[0]
-        shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.metric)
+        shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.reader.metric)
         sizes = self._sizes
         views = [retriever.encoder.transform.view(*size) for size in sizes]
         shapes = shares.shape[:2], shares.shape[2:]
@@ -174,10 +174,10 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
         raise InputError(f"k must be at least 1 line, got {k}")
     match, finder = ranking.at_rank(rank), ranking.retriever.lines
     query, (answer,) = finder.query_places(ranking), finder.match_places(ranking, (rank,))
-    found = find_lines(query, answer, metric=finder.metric)
+    found = find_lines(query, answer, metric=finder.reader.metric)
     least = finder.scale.null[2]
     shown = found.strongest(k, inliers=found.inliers > least)
-    sizes = ranking.query.size, read_image(match.file).size
+    sizes = ranking.query.size, read_image(match.item).size
     views = [ranking.retriever.encoder.transform.view(*size) for size in sizes]
     ours = [middle_of(cell, views[0], found.query_shape) for cell in shown.query.tolist()]
     theirs = [middle_of(cell, views[1], found.match_shape) for cell in shown.match.tolist()]
@@ -190,8 +190,11 @@ class LineFinder:
 
     def __init__(self, retriever: Retriever, layer: str = "auto") -> None:
         self._retriever, self._wanted = retriever, layer
-        self._reader = PlaceReader(retriever.encoder.transform, retriever.gallery.metric)
-        self.metric = self._reader.metric
+
+    @cached_property
+    def reader(self) -> PlaceReader:
+        """The reader of places; made when lines are asked for, as a gallery's encoder may be unknown."""
+        return PlaceReader(self._retriever.encoder.transform, self._retriever.gallery.metric)
 
     @cached_property
     def layer(self) -> str:
@@ -232,7 +235,7 @@ class LineFinder:
         if gallery.spec.fine_shape is not None:
             fine, maps = torch.from_numpy(gallery.fine_maps(numbers)), torch.from_numpy(gallery.maps(numbers))
         else:
-            encoding = self._retriever.inference.encode_images([gallery.file(record) for record in records])
+            encoding = self._retriever.inference.encode_images([gallery.item(record) for record in records])
             assert encoding.fine is not None
             fine, maps = encoding.fine.cpu(), encoding.feature_map
         if is_said and len(gallery) > 1:  # of one image nothing can be measured
@@ -243,8 +246,8 @@ class LineFinder:
             )
         weights = gallery_weights(gallery, self._retriever.encoder, records, shape=(maps.shape[-2], maps.shape[-1]))
         response = folded(self._retriever.inference, maps, None if weights is None else torch.stack(weights)).map
-        files = [gallery.file(record) for record in records]
-        return self._reader.measure(files, fine, response, gallery.embeddings(numbers), layer=layer)
+        files = [gallery.item(record) for record in records]
+        return self.reader.measure(files, fine, response, gallery.embeddings(numbers), layer=layer)
 
     def query_places(self, ranking: Ranking) -> Places:
         """The places of the query, whose fine map comes from its own forward pass if lines were asked for then."""
@@ -265,8 +268,8 @@ class LineFinder:
         _, scale = self.layer, self.scale
         fine = ranking.fine_maps[[rank - 1 for rank in ranks]]
         response = Evidence(ranking, "metric").match_response(tuple(ranks))
-        files = [ranking.at_rank(rank).file for rank in ranks]
-        return self._reader.places(files, fine, response, torch.tensor(scale.mean))
+        files = [ranking.at_rank(rank).item for rank in ranks]
+        return self.reader.places(files, fine, response, torch.tensor(scale.mean))
 
 
 def sorted_by_lines(matches: Matches, verify: int | str, *, fusion: Fusion | None = None) -> Matches:
@@ -300,6 +303,6 @@ def inliers_of(matches: Ranking, count: int, name: str = "lines") -> list[int]:
     """How many places of the query lie alike on each of the first matches."""
     finder = matches.retriever.lines
     if name != "lines":
-        return count_alike(name, matches.query.image, [match.file for match in matches.matches[:count]])
+        return count_alike(name, matches.query.image, [match.item for match in matches.matches[:count]])
     query = finder.query_places(matches)
-    return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.metric)
+    return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.reader.metric)

@@ -99,7 +99,7 @@ class PictureCorrespondence:
 
     def show(self, point: Point | None = None, *, limit: int = 6, look: DrawStyle | None = None) -> Image:
         """The query with a point and the match under the map for it; without a point the best pairs, numbered alike."""
-        query, match = self._ranking.query.image, read_image(self.match.file)
+        query, match = self._ranking.query.image, read_image(self.match.item)
         title = f"{self.match.rank} · {self.match.label or '–'}"
         total = f"similarity {self.parts.total:.3f}" if self._ranking.metric in ("cosine", "dot") else "query"
         if point is None:
@@ -195,7 +195,7 @@ class Matches(Ranking):
             own.append(Tile(query.image, "query", query.short_name))
         tiles = [
             Tile(
-                image_of(match.file) or MISSING,
+                image_of(match.item) or MISSING,
                 f"{match.rank} · {match.label or '–'}",
                 f"{match.similarity:.3f}{', too far' * (match.is_accepted is False)} · {match.path}",
             )
@@ -299,7 +299,7 @@ class Matches(Ranking):
             match=match,
             parts=correspondence(query.map[0], answer, metric=metric),
             query_view=transform.view(*self.query.image.size),
-            match_view=transform.view(*read_image(match.file).size),
+            match_view=transform.view(*read_image(match.item).size),
             is_exact=query.is_exact,
             _ranking=self,
         )

@@ -16,7 +16,7 @@ import numpy as np
 from ..encoders import Encoder, Inference
 from ..encoders.inference import whole_encoder
 from ..errors import InputError
-from ..images import read_image
+from ..images import read_image, split_item
 from ..index import Gallery, Hits, PrototypeStore, Record
 from ..index.storage.manifest import Spec
 from ..metrics.distances import Metric, SearchSpec, comparable, distances_to
@@ -74,10 +74,10 @@ class _OneImage:
     snapshot = SimpleNamespace(is_remote=True)  # no index is asked for
 
     def __init__(self, image: Any, inference: Inference, metric: Metric) -> None:
-        self._file = Path(image) if isinstance(image, str | PathLike) else self._written(image)
+        self._item = Path(image) if isinstance(image, str | PathLike) else self._written(image)
         name = str(image) if isinstance(image, str | PathLike) else getattr(image, "filename", "") or "the other image"
         self._record = Record(0, name)
-        self._encoding = inference.encode_images([self._file]).detach().to("cpu")
+        self._encoding = inference.encode_images([self._item]).detach().to("cpu")
         pooled, embedding = self.pooled([0]), self.embeddings([0])
         shape, self.metric, self.ids = self._encoding.feature_map.shape, metric, np.zeros(1, np.uint64)
         same = pooled.shape == embedding.shape and bool((pooled == embedding).all())
@@ -86,7 +86,7 @@ class _OneImage:
         self.prototypes.add([None], pooled, embedding)
         entry = SimpleNamespace(precision=inference.precision, short_name=inference.encoder.short_name)
         self.manifest = SimpleNamespace(
-            encoder=entry, lines=None, verification=None, rejection=None, gallery_id="", generation=0
+            encoder=entry, lines=None, verification=None, rejection=None, gallery_id="", generation=0, box_margin=0.0
         )
 
     def _written(self, image: Any) -> Path:
@@ -106,8 +106,11 @@ class _OneImage:
     def records(self, ids: Iterable[int] | Array) -> list[Record]:
         return [self._record for _ in ids]
 
+    def item(self, _image: Record | int) -> Path:
+        return self._item
+
     def file(self, _image: Record | int) -> Path:
-        return self._file
+        return Path(split_item(self._item)[0])
 
     def pooled(self, ids: Iterable[int] | Array) -> Array:
         return self._encoding.pooled.float().numpy()[[0 for _ in ids]]

@@ -17,7 +17,7 @@ from ..encoders import Encoder, Encoding
 from ..encoders.fine import FineTap
 from ..errors import ImageError, InputError, UnknownEncoderError
 from ..explain.drawing.rendering import draw_text
-from ..images import read_image
+from ..images import Box, read_image, split_item
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -189,6 +189,8 @@ class Match:
     """One gallery image in a ranking; rank 1 is the nearest, a smaller distance is nearer whatever the metric.
 
     Attributes:
+        file: the image's file.
+        item: what `read_image` reads of it: the file, or of a box the crop with the gallery's margin.
         is_accepted: whether it is as near as the query asked for; None if it asked for nothing.
         inliers: places that lie alike on query and match; None unless matches were verified by lines.
         same: the probability of "the same" by which it was then sorted, see `distcam.metrics.fusion`.
@@ -202,9 +204,15 @@ class Match:
     distance: float
     similarity: float
     file: Path
+    item: Path
     is_accepted: bool | None = None
     inliers: int | None = None
     same: float | None = None
+
+    @property
+    def box(self) -> Box | None:
+        """The part of the image that is the match, without the margin; None for all of it."""
+        return split_item(self.path)[1]
 
     def to_dict(self) -> dict[str, Any]:
         """The match as JSON-able values."""
@@ -312,7 +320,7 @@ class Ranking:
     @cached_property
     def _encoded(self) -> Encoding:
         """The matched images, encoded once."""
-        return self.retriever.inference.encode_images([match.file for match in self.matches])
+        return self.retriever.inference.encode_images([match.item for match in self.matches])
 
     @cached_property
     def fine_maps(self) -> Tensor:

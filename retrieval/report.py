@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..explain.drawing.page import Thumbnails, numbers, write_html
+from ..explain.drawing.rendering import Photograph
 from ..explain.weightings import NEEDS_MEAN, RECOMMENDED, RECTIFIED, SIGNED, WEIGHTINGS, Weighting
+from ..images import image_size, split_item
+from ..images.items import whole_pixels
+from .ranking import Match, image_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +62,7 @@ def write_report(
         for each, label in zip(explanations, labels or [None] * len(explanations), strict=True)
     ]
     for query, each in zip(queries, explanations, strict=True) if lines else ():
-        query["lines"] = [_lines_data(each, index) for index in range(len(each))]
+        query["lines"] = [_lines_data(each, index, images) for index in range(len(each))]
     data = {
         "weightings": weightings,
         "rectified": sorted(RECTIFIED),
@@ -71,13 +75,16 @@ def write_report(
     return write_html(path, "report.html", package=__package__, title=title, notes=notes, data=data, lines=lines)
 
 
-def _lines_data(explanation: Explanation, index: int) -> dict[str, Any]:
+def _lines_data(explanation: Explanation, index: int, images: Thumbnails) -> dict[str, Any]:
     """The lines of one reference with its title, and the name under which the report holds its image."""
     reference, found = explanation.references[index], explanation.lines(index)
     title = f"{reference.match.rank} · {reference.label or '–'}" if reference.match else reference.name
     if found is None:
         return {"title": title, "image": None, "caption": "no lines: there is no image, or no longer one"}
-    return {"title": title, "image": f"gallery {found.match.id}", **found.to_dict()}
+    name, crop = f"gallery {found.match.id}", explanation.reference_image(index)
+    if found.match.box is not None and crop is not None:  # lines join places of the crop
+        name = images.add(f"crop {found.match.id}", crop)
+    return {"title": title, "image": name, **found.to_dict()}
 
 
 def _query_data(explanation: Explanation, weightings: Sequence[Weighting], images: Thumbnails) -> dict[str, Any]:
@@ -113,9 +120,9 @@ def _reference_data(
     explanation = variants[0]
     reference, member = explanation.references[index], explanation.nearest_member(index)
     match, name = reference.match, reference.name
-    image, number = explanation.reference_image(index), match.id if match else None
+    image, number = explanation.reference_image(index), f"gallery {match.id}" if match else ""
     if member is not None:
-        image, number = explanation.member_image(index), member.id
+        image, number = explanation.member_image(index), f"member {member.id}"
         name = f"the member nearest to it: {member.path}"
     maps = {name: each[index] for name, each in answers.items() if each is not None}
     return {
@@ -123,10 +130,20 @@ def _reference_data(
         "label": reference.label,
         "name": name,
         "similarity": explanation._evidence.figures(reference),
-        "image": None if image is None else images.add(f"gallery {number}", image),
+        "image": None if image is None else images.add(number, image, photograph_of(match)),
         "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants}
         if explanation.matches.query.has_image
         else None,
         "maps": {name: numbers(each) for name, each in maps.items()} or None,
         "shape": list(next(iter(maps.values())).shape) if maps else None,
     }
+
+
+def photograph_of(match: Match | None) -> Photograph | None:
+    """The whole photograph of a match that is a box of it; None for a whole image or a file that is gone."""
+    place = None if match is None else split_item(match.item)[1]
+    whole = None if match is None or place is None else image_of(match.file)
+    if match is None or match.box is None or place is None or whole is None:
+        return None
+    scale = max(whole.size) / max(image_size(match.file))
+    return Photograph(whole, whole_pixels(place.scaled(scale).clipped(*whole.size)), match.box.scaled(scale))

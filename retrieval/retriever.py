@@ -200,12 +200,12 @@ class Retriever:
         """An image of the gallery, given by its id, as a query; InputError when it is not there."""
         gallery = self.gallery
         record = gallery.records([image])[0]
-        file = gallery.file(record)
+        item = gallery.item(record)
 
         def encode() -> tuple[torch.Tensor, torch.Tensor | None]:
             if gallery.spec.map_shape is not None:
                 return torch.from_numpy(gallery.maps([image])), None
-            encoding = self.inference.encode_images([file])
+            encoding = self.inference.encode_images([item])
             return encoding.feature_map, encoding.constant
 
         pooled = torch.from_numpy(gallery.pooled([image]))
@@ -214,7 +214,7 @@ class Retriever:
         embedding = pooled if same else torch.from_numpy(gallery.embeddings([image]))
         fine = None if gallery.spec.fine_shape is None else torch.from_numpy(gallery.fine_maps([image]))
         encoding = StoredEncoding(pooled, embedding, encode, fine)
-        return Query(record.path, file, encoding, weights=weights, known_size=known_size)
+        return Query(record.path, item, encoding, weights=weights, known_size=known_size)
 
     def rank(self, queries: Sequence[Query], *, without: int | None = None, **options: Unpack[Asked]) -> list[Matches]:
         """The k nearest gallery images of queries that are encoded already.
@@ -286,6 +286,7 @@ class Retriever:
             Match(
                 *(rank, number, record.path, record.label, record.columns, distance, self.similarity(distance)),
                 file=self.gallery.file(record),
+                item=self.gallery.item(record),
             )
             for rank, (record, number, distance) in enumerate(found, start=1)
         )

@@ -111,7 +111,7 @@ def _reference(
 ) -> schemas.ReferenceAnswer:
     reference = explanation.references[index]
     match = reference.match
-    size = None if match is None else upright_size(match.file)
+    size = None if match is None else upright_size(match.item)
     return schemas.ReferenceAnswer(
         name=_name(reference),
         label=reference.label,

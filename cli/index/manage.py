@@ -39,6 +39,13 @@ def build(
     fine_layer: options.FineLayer = "auto",
     masks: options.Masks = None,
     mask_class: options.MaskClass = None,
+    boxes: options.BoxFile = None,
+    box_format: options.BoxFormat = None,
+    box_confidence: options.BoxConfidence = None,
+    box_margin: Annotated[
+        float,
+        typer.Option(min=0, help="Cut boxes out wider by this share of their width and height on every side; kept."),
+    ] = 0.0,
     metric: options.Metric = "cosine",
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
@@ -63,6 +70,7 @@ def build(
     as_json: options.AsJson = False,
 ) -> None:
     """Encode images and write them, with their pooled vectors and labels, as a gallery."""
+    from ...images import BoxSource
     from ...index import Gallery
 
     where: Literal["local"] | RayEngine = "local"
@@ -90,6 +98,8 @@ def build(
             store_lines=fine_layer if store_lines else False,
             masks=masks,
             mask_class=mask_class,
+            boxes=BoxSource(boxes, box_format, box_confidence),
+            box_margin=box_margin,
             batch_size=batch_size,
             workers=workers,
             device=device,
@@ -115,6 +125,7 @@ def build(
         console.say(classes + (f", {bare} images without a label" if bare else ""))
     else:
         console.say("no image has a label")
+    say_boxes(gallery)
     if gallery.masks is not None:
         pooled = gallery.info()["masks"]
         console.say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
@@ -127,6 +138,9 @@ def add(
     images: options.Images,
     encoder: options.GalleryEncoder = None,
     labels: options.Labels = None,
+    boxes: options.BoxFile = None,
+    box_format: options.BoxFormat = None,
+    box_confidence: options.BoxConfidence = None,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     device: options.Device = "auto",
@@ -134,6 +148,7 @@ def add(
     as_json: options.AsJson = False,
 ) -> None:
     """Add images: new ones are encoded, changed ones replaced, known ones left alone."""
+    from ...images import BoxSource
     from ...index import Gallery
 
     console.require_file(encoder, "--encoder")
@@ -147,6 +162,7 @@ def add(
             images,
             loaded,
             labels=labels,
+            boxes=BoxSource(boxes, box_format, box_confidence),
             batch_size=batch_size,
             workers=workers,
             device=device,
@@ -244,6 +260,13 @@ def compact(gallery: options.GalleryPath, as_json: options.AsJson = False) -> No
     content = {"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after}
     text = f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}"
     console.answer(content, text, as_json=as_json)
+
+
+def say_boxes(gallery: Gallery) -> None:
+    """Say how many images of a gallery are boxes, and how much wider they are cut out."""
+    if boxes := gallery.info()["boxes"]:
+        wider = f", each {boxes['margin']:.0%} wider on every side" if boxes["margin"] else ""
+        console.say(f"{boxes['count']:,} of them are boxes of {counted(boxes['files'], 'file')}{wider}")
 
 
 def note_what_is_due(gallery: Gallery) -> None:

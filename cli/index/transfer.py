@@ -16,21 +16,9 @@ import typer
 
 from ...errors import DistcamError, InputError
 from ...remarks import counted
-from .. import console
+from .. import console, options
 from ..command import refuse_unused
-from ..options import (
-    AsJson,
-    BatchSize,
-    Device,
-    GalleryEncoder,
-    GalleryPath,
-    Index,
-    Labels,
-    Metric,
-    Root,
-    Strict,
-    Workers,
-)
+from ..options import AsJson, BatchSize, Device, GalleryEncoder, GalleryPath, Index, Labels, Metric, Strict, Workers
 from .manage import note_what_is_due
 
 SYNC_EXAMPLE = (
@@ -47,6 +35,9 @@ def sync(
     folder: Annotated[Path, typer.Argument(help="The folder to follow; images elsewhere are left alone.")],
     encoder: GalleryEncoder = None,
     labels: Labels = None,
+    boxes: options.BoxFile = None,
+    box_format: options.BoxFormat = None,
+    box_confidence: options.BoxConfidence = None,
     checksum: Annotated[
         bool, typer.Option("--checksum", help="Read every file instead of trusting size and time of change.")
     ] = False,
@@ -70,7 +61,7 @@ def sync(
     settle: Annotated[
         float, typer.Option(min=0, help="With --watch: seconds that a file must have been left alone.")
     ] = 2.0,
-    root: Root = None,
+    root: options.Root = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
@@ -78,6 +69,7 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Make a gallery hold what a folder holds: new, changed, renamed and removed files, told apart by contents."""
+    from ...images import BoxSource
     from ...index import Gallery
 
     if watch and dry_run:
@@ -92,8 +84,9 @@ def sync(
         refuse_unused("with --dry-run, which encodes nothing", "encoder", "batch_size", "workers", "device", "strict")
     console.require_file(encoder, "--encoder")
     opened = Gallery.open(gallery, root=root)
-    options: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "labels": labels,
+        "boxes": BoxSource(boxes, box_format, box_confidence),
         "checksum": checksum,
         "keep_missing": keep_missing,
         "max_vanishing": max_vanishing,
@@ -107,7 +100,7 @@ def sync(
         from ...index import watch_folder
 
         with _ended_by_signals():
-            for outcome in watch_folder(opened, folder, encoder, every=every, settle=settle, **options):
+            for outcome in watch_folder(opened, folder, encoder, every=every, settle=settle, **settings):
                 if isinstance(outcome, DistcamError):
                     console.complain(str(outcome))
                 elif as_json:
@@ -118,7 +111,7 @@ def sync(
                     console.report_skipped(outcome.skipped)
         return
     with console.resumable(), console.progress_bar("syncing") as progress:
-        report = opened.sync(folder, encoder, dry_run=dry_run, progress=progress, **options)
+        report = opened.sync(folder, encoder, dry_run=dry_run, progress=progress, **settings)
     if as_json:
         console.print_json({"gallery": str(gallery), "folder": str(folder), **report.to_dict()})
         return

@@ -32,7 +32,7 @@ def figure_of(rows: Sequence[Sequence[Tile | None]], words: Sequence[str] = ()) 
             axis.set(xticks=[], yticks=[])
             axis.set_frame_on(False)
             if tile is not None:
-                axis.imshow(tile.image)
+                axis.imshow(tile.shown)
                 axis.set_title(tile.title, fontsize=9, parse_math=False)
                 axis.set_xlabel(tile.caption, fontsize=8, parse_math=False)
     if words:

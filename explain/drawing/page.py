@@ -17,7 +17,7 @@ from ...errors import InputError
 from ...files import replacing, write_text
 from ...images.geometry import Box
 from ...images.inline import Tile, to_data_uri
-from .rendering import colour_table
+from .rendering import Photograph, colour_table
 
 DIGITS = 4  # significant digits of a map's values in a report
 
@@ -46,13 +46,19 @@ class Thumbnails(dict[str, dict[str, Any]]):
         self._view = view
         self._side = side
 
-    def add(self, name: str, image: Image.Image) -> str:
-        """The name, under which the image is shown from now on."""
+    def add(self, name: str, image: Image.Image, within: Photograph | None = None) -> str:
+        """The name, under which the image is shown from now on; a crop in its photograph."""
         if name not in self:
-            small = image.copy()
+            whole, seen = image, self._view(image)
+            place = Box(0, 0, *image.size)
+            if within is not None:
+                whole, seen, place = within.around(image), seen.shifted(*within.place[:2]), within.place
+            small = whole.copy()
             small.thumbnail((self._side, self._side))
-            seen = self._view(image).scaled(1 / image.width, 1 / image.height)
-            self[name] = {"uri": to_data_uri(small, "jpeg"), "view": [round(edge, 5) for edge in seen]}
+            view, clip = (
+                [round(edge, 5) for edge in box.scaled(1 / whole.width, 1 / whole.height)] for box in (seen, place)
+            )
+            self[name] = {"uri": to_data_uri(small, "jpeg"), "view": view, **({"clip": clip} if within else {})}
         return name
 
 

@@ -39,7 +39,7 @@ def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_aft
     heights = []
     for row in rows:  # a line for the titles, if any, and the tallest tile with its caption
         tiles = [tile for tile in row if tile is not None]
-        tallest = max((_fitted(tile.image, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
+        tallest = max((_fitted(tile.shown, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
         heights.append(tallest + step * any(tile.title for tile in tiles))
     width = 2 * GAP + n_columns * tile_size + (n_columns - 1) * GAP + (gap_after_first - GAP) * (n_columns > 1)
     sheet = Image.new("RGB", (width, 2 * GAP + sum(heights) + GAP * (len(rows) - 1)), WHITE)
@@ -98,9 +98,10 @@ def _place(sheet: Image.Image, tile: Tile, x: int, y: int, tile_size: int, *, ha
     if tile.title:
         draw.text((middle, y), _shortened(draw, tile.title, tile_size, line), fill=INK, font=font, anchor="ma")
     y += round(1.6 * line) * has_titles
-    width, height = _fitted(tile.image, tile_size)
+    image = tile.shown
+    width, height = _fitted(image, tile_size)
     left = x + (tile_size - width) // 2
-    sheet.paste(tile.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, y))
+    sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (left, y))
     if tile.frame is not None:
         edge = max(3, tile_size // 48)
         draw.rectangle((left, y, left + width - 1, y + height - 1), outline=tile.frame, width=edge)
@@ -280,7 +281,9 @@ def map_rows(
         there = [index for index, seen in enumerate(views) if seen is not None]
         images, seen = [references[index].image for index in there], [each for each in views if each is not None]
         drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
-        on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
+        on_references = [
+            replace(drawn.get(index, Tile(MISSING)), within=references[index].within) for index in range(n)
+        ]
         rows.append([Tile(bar if query_maps is None else blank, caption="on the match"), *on_references])
     if beside is not None:
         plain = DrawStyle(style=look.style, scale=look.scale, opacity=look.opacity, level=look.level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from textwrap import wrap
 from typing import Any, Literal, get_args
@@ -174,6 +175,21 @@ def draw_box(
         draw.rectangle((left, y, left + across - 1, y + down - 1), fill=colour)
         draw.text((left + pad - x0, y + pad - y0), label, fill=SHADE, font=font)
     return drawn
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """The whole photograph that a crop comes from, the place of the crop, and that of its box without the margin."""
+
+    image: Image.Image
+    place: Box
+    box: Box
+
+    def around(self, crop: Image.Image) -> Image.Image:
+        """The photograph with the crop, which may have been drawn on, back in its place, and the outline of the box."""
+        drawn = self.image.convert("RGB")
+        drawn.paste(crop, (round(self.place.left), round(self.place.top)))
+        return draw_box(drawn, self.box)
 
 
 def draw_points(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ...errors import ImageError, InputError
 from ...remarks import remark
@@ -45,6 +45,8 @@ class BoxTable:
     by_file: Mapping[str, Annotation] = field(default_factory=dict, repr=False)
     by_stem: Mapping[str, Annotation] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = ()  # boxes and annotations that cannot be used and are left out: place and reason
+    confidences: Mapping[str, Sequence[float | None]] = field(default_factory=dict, repr=False)  # in the boxes' order
+    label_column: str = "label"  # what the boxes' labels are: classes, or of a detector its kinds of object
 
     def __len__(self) -> int:
         return len(self.by_file) + len(self.by_stem)
@@ -82,14 +84,20 @@ class BoxTable:
         return Names(self.by_stem)
 
 
-def box_of(corners: Sequence[str | None], where: str, *, has_size: bool = False) -> Box:
-    """Four numbers as a box that is not empty: left, top, right, bottom, or where it `has_size` left, top and size."""
+Order = Literal["xyxy", "xywh", "cxcywh"]
+"""Edges, or the left upper corner and the size, or the middle and the size."""
+
+
+def box_of(corners: Sequence[str | None], where: str, *, order: Order = "xyxy") -> Box:
+    """Four numbers in some order as a box that is not empty."""
     try:
         numbers = [as_float(corner or "") for corner in corners]
     except ValueError:
         numbers = []
-    if has_size and len(numbers) == 4:
-        numbers[2:] = [numbers[0] + numbers[2], numbers[1] + numbers[3]]
+    if order != "xyxy" and len(numbers) == 4:
+        back = 0.5 if order == "cxcywh" else 0.0
+        left, top = numbers[0] - back * numbers[2], numbers[1] - back * numbers[3]
+        numbers = [left, top, left + numbers[2], top + numbers[3]]
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise InputError(f"{where}: expected four numbers as a box, got {', '.join(map(str, corners))}")
     box = Box(*numbers)
@@ -121,7 +129,9 @@ class Drawn(NamedTuple):
     annotation: Annotation
 
 
-def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> list[Annotation]:
+def fitted(
+    drawn: Sequence[Drawn], source: object, *, strict: bool = False, left_out: list[str] | None = None
+) -> list[Annotation]:
     """The annotations in pixels of the upright images they belong to, without the boxes that no image can have.
 
     - A box outside of its image, or smaller than a pixel, is left out; one that reaches beyond is cut at the edge.
@@ -130,13 +140,19 @@ def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> l
     - Boxes of an image that EXIF turns are those of the stored pixels if their size says so, or if any box of the
       source fits only these; else those of the upright image.
 
-    Each kind is remarked on with its count and an example. What cannot be opened stays as it is.
+    Each kind is remarked on with its count and an example. What cannot be opened stays as it is. `left_out` takes a
+    line `path: reason` for each box that is.
     """
     frames = [_Frame.of(each) for each in drawn]
     events: list[_Event] = []
     is_stored = _are_stored(frames)
     pairs = list(zip(drawn, frames, strict=True))
     results = [each.annotation if own is None else _fit(own, events, is_stored) for each, own in pairs]
+    for kind, frame, box in events:
+        if left_out is not None and kind in ("outside", "tiny"):
+            what = "lies outside of its image" if kind == "outside" else "covers less than a pixel of its image"
+            edges = ", ".join(f"{edge:g}" for edge in box)
+            left_out.append(f"{frame.path}: the box ({edges}) {what}, which is {frame.size[0]}x{frame.size[1]}")
     first = {kind: (frame, box) for kind, frame, box in reversed(events)}
     for kind, count in Counter(kind for kind, _, _ in events).items():
         frame, box = first[kind]

@@ -1,63 +1,78 @@
-"""Boxes that people drew, from the files they come in: a plain CSV, CUB-200-2011's tables, or ILSVRC's XML."""
+"""Boxes that people drew, from the files they come in: plain CSV and CUB-200-2011's tables; more in `annotations`."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
-from xml.etree import ElementTree
+from typing import Literal, NamedTuple
 
-from ...errors import InputError
+from ...errors import ImageError, InputError
 from ...remarks import remark
-from ..labelling import BOX_COLUMNS, box_columns
+from ..labelling import box_columns
+from ..loading import image_size
 from ..tables import LABEL_NAMES, header_of, look_alike, rows_of, text_of
-from .fitting import SHARES, Annotation, BoxTable, LabelledBox, Size, absolute, as_float, box_of
+from .annotations import limit_size, read_file, read_folder
+from .fitting import SHARES, Annotation, BoxTable, LabelledBox, Order, Size, absolute, as_float, box_of
 
 Split = Literal["train", "test", "all"]
+Unit = Literal["pixel", "relative"]
 
-MAX_XML = 1_000_000  # bytes; ILSVRC's largest annotation has 20,000
 MAX_TABLE = 1_000_000_000
-MAX_BROKEN = 20  # files of XML in a row that are no annotations; the folder is one of something else
+_TRIED = 2_000  # boxes by which the order of four numbers is found out
 CORNERS = ("x1", "y1", "x2", "y2")
 
 
-def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: bool = False) -> BoxTable:
+def read_boxes(
+    source: str | os.PathLike[str],
+    *,
+    split: Split = "all",
+    order: Order | None = None,
+    unit: Unit | None = None,
+    strict: bool = False,
+) -> BoxTable:
     """The boxes of a file or folder; its layout is recognised.
 
     - **CSV** with a header: `path`, `x1`, `y1`, `x2`, `y2` in pixels (edges: the first pixel is 0 to 1), and perhaps
-      `label`; a line for each box. `xmin,ymin,xmax,ymax`, `x_1,…`, and `x,y,w,h` are known too. Paths are relative to
-      the file's folder, or to the root of the images' listing. Columns `width` and `height` beside corners are the size
-      of the image that the box was drawn on.
+      `label`; a line for each box. `xmin,ymin,xmax,ymax`, `x_1,…`, `left,top,width,height`, `x,y,w,h`, and `bbox` with
+      four numbers in a cell are known too. Paths are relative to the file's folder, or to the root of the images'
+      listing. Columns `width` and `height` beside corners are the size of the image that the box was drawn on.
+    - **COCO** and **MegaDetector**: a JSON file; file names are relative to its folder, or to the listing's root.
     - **CUB-200-2011**: a folder with `images.txt`, `bounding_boxes.txt` (x, y, width, height),
       `image_class_labels.txt`, `classes.txt` and `train_test_split.txt`; the images are in its `images/`.
-    - **ILSVRC** (and Pascal VOC): a folder of XML files, however deep; an image is found by its name without folder and
-      suffix, and boxes are scaled if the image has another size than its annotation says. Corners are taken as edges.
+    - **ILSVRC** and **Pascal VOC** (XML), **Labelme** (JSON), **YOLO** (TXT): a folder of files, however deep; an image
+      is found by its name without folder and suffix. Boxes are scaled if the image has another size than its annotation
+      says. Corners are taken as edges. Of polygons it is the box around them.
+    - **CVAT for images**: one XML file.
 
-    Boxes that all lie within 0 and 1 are shares of their image. A box without four numbers or without an area is left
-    out, and so is an annotation that is none; they are counted in a remark.
+    Boxes of a table that all lie within 0 and 1 are shares of their image. A box without four numbers or without an
+    area is left out, and so is an annotation that is none; they are counted in a remark.
 
-    `split` is a part of CUB; other layouts have none.
+    Args:
+        source: the file or folder.
+        split: a part of CUB; other layouts have none.
+        order: of a table's four numbers; left out: what its columns are called, and for a single one what fits.
+        unit: of a table's numbers, "pixel" or "relative"; left out: see above.
+        strict: refuse what would be remarked on.
     """
     path = Path(source)
-    if path.is_dir() and (path / "bounding_boxes.txt").is_file():
-        table = _read_cub(path, split)
-    elif path.is_dir():
-        table = _read_xml_folder(path)
+    is_table = path.is_file() and path.suffix.lower() not in (".xml", ".json")
+    if (order or unit) and path.exists() and not is_table:
+        raise InputError(f"{path}: the format says how its boxes are written; leave out --box-format")
+    if path.is_dir():
+        table = _read_cub(path, split) if (path / "bounding_boxes.txt").is_file() else read_folder(path)
     elif not path.is_file():
         raise InputError(f"{path}: no such file or folder of boxes")
-    elif path.suffix.lower() == ".xml":
-        problems: list[str] = []
-        table = BoxTable(path, by_stem={path.stem: read_xml(path, problems)}, problems=tuple(problems))
     else:
-        table = _read_csv(path)
-    return usable(table, strict=strict)
+        table = _read_csv(path, order, strict=strict) if is_table else read_file(path)
+    return usable(table, unit=unit, strict=strict)
 
 
-def usable(table: BoxTable, *, strict: bool = False) -> BoxTable:
+def usable(table: BoxTable, *, unit: Unit | None = None, strict: bool = False) -> BoxTable:
     """A table whose problems are remarked on, and whose boxes are shares of their images if they look like it."""
     boxes = [box for name in table.names for box, _ in table.annotation(name).boxes]
     if table.problems and not boxes:
@@ -65,13 +80,17 @@ def usable(table: BoxTable, *, strict: bool = False) -> BoxTable:
     if table.problems:
         message = f"{len(table.problems):,} boxes or annotations of {table.source} cannot be used and are left out, "
         remark(f"{message}the first: {table.problems[0]}", strict=strict)
-    if not boxes or not all(min(box) >= -0.01 and max(box) <= 1.01 for box in boxes):
+    is_said = any(table.annotation(name).size == SHARES for name in table.names)
+    if unit == "pixel" or is_said or not boxes:
         return table
-    remark(
-        f"all {len(boxes):,} boxes of {table.source} lie within 0 … 1, so they are read as shares of their image, "
-        "not as pixels",
-        strict=strict,
-    )
+    if unit is None:
+        if not all(min(box) >= -0.01 and max(box) <= 1.01 for box in boxes):
+            return table
+        remark(
+            f"all {len(boxes):,} boxes of {table.source} lie within 0 … 1, so they are read as shares of their image, "
+            "not as pixels",
+            strict=strict,
+        )
     files, stems = (
         {name: each._replace(size=SHARES) for name, each in side.items()} for side in (table.by_file, table.by_stem)
     )
@@ -95,13 +114,48 @@ def read_synsets(path: str | os.PathLike[str]) -> dict[str, str]:
     return classes
 
 
-def _read_csv(path: Path) -> BoxTable:
-    _limit(path, MAX_TABLE)
+class BoxColumns(NamedTuple):
+    """The columns of a table that hold a box, and in what order; None where one column holds all and does not say."""
+
+    names: tuple[str, ...]
+    order: Order | None
+
+    @classmethod
+    def of(cls, names: Iterable[str], order: Order | None = None) -> BoxColumns | None:
+        """Those of a header, in the order that the user or else their names say; None if there are none."""
+        columns = box_columns(names)
+        if not columns:
+            return None
+        if order is None and len(columns) == 4:
+            first, last = columns[0].lower(), columns[3].lower()
+            has_size = last.endswith(("h", "height"))
+            order = "xyxy" if not has_size else "cxcywh" if first in ("cx", "x_center") else "xywh"
+        return cls(columns, order)
+
+    def cells(self, row: Mapping[str, str]) -> list[str]:
+        """The four numbers of a row as text; none where its cells are empty."""
+        if len(self.names) == 1:
+            return re.findall(r"[-+\d.eE]*\d[\d.eE]*|nan", row[self.names[0]])
+        cells = [row[name] for name in self.names]
+        return cells if any(cells) else []
+
+
+class BoxRow(NamedTuple):
+    """A line of a table with a box."""
+
+    file: str  # absolute
+    where: str
+    cells: Mapping[str, str]
+    label: str | None
+
+
+def _read_csv(path: Path, order: Order | None, *, strict: bool) -> BoxTable:
+    limit_size(path, MAX_TABLE)
     names = header_of(path)
-    columns = _columns(path, names)
-    lower = tuple(map(str.lower, columns))  # of a corner with width and height?
-    has_size = any(quad[3].endswith(("h", "height")) for quad in BOX_COLUMNS if quad == lower)
-    others = [name for name in names if name not in ("path", *columns)]
+    columns = BoxColumns.of(names, order) if "path" in names else None
+    if columns is None:
+        raise _no_columns(path, names)
+    others = [name for name in names if name not in ("path", *columns.names)]
     similar = None if "label" in others else look_alike(others, LABEL_NAMES)
     if similar is not None:
         remark(
@@ -109,32 +163,66 @@ def _read_csv(path: Path) -> BoxTable:
             "if it is"
         )
     problems: dict[int, str] = {}
+    rows = [
+        BoxRow(absolute(path.parent / row["path"]), f"{path}, line {line}", row, row.get("label") or None)
+        for line, row in rows_of(path, left_out=problems)
+    ]
+    table = boxes_of_rows(path, rows, columns, strict=strict)
+    return replace(table, problems=(*problems.values(), *table.problems))
+
+
+def boxes_of_rows(source: Path, rows: Sequence[BoxRow], columns: BoxColumns, *, strict: bool = False) -> BoxTable:
+    """The boxes in the lines of a table, by file; lines without a sound one are its problems."""
+    order = columns.order or _found_order(source, rows, columns, strict=strict)
+    problems: list[str] = []
     boxes: dict[str, list[LabelledBox]] = {}
     sizes: dict[str, Size | None] = {}
-    given = () if has_size else _size_columns(names)
-    for line, row in rows_of(path, left_out=problems):
-        cells = [row[name] for name in columns]
+    given = () if order != "xyxy" or not rows else _size_columns(list(rows[0].cells))
+    for row in rows:
+        cells = columns.cells(row.cells)
         try:
-            box = box_of(cells, f"{path}, line {line}", has_size=has_size)
+            box = box_of(cells, row.where, order=order)
         except InputError as error:
-            problems[line] = f"{error}{'' if has_size else _side_hint(cells)}"
+            problems.append(f"{error}{'' if order != 'xyxy' else _side_hint(cells)}")
         else:
-            file = absolute(path.parent / row["path"])
-            boxes.setdefault(file, []).append(LabelledBox(box, row.get("label") or None))
-            sizes[file] = _whole_size([row[name] for name in given])
+            boxes.setdefault(row.file, []).append(LabelledBox(box, row.label))
+            sizes[row.file] = _whole_size([row.cells[name] for name in given])
     if all(
         size is None or any(abs(box.width - size[0]) <= 1 and abs(box.height - size[1]) <= 1 for box, _ in boxes[file])
         for file, size in sizes.items()
     ):
         sizes = {}  # they are those of the boxes
     found = {file: Annotation(tuple(own), sizes.get(file)) for file, own in boxes.items()}
-    return BoxTable(path, found, problems=tuple(problems.values()))
+    return BoxTable(source, found, problems=tuple(problems))
 
 
-def _columns(path: Path, names: Sequence[str]) -> tuple[str, ...]:
-    columns = box_columns(names)
-    if "path" in names and len(columns) == 4:
-        return columns
+def _found_order(source: Path, rows: Sequence[BoxRow], columns: BoxColumns, *, strict: bool) -> Order:
+    """Edges or corner and size: whichever leaves more boxes neither empty nor beyond their image."""
+    counts: Counter[Order] = Counter()
+    tried = 0
+    for row in rows[:_TRIED]:
+        try:
+            numbers = [as_float(cell) for cell in columns.cells(row.cells)]
+            edges = image_size(row.file)
+        except (ValueError, ImageError):
+            continue
+        if len(numbers) == 4:
+            width, height = (1, 1) if max(numbers) <= 1 else edges
+            tried += 1
+            counts["xyxy"] += numbers[0] < numbers[2] <= width + 1 and numbers[1] < numbers[3] <= height + 1
+            counts["xywh"] += numbers[0] + numbers[2] <= width + 1 and numbers[1] + numbers[3] <= height + 1
+    order: Order = "xyxy" if counts["xyxy"] > counts["xywh"] else "xywh"
+    meant = {"xyxy": "edges (x1, y1, x2, y2)", "xywh": "a corner and the size (x, y, width, height)"}
+    message = f"the boxes in the column {columns.names[0]!r} of {source.name} are read as {meant[order]}"
+    if counts["xyxy"] == counts["xywh"]:
+        remark(f"{message}; nothing in them tells, say --box-format xyxy if they are edges", strict=strict)
+    else:
+        other: Order = "xywh" if order == "xyxy" else "xyxy"
+        remark(f"{message}: {counts[order]:,} of {tried:,} fit their image so, and {counts[other]:,} as {meant[other]}")
+    return order
+
+
+def _no_columns(path: Path, names: Sequence[str]) -> InputError:
     missing = next(name for name in ("path", *CORNERS) if name not in names)
     usual = {
         "path": ("path", "filename", "file", "image"),
@@ -143,7 +231,7 @@ def _columns(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     }
     near = look_alike(names, usual.get(missing, (missing, {"x1": "xmin", "y1": "ymin"}.get(missing, missing))))
     hint = f"; did you mean {near!r}?" if near else ""
-    raise InputError(f"{path}: expected the columns path, x1, y1, x2, y2, got {', '.join(names)}{hint}")
+    return InputError(f"{path}: expected the columns path, x1, y1, x2, y2, got {', '.join(names)}{hint}")
 
 
 def _size_columns(names: Sequence[str]) -> tuple[str, ...]:
@@ -196,7 +284,7 @@ def _read_cub(folder: Path, split: Split) -> BoxTable:
                 raise InputError(
                     f"{where}: expected x, y, width, height in bounding_boxes.txt, got {corners[number]!r}"
                 )
-            box = box_of(cells, where, has_size=True)
+            box = box_of(cells, where, order="xywh")
         except InputError as error:
             problems.append(str(error))
         else:
@@ -216,67 +304,7 @@ def _numbered(path: Path, problems: list[str]) -> dict[str, str]:
     return table
 
 
-def _read_xml_folder(folder: Path) -> BoxTable:
-    files = sorted(folder.rglob("*.xml"))
-    if not files:
-        raise InputError(f"{folder}: expected CUB's bounding_boxes.txt or ILSVRC's *.xml in it, found neither")
-    found: dict[str, Annotation] = {}
-    problems: list[str] = []
-    for file in files:
-        if file.stem in found:
-            raise InputError(f"{file}: a second annotation of {file.stem}; name one folder of annotations")
-        try:
-            found[file.stem] = read_xml(file, problems)
-        except InputError as error:
-            problems.append(str(error))
-            if not found and len(problems) >= MAX_BROKEN:
-                raise InputError(f"{problems[0]}; and so on for {MAX_BROKEN} files") from None
-    return BoxTable(folder, by_stem=found, problems=tuple(problems))
-
-
-def read_xml(path: Path, problems: list[str]) -> Annotation:
-    """The annotation in a file; objects that have no sound box become problems."""
-    _limit(path, MAX_XML)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise InputError(f"{path}: has a document type or entities, which annotations never need; refused")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path}: no sound XML ({error})") from error
-    if root.tag != "annotation":
-        raise InputError(f"{path}: expected <annotation> as ILSVRC and Pascal VOC write it, got <{root.tag}>")
-    sides = [root.findtext(f"size/{name}") for name in ("width", "height")]
-    try:
-        width, height = (0, 0) if None in sides else (int(side or "") for side in sides)
-    except ValueError:
-        raise InputError(f"{path}: expected whole numbers as <size>, got {sides}") from None
-    size = (width, height) if width > 0 and height > 0 else None
-    boxes = []
-    for number, item in enumerate(root.iterfind("object"), start=1):
-        corners = [item.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
-        label = (item.findtext("name") or "").strip() or None
-        try:
-            boxes.append(LabelledBox(box_of(corners, f"{path}, object {number}"), label))
-        except InputError as error:
-            problems.append(str(error))
-    return Annotation(tuple(boxes), size)
-
-
-def _limit(path: Path, limit: int) -> None:
-    try:
-        if path.stat().st_size > limit:
-            raise InputError(f"{path}: has more than {limit:,} bytes; no file of boxes is that large")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    _limit(path, MAX_TABLE)
+    limit_size(path, MAX_TABLE)
     lines = (line.strip() for line in text_of(path).splitlines())
     return ((number, line) for number, line in enumerate(lines, start=1) if line)

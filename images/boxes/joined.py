@@ -101,7 +101,9 @@ def boxed_images(
     return BoxedImages(tuple(found), count - len(drawn) + len(strange), len(unlabelled))
 
 
-def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tuple[list[Drawn], int]:
+def drawn_on(
+    listing: Listing, boxes: BoxTable, *, strict: bool = False, left_out: list[str] | None = None
+) -> tuple[list[Drawn], int]:
     """The images of a listing that have a usable box, as `fitted` leaves them; and how many images there are."""
     join = Join()
     drawn: list[Drawn] = []
@@ -127,7 +129,7 @@ def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tupl
             f"{' and '.join(shared[0])}; it can be right for one of them only",
             strict=strict,
         )
-    own = fitted(drawn, boxes.source, strict=strict)
+    own = fitted(drawn, boxes.source, strict=strict, left_out=left_out)
     kept = [each._replace(annotation=left) for each, left in zip(drawn, own, strict=True) if left.boxes]
     if not kept:
         raise InputError(

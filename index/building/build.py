@@ -22,7 +22,8 @@ from ...encoders.inference import Inference, whole_encoder
 from ...encoders.regions import MaskPooling, pooled_under
 from ...errors import FingerprintMismatchError, GalleryExistsError, InputError
 from ...files import Storage, after_commit
-from ...images.listing import Listing, list_images
+from ...images.boxes.cutting import GivenBoxes, list_items
+from ...images.listing import Listing
 from ...images.masks import MaskFolder
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...metrics.fusion import LineScale
@@ -38,10 +39,11 @@ from ..backends import (
     writer_of,
 )
 from ..reports import AddReport
-from ..storage.manifest import EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
+from ..storage.manifest import MAX_MARGIN, EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
 from ..storage.segments import Vectors, pack_maps
 from ..storage.writer import CommitLimits, GalleryWriter
-from .ingest import Encoded, Offer, Stream, ingest, new_skip_list, read_offer, skipped_before
+from .ingest import Encoded, Offer, Stream, ingest, new_skip_list, skipped_before
+from .opened import OpenedImages
 
 Precision = Literal["auto", "fp32", "bf16"]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -59,12 +61,18 @@ class InferenceSettings:
     fine_layer: str | None = None  # of a new gallery that keeps fine maps; "auto" is the last block with stride 8
 
 
-def listing_of(source: ImageFiles, labels: str | os.PathLike[str] | None, *, strict: bool = False) -> Listing:
-    """The listing that a user's source means; InputError when `labels` is given for a listing."""
+def listing_of(
+    source: ImageFiles,
+    labels: str | os.PathLike[str] | None,
+    *,
+    boxes: GivenBoxes = "none",
+    strict: bool = False,
+) -> Listing:
+    """The listing that a user's source means; InputError when `labels` or `boxes` are given for a listing."""
     if not isinstance(source, Listing):
-        return list_images(source, labels=labels, strict=strict)
-    if labels is not None:
-        raise InputError("labels belong to the listing; give them to list_images")
+        return list_items(source, labels=labels, boxes=boxes, strict=strict)
+    if labels is not None or boxes not in (None, "none"):
+        raise InputError("labels belong to the listing, and so do boxes; give them to list_images or list_items")
     return source
 
 
@@ -79,6 +87,7 @@ def opened_for_building(
     store_maps: bool = False,
     store_lines: bool = False,
     masks: MaskFolder | None = None,
+    box_margin: float = 0.0,
     backend: str | None = None,
     overwrite: bool = False,
     storage: Storage | None = None,
@@ -86,6 +95,10 @@ def opened_for_building(
 ) -> Iterator[GalleryWriter]:
     """A writer for a new gallery, or for an unfinished one of the same encoder and settings, holding its lock."""
     encoder = whole_encoder(encoder)
+    if not 0 <= box_margin <= MAX_MARGIN:
+        raise InputError(f"expected a margin from 0 to {MAX_MARGIN:g}, a share of a box's sides; got {box_margin}")
+    if box_margin and all(record.box is None for record in listing):
+        raise InputError("a margin is for boxes, and there are none; leave it out, or give boxes")
     if metric not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
     require_index(SearchSpec(encoder.embedding_dim, metric), index, backend, store_maps=store_maps)
@@ -99,6 +112,7 @@ def opened_for_building(
             index=index,
             backend=backend_entry(backend, old),
             masks=None if masks is None else MaskEntry(str(masks.folder), masks.category),
+            box_margin=float(box_margin),
             gallery_id=new_gallery_id(str(listing.root.absolute())),
         )
         if old is not None and not overwrite:
@@ -154,16 +168,16 @@ def encoding_stream(
     """The stream that encodes here; the first batch settles the spec of a new gallery."""
 
     def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
-        precision = settings.precision
-        if precision == "auto" and writer.manifest.encoder.precision is not None:
-            precision = writer.manifest.encoder.precision  # one gallery, one arithmetic
+        kept = writer.manifest.encoder.precision  # one gallery, one arithmetic
+        precision = kept if settings.precision == "auto" and kept is not None else settings.precision
         inference = Inference(encoder, device=settings.device, precision=precision, batch_size=settings.batch_size)
         layer = _fine_layer(writer, inference, settings)
         under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
+        opened = OpenedImages(inference, settings.workers, margin=writer.manifest.box_margin)
         weights: dict[int, Tensor | None] = {}  # of the offers that are on their way
 
         def load(offer: Offer) -> Tensor:
-            pixels, size = inference.transform.read(read_offer(offer))
+            pixels, size = opened.read(offer)
             if under is not None:
                 weights[id(offer)] = under.weights(offer.path, size)
             return pixels
@@ -297,6 +311,7 @@ def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: boo
         ("stored maps", old.spec.map_shape is not None, store_maps),
         ("stored lines", old.spec.fine_shape is not None, store_lines),
         ("masks", old.masks, new.masks),
+        ("box margin", old.box_margin, new.box_margin),
         ("rows in", rows_in(old), rows_in(new)),
     ]
     if different := [f"{name} {found}, given {given}" for name, found, given in settings if found != given]:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from ...errors import GalleryExistsError, InputError
 from ...files import Storage
+from ...images.items import item_of
 from ..reports import AddReport
 from ..storage.hdf5 import Array, FlatFile, StoredArray
 from ..storage.manifest import MANIFEST_NAME, Spec
-from ..storage.segments import Entries, Record, Segment, Vectors, located, stored_path, write_segment
+from ..storage.segments import Entries, Record, Segment, Vectors, located, write_segment
 from ..storage.snapshot import Snapshot
+from .ingest import stored_names
 
 if TYPE_CHECKING:  # what encodes images imports torch, which reading does without
     from ...encoders import Encoder
@@ -135,7 +137,8 @@ def encode_to_file(
             writer, listing, encoder, settings=settings, store_maps=store_maps, strict=strict, progress=progress
         )
         snapshot, root = Snapshot(partial, writer.manifest, verify=False), Path(writer.manifest.root)
-        listed = {stored_path(listing.file(record), root) for record in listing}
+        stored = stored_names(listing.root, root)
+        listed = {item_of(stored(record.path), record.box) for record in listing}
         others = [place for path, place in snapshot.places_by_path().items() if path not in listed]
         writer.remove(snapshot.ids[others].tolist())  # an interrupted run encoded them; they are not asked for any more
         writer.commit()

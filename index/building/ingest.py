@@ -12,18 +12,21 @@ import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import GalleryError, ImageError, InputError, is_out_of_descriptors, too_many_files
+from ...images.geometry import Box
 from ...images.image_sources import ImageRecord
+from ...images.items import item_of, split_item
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
 from ...metrics import Metric
 from ...progress import Progress
-from ...remarks import Skipped
+from ...remarks import Skipped, remark
 from ..backends import open_snapshot
 from ..reports import AddReport, read_skipped
 from ..storage.segments import MASK_COLUMN, MAX_COLUMNS, NO_MASK, Entries, Vectors, stored_path
@@ -43,6 +46,7 @@ class Offer:
     columns: Mapping[str, str] = field(default_factory=dict)
     replaces: int | None = None  # the id of the image that the gallery has under this path
     known_sha256: bytes | None = None  # that image's checksum, when an equal file needs no encoding
+    box: Box | None = None  # the part of the image that is encoded, before the gallery's margin
     sha256: bytes = bytes(32)  # this and the rest are filled in when the file is read
     size: int = 0
     mtime_ns: int = 0
@@ -109,10 +113,15 @@ def read_offer(offer: Offer) -> bytes:
         raise ImageError(offer.file, reason_of(error)) from error
     except UnicodeEncodeError as error:
         raise ImageError(offer.file, "the name is not UTF-8, which galleries store; rename it") from error
-    offer.sha256, offer.size, offer.mtime_ns = hashlib.sha256(data).digest(), len(data), status.st_mtime_ns
-    if offer.sha256 == offer.known_sha256:
-        raise _Unchanged(offer.file, "unchanged")
+    note_state(offer, hashlib.sha256(data).digest(), len(data), status.st_mtime_ns)
     return data
+
+
+def note_state(offer: Offer, sha256: bytes, size: int, mtime_ns: int) -> None:
+    """Note the state of an offer's file; ImageError if the gallery has it as it is."""
+    offer.sha256, offer.size, offer.mtime_ns = sha256, size, mtime_ns
+    if sha256 == offer.known_sha256:
+        raise _Unchanged(offer.file, "unchanged")
 
 
 def ingest(
@@ -135,6 +144,14 @@ def ingest(
         root = Path(writer.manifest.root)
         fit = masks.join(stored_path(images.file(record), root) for record in images)
         fit.tell(what="a mask", lines=f"masks in {masks.folder}", is_needed=writer.is_new)
+    is_boxed = any(record.box is not None for record in islice(images, 1))  # of a listing all are, or none
+    if masks is not None and is_boxed:
+        raise InputError("a gallery pools either boxes or under masks; leave out one of both")
+    snapshot = open_snapshot(writer.folder, writer.manifest)
+    if not snapshot.is_remote and any((split_item(path)[1] is None) == is_boxed for path in snapshot.all_paths()):
+        new, old = ("boxes", "whole images")[:: 1 if is_boxed else -1]
+        hint = "; --boxes none takes whole images of a table" if is_boxed else ""
+        remark(f"{new} are added beside the {old} of this gallery{hint}", strict=strict)
     intake = _Intake(writer, 0 if progress is None else len(images), strict=strict, progress=progress)
     return intake.carry_through(stream, intake.offers_of(images, masks), images)
 
@@ -198,7 +215,8 @@ class _Intake:
         stored = stored_names(images.root, root)
         records: dict[str, ImageRecord] = {}
         for record in images.survey():
-            if records.setdefault(stored(record.path), record) is not record:  # one file under two names
+            path = item_of(stored(record.path), record.box)
+            if records.setdefault(path, record) is not record:  # one file under two names
                 self.unchanged += 1
         known = snapshot.places_by_path(among=records)
         names = snapshot.column_names
@@ -221,7 +239,7 @@ class _Intake:
             if place is not None and is_said and _is_as_before(file, snapshot, place):
                 self.unchanged += 1
                 continue
-            offer = Offer(images.file(record), path, record.label, columns)
+            offer = Offer(images.file(record), path, record.label, columns, box=record.box)
             if place is not None:
                 offer.replaces = int(snapshot.ids[place])
                 offer.known_sha256 = snapshot.file_state(place)[0] if is_said else None

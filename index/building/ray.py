@@ -27,6 +27,7 @@ from ..storage.segments import Vectors
 from ..storage.writer import GalleryWriter
 from .build import InferenceSettings, begin, to_vectors
 from .ingest import Encoded, Offer, Stream, read_offer
+from .opened import OpenedImages
 
 _BATCHES_PER_TASK = 8  # a task decodes its next batch while the network works on this one
 
@@ -84,7 +85,7 @@ class RayEngine:
 
         def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
             asked = dataclasses.replace(settings, precision=writer.manifest.encoder.precision or settings.precision)
-            work = _Work(asked, writer.manifest.spec, maps)
+            work = _Work(asked, writer.manifest.spec, maps, writer.manifest.box_margin)
             rest = iter(offers)
             first = next(rest, None)
             if first is None:  # nothing to encode, and no reason to start Ray
@@ -114,6 +115,7 @@ class _Work:
     settings: InferenceSettings
     spec: Spec
     maps: bool
+    margin: float = 0.0
 
 
 @contextmanager
@@ -220,15 +222,15 @@ class _Worker:
             encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size
         )
         self._workers = settings.workers
+        self._margin = work.margin
         self._spec = dataclasses.replace(work.spec, map_shape=(1, 1) if work.maps else None)  # only whether there is
 
     def encode(self, offers: list[Offer]) -> list[tuple[list[Offer], Vectors | None, list[tuple[Offer, str]]]]:
         """For each batch its offers, their vectors, and those that could not be used with the reasons."""
-        transform = self._inference.transform
-        answer = []
+        answer, opened = [], OpenedImages(self._inference, self._workers, margin=self._margin)
         for batch in self._inference.stream(
             offers,
-            load=lambda offer: transform.read(read_offer(offer))[0],
+            load=lambda offer: opened.read(offer)[0],
             workers=self._workers,
             maps=self._spec.map_shape is not None,
         ):

@@ -223,6 +223,7 @@ class _Writing:
             "masks": None if (masks := gallery.manifest.masks) is None else asdict(masks),
             "background": None if (edges := gallery.manifest.background) is None else asdict(edges),
             "encoder": asdict(encoder) | {"file": ENCODER_FILE if has_encoder else None},
+            "box_margin": gallery.manifest.box_margin,
             "index": None if factory is None else {"file": "image.index", "factory": factory, "ids": "row numbers"},
         }
         (self._folder / EXPORT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

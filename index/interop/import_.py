@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
 from ...files import Storage
+from ...images.items import split_item, widened
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...progress import Progress
 from ...remarks import Skipped, remark
@@ -20,7 +21,7 @@ from ..backends import locked_for_new, new_gallery_id, require_index, write_enco
 from ..building.ingest import unusable
 from ..reports import AddReport
 from ..storage.hdf5 import Array
-from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
+from ..storage.manifest import EncoderEntry, Manifest, Spec
 from ..storage.segments import Entries, Vectors, located
 from ..storage.writer import GalleryWriter
 from .sources import Kind, open_source
@@ -92,16 +93,15 @@ def import_gallery(
     chosen = metric or found.about.get("metric", "cosine")
     if chosen not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {chosen!r}")
-    if encoder is None and found.about:
-        encoder = _brought_along(found)
+    encoder = _brought_along(found) if encoder is None and found.about else encoder
     known = None if encoder is None else _checked_encoder(found, encoder, device)
-    masks = found.about.get("masks")  # to pool alike what is added later
     manifest = Manifest(
         spec=Spec(chosen, found.embedding_dim, found.pooled_dim or found.embedding_dim, None, found.pooled_dim is None),
         encoder=_entry(found, name or found.place.resolve().name, known),
         root=str(found.root),
         index=index,
-        masks=None if masks is None else MaskEntry(masks["folder"], masks.get("category")),
+        masks=found.about.get("masks"),  # to pool alike what is added later
+        box_margin=found.about.get("box_margin", 0.0),
         background=found.about.get("background") if found.about.get("metric") == chosen else None,
         gallery_id=new_gallery_id(None if root is None else str(found.root)),
     )
@@ -234,8 +234,8 @@ def _try_out(encoder: Encoder, found: ImportSource, device: str) -> None:
     vectors: list[Array] = []
     rows = (pair for entries, block in found.blocks() for pair in zip(entries.paths, block.embedding, strict=True))
     for path, vector in islice(rows, _PROBED_ROWS):
-        if path and "\0" not in path and (file := found.root / path).is_file():
-            files.append(file)
+        if path and "\0" not in path and (found.root / split_item(path)[0]).is_file():
+            files.append(widened(found.root / path, found.about.get("box_margin", 0.0)))
             vectors.append(vector)
         if len(files) == _PROBES:
             break

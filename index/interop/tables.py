@@ -16,6 +16,7 @@ import numpy as np
 from ...errors import InputError, MissingExtraError
 from ..storage.background import Background
 from ..storage.hdf5 import Array
+from ..storage.manifest import MaskEntry
 from ..storage.segments import Entries, Vectors, stored_path
 
 BLOCK_ROWS = 4096
@@ -187,10 +188,11 @@ def _about(place: Path) -> dict[str, Any]:
         kinds = {"description": dict, "fingerprint": str, "short_name": str}
         if not all(isinstance(encoder.get(name), kind) for name, kind in kinds.items()):
             raise ValueError("its encoder is not described")
-        if (masks := about.get("masks")) is not None and not (
-            isinstance(masks["folder"], str) and type(masks.get("category")) in (int, NoneType)
-        ):
-            raise ValueError("its masks are not described")
+        if (masks := about.get("masks")) is not None:
+            if not isinstance(masks["folder"], str) or type(masks.get("category")) not in (int, NoneType):
+                raise ValueError("its masks are not described")
+            about["masks"] = MaskEntry(masks["folder"], masks.get("category"))
+        about["box_margin"] = float(about.get("box_margin", 0.0))
         if about.get("background") is not None:
             about["background"] = Background(**about["background"])
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError, OSError) as error:

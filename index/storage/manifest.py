@@ -27,6 +27,7 @@ FORMAT = "distcam-gallery"
 VERSION = 1
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_DIMENSION = 1 << 20
+MAX_MARGIN = 10.0
 
 _GROWTH = 2.0  # times as many images, or as few, and the number of lists no longer fits
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -187,6 +188,7 @@ class Manifest:
     verification: VerifyGain | None = None  # None until somebody calibrates it
     background: Background | None = None  # None unless every image was measured when it came
     map_choice: MapChoice | None = None  # None: maps are distcam's default
+    box_margin: float = 0.0  # share of a box's width and height by which it is cut out wider, on every side
     gallery_id: str = ""  # random: tells who has the gallery open that another lies in its place; in the file `birth`
 
     def __post_init__(self) -> None:
@@ -197,6 +199,8 @@ class Manifest:
             raise ValueError("rows are in Milvus, but it speaks of segments or of tombstones that are not there")
         if self.background is not None and len(self.background.vector) != self.spec.embedding_dim:
             raise ValueError(f"the background has not the {self.spec.embedding_dim} numbers of an embedding")
+        if not 0 <= self.box_margin <= MAX_MARGIN:
+            raise ValueError(f"a margin of {self.box_margin} is outside 0 … {MAX_MARGIN}")
         if self.generation < 0 or not 0 <= self.next_id < 1 << 63:
             raise ValueError("a counter is out of range")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import CorruptGalleryError, InputError
 from ...files import REMEDY, file_sha256, read_file
+from ...images.items import split_item
 from ...metrics.distances import SearchSpec
 from ...remarks import counted
 from ..filters.matching import Categorical, Verdicts, matching
@@ -253,15 +255,24 @@ class Snapshot:
         return {found[self._positions[place]]: place for place in places.tolist()}
 
     def ids_of(self, paths: Sequence[str | os.PathLike[str]], root: Path) -> Ids:
-        """The ids of images given by path, as stored or where the files lie; InputError when one is not there."""
+        """The ids of images given by path, as stored or where the files lie; of a file that is none, of all its boxes.
+
+        InputError when one is not there.
+        """
         stored = [stored_path(path, root) for path in paths]
         known = self.places_by_path([*(os.fspath(path) for path in paths), *stored])
         places = [known.get(os.fspath(path), known.get(other)) for path, other in zip(paths, stored, strict=True)]
-        missing = [os.fspath(path) for path, place in zip(paths, places, strict=True) if place is None]
+        unknown = [number for number, place in enumerate(places) if place is None]
+        files = {name: number for number in unknown for name in (os.fspath(paths[number]), stored[number])}
+        boxed: dict[int, list[int]] = {number: [] for number in unknown}
+        for place, item in enumerate(self.all_paths() if unknown else ()):
+            if (number := files.get(split_item(item)[0])) is not None:
+                boxed[number].append(place)
+        missing = [os.fspath(paths[number]) for number, own in boxed.items() if not own]
         if missing:
             shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
             raise InputError(f"not in {self.folder}: {shown}; nothing was removed")
-        return np.unique(self.ids[[place for place in places if place is not None]])
+        return np.unique(self.ids[[*(place for place in places if place is not None), *chain(*boxed.values())]])
 
     def preload(self) -> None:
         """Read everything that is known of the images besides vectors, before a writer merges the files away."""

@@ -5,28 +5,28 @@ Contents decide, by SHA-256; size and time of change only spare reading. Files t
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
 
 from ...errors import ImageError, InputError
+from ...images.boxes.cutting import GivenBoxes, list_items
+from ...images.geometry import Box
 from ...images.image_sources import ImageRecord
-from ...images.listing import Listing, list_images
+from ...images.items import item_of, split_item
+from ...images.listing import Listing
 from ...images.loading import IMAGE_SUFFIXES, read_image
 from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from ...progress import Progress
 from ...remarks import Skipped
 from ..building.ingest import Offer, reason_of, status_of, stored_names
 from ..reports import SyncKind
-from ..storage.segments import Segment
 from ..storage.snapshot import Snapshot
+from .rows import Carry, content_of, digest_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class SyncSettings:
     batch_size: int | None = None
     workers: int | None = None
     device: str = "auto"
+    boxes: GivenBoxes = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_vanishing <= 1:
@@ -101,67 +102,16 @@ class SyncFolder:
         return path, self._splits(self.root)
 
 
-def list_folder(folder: Path, labels: str | os.PathLike[str] | None) -> Listing | None:
-    """The images of a folder; None when it is empty, as the place of a disk is that is not mounted."""
+def list_folder(folder: Path, labels: str | os.PathLike[str] | None, boxes: GivenBoxes = None) -> Listing | None:
+    """The images of a folder, or the boxes of them; None when it is empty, as where no disk is mounted."""
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder; is its disk mounted?")
     try:
-        return list_images(folder, labels=labels)
+        return list_items(folder, labels=labels, boxes=boxes)
     except InputError:
         if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names):
             raise
         return None
-
-
-class Row(NamedTuple):
-    """An image's row in its segment."""
-
-    segment: Segment
-    row: int
-    state: tuple[int, int]  # size in bytes and time of change in ns of the file it was read from
-
-    @property
-    def id(self) -> int:
-        """Its id."""
-        return int(self.segment.stored_ids[self.row])
-
-    @property
-    def sha256(self) -> bytes:
-        """The checksum of the file it was read from."""
-        return bytes(self.segment.sha256[self.row])
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Label and columns, as far as it has values."""
-        named = ((name, column[self.row]) for name, column in self.segment.columns.items())
-        return {name: value for name, value in named if value is not None}
-
-
-class Carry(NamedTuple):
-    """A new row with the vectors of a row that the gallery has under the path `origin`."""
-
-    kind: SyncKind
-    source: Row
-    offer: Offer
-    origin: str
-
-
-def _digest(file: Path) -> bytes:
-    """The SHA-256 of a file; ImageError if it cannot be read."""
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
-    except OSError as error:
-        raise ImageError(file, reason_of(error)) from error
-
-
-def rows_of(snapshot: Snapshot) -> dict[str, Row]:
-    """Every image's row by its path."""
-    found: dict[str, Row] = {}
-    for segment, rows in snapshot.live_parts():
-        states = zip(segment.size[rows].tolist(), segment.mtime_ns[rows].tolist(), strict=True)
-        found.update(zip(segment.paths.take(rows), map(Row, repeat(segment), rows.tolist(), states), strict=True))
-    return found
 
 
 class SyncPlan:
@@ -197,11 +147,19 @@ class SyncPlan:
         self._keeps_labels = settings.labels is None
         self._has_labels = self._keeps_labels and bool((snapshot.column("label").codes >= 0).any())
         self._inside = {path for path in self.known if folder.holds(path)}
+        self._has_only_boxes = bool(self.known) and all(split_item(path)[1] is not None for path in self.known)
         self.inside = len(self._inside)  # images of the gallery under the folder, before
         self._seen: set[str] = set()
         self._wanted: list[Offer] = []
-        self._gone: dict[bytes, list[str]] = defaultdict(list)
-        self._look(list_folder(folder.folder, settings.labels), progress)
+        self._gone: dict[bytes, list[str]] = defaultdict(list)  # by content
+        self._items: dict[str, list[str]] = defaultdict(list)  # boxes by their file
+        self._boxes: dict[bytes, list[Box]] = defaultdict(list)  # by the file's checksum
+        for path in self.known:
+            file, box = split_item(path)
+            if box is not None:
+                self._items[file].append(path)
+                self._boxes[self.known[path].sha256].append(box)
+        self._look(list_folder(folder.folder, settings.labels, settings.boxes), progress)
         self._find_gone()
         self._resolve(doubtful)
 
@@ -212,14 +170,15 @@ class SyncPlan:
             path, _, reason = problem.partition(": ")
             self.skipped.append(Skipped(self.folder.stored(path), reason))
         for number, record in enumerate(records, 1):
-            path = self.folder.stored(record.path)
-            if path in self._seen:  # one file under two names
-                continue
-            self._seen.add(path)
-            try:
-                self._compare(path, record)
-            except ImageError as error:
-                self.skipped.append(Skipped(path, error.reason))
+            file = self.folder.stored(record.path)
+            for path in [item_of(file, record.box)] if record.box is not None else self._items.get(file, [file]):
+                if path in self._seen:  # one file under two names
+                    continue
+                self._seen.add(path)
+                try:
+                    self._compare(path, record)
+                except ImageError as error:
+                    self.skipped.append(Skipped(path, error.reason))
             if progress is not None:
                 progress(number, max(number, len(self._inside)))
 
@@ -233,15 +192,16 @@ class SyncPlan:
         if not is_as_before and abs(time.time() - status.st_mtime) < self.settings.settle:
             self.busy += 1
             return
-        offer = Offer(self.folder.folder / record.path, path, record.label)
+        offer = Offer(self.folder.folder / record.path, path, record.label, box=split_item(path)[1])
         offer.size, offer.mtime_ns = status.st_size, status.st_mtime_ns
         is_trusted = row is not None and is_as_before and not self.settings.checksum
-        offer.sha256 = row.sha256 if row is not None and is_trusted else _digest(offer.file)
+        offer.sha256 = row.sha256 if row is not None and is_trusted else digest_of(offer.file)
         if row is None:
             if self._keeps_labels:
-                offer.label = self.folder.label_of(path) if self._has_labels or not self.known else None
-                offer.columns = self.folder.columns_of(path)
-            self._wanted.append(offer)
+                named = record.label if record.box is not None else self.folder.label_of(path)
+                offer.label = named if self._has_labels or not self.known else None
+            offer.columns = {**record.columns, **(self.folder.columns_of(path) if self._keeps_labels else {})}
+            self._wanted += self._of_boxes(offer)
             return
         offer.columns, offer.replaces = row.columns, row.id
         label = offer.columns.pop("label", None)
@@ -253,37 +213,53 @@ class SyncPlan:
         else:
             self.unchanged += 1
 
+    def _of_boxes(self, offer: Offer) -> list[Offer]:
+        """A new file's offer, or where the gallery is of boxes one for each box that is known of its contents."""
+        if offer.box is not None or len(self._items) == 0:
+            return [offer]
+        boxes = self._boxes.get(offer.sha256, [])
+        if not boxes and self._has_only_boxes:
+            raise ImageError(offer.file, "the gallery is of boxes, and none is known of it; sync with --boxes FILE")
+        return [replace(offer, path=item_of(offer.path, box), box=box) for box in boxes] or [offer]
+
     def _find_gone(self) -> None:
         """Images whose files are really not there any more; what cannot be looked at stays as it is."""
         for path in sorted(self._inside - self._seen):
-            file = self.folder.root / path
+            name, box = split_item(path)
+            file = self.folder.root / name
+            content = content_of(self.known[path].sha256, path)
             try:
                 file.stat()
-                self.unchanged += 1  # there, but nothing that a walk lists: a hidden file, another suffix
+                if box is not None and self.settings.boxes is not None:  # that file does not say it any more
+                    self._gone[content].append(path)
+                else:
+                    self.unchanged += 1  # there, but nothing that a walk lists: a hidden file, another suffix
             except (FileNotFoundError, NotADirectoryError):
                 if not file.is_symlink():
-                    self._gone[self.known[path].sha256].append(path)
+                    self._gone[content].append(path)
             except OSError as error:
                 self.skipped.append(Skipped(path, reason_of(error)))
 
     def _resolve(self, doubtful: Collection[str] | None) -> None:
         """Find for every wanted file where its vectors come from; decide what becomes of the images that are gone."""
         wanted = {offer.sha256 for offer in self._wanted}
-        sources = {row.sha256: path for path, row in self.known.items() if row.sha256 in wanted} if wanted else {}
+        same = ((path, row.sha256) for path, row in self.known.items() if row.sha256 in wanted) if wanted else ()
+        sources = {content_of(sha256, path): path for path, sha256 in same}
         first: dict[bytes, str] = {}
         for offer in self._wanted:
             if self._is_moved(offer):
                 continue
-            if (origin := sources.get(offer.sha256)) is not None:
+            content = content_of(offer.sha256, offer.path)
+            if (origin := sources.get(content)) is not None:
                 kind: SyncKind = "duplicated" if offer.replaces is None else "changed"
                 self.carries.append(Carry(kind, self.known[origin], offer, origin))
-            elif offer.sha256 in first:
-                self.twins.append((offer, first[offer.sha256]))
+            elif content in first:
+                self.twins.append((offer, first[content]))
             else:
                 try:
                     if doubtful is None or offer.path in doubtful:
-                        read_image(offer.file)
-                    first[offer.sha256] = offer.path
+                        read_image(item_of(offer.file, offer.box))
+                    first[content] = offer.path
                     self.offers.append(offer)
                 except ImageError as error:
                     self.skipped.append(Skipped(offer.path, error.reason))
@@ -295,7 +271,7 @@ class SyncPlan:
 
     def _is_moved(self, offer: Offer) -> bool:
         """Carry over an image that is gone and had the same contents, if possible under the same name; False: none."""
-        paths = self._gone.get(offer.sha256)
+        paths = self._gone.get(content_of(offer.sha256, offer.path))
         if offer.replaces is not None or not paths:
             return False
         name = Path(offer.path).name

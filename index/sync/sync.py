@@ -27,7 +27,8 @@ from ..reports import Change, SyncKind, SyncReport
 from ..storage.segments import BLOCK_BYTES
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
-from .plan import Carry, SyncFolder, SyncPlan, SyncSettings, rows_of
+from .plan import SyncFolder, SyncPlan, SyncSettings
+from .rows import Carry, rows_of
 
 if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ...encoders import Encoder

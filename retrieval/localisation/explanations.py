@@ -218,7 +218,7 @@ def from_gallery(
     if len(ids) > CROWD:
         ids = np.sort(ids[torch.randperm(len(ids), generator=generator)[:CROWD].numpy()])
     records = [record for record in gallery.records(ids) if record.label is not None]
-    known = {Photograph(gallery.file(record), str(record.label)): record for record in records}
+    known = {Photograph(gallery.item(record), str(record.label)): record for record in records}
     asked, kept = split_off(known, n, generator=generator) if queries is None else (photographs(queries), list(known))
     if not kept:
         raise InputError(f"{gallery.folder} has no labels, so it has no classes to point to")

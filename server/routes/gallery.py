@@ -99,15 +99,15 @@ async def picture(
 
     def answer(retriever: Retriever) -> Response:
         require_image(retriever, id)
-        file = retriever.gallery.file(id)
+        file, item = retriever.gallery.file(id), retriever.gallery.item(id)
         try:
             status = file.stat()
-            state = f"{file}\0{status.st_mtime_ns}\0{status.st_size}\0{side}"
+            state = f"{item}\0{status.st_mtime_ns}\0{status.st_size}\0{side}"
             etag = f'"{hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
             headers = {"Cache-Control": "private, no-cache", "ETag": etag}
             if if_none_match == etag:
                 return Response(status_code=304, headers=headers)
-            image = read_image(file)
+            image = read_image(item)
         except (OSError, ImageError) as error:
             raise ApiError(404, "the file of this image is gone", reason="gone") from error
         image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)

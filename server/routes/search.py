@@ -211,7 +211,7 @@ class _Ranking:
 def _stored(retriever: Retriever, image: int) -> ImageQuery:
     """An image of the gallery as a query."""
     require_image(retriever, image)
-    return retriever.stored(image, known_size=upright_size(retriever.gallery.file(image)))
+    return retriever.stored(image, known_size=upright_size(retriever.gallery.item(image)))
 
 
 def require_image(retriever: Retriever, image: int) -> None:

@@ -163,8 +163,8 @@ ALWAYS = {
     "index build": "max_pixels out_path encoder weights layer readout store_lines fit image_size labels store_maps "
     "masks metric "
     "batch_size workers "
-    "device index backend overwrite engine strict as_json",
-    "index add": "max_pixels encoder labels batch_size workers device strict as_json",
+    "device index backend overwrite engine boxes box_format box_confidence box_margin strict as_json",
+    "index add": "max_pixels encoder labels boxes box_format box_confidence batch_size workers device strict as_json",
     "index remove": "path where as_json",
     "index info": "skipped as_json",
     "index restore": "as_json",
@@ -172,7 +172,7 @@ ALWAYS = {
     "index calibrate": "verify lines explanations queries false_alarms exclude_same as_json",
     "index compact": "as_json",
     "index tune": "recall memory latency_ms queries candidates seed device dry_run as_json",
-    "index sync": "max_pixels labels checksum keep_missing dry_run watch root as_json",
+    "index sync": "max_pixels labels boxes box_format box_confidence checksum keep_missing dry_run watch root as_json",
     "index import": "out_path kind metric encoder root index overwrite as_json",
     "index export": "out_path to as_json",
     "benchmark explanations": "queries boxes reference methods composites faithful device max_pixels seed strict html "

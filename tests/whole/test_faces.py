@@ -37,8 +37,9 @@ PUBLIC = {
         required_episodes sample_episodes simple_shot support_quality support_sensitivity
     """,
     "distcam.images": """
-        Box Dataset DatasetRecord IMAGE_SUFFIXES ImageRecord Listing MAX_PIXELS MIN_SIDE Transform as_rgb
-        dataset_layouts image_size list_images load_dataset pixel_limit read_image set_pixel_limit
+        Box BoxSource Dataset DatasetRecord IMAGE_SUFFIXES ImageRecord Listing MAX_PIXELS MIN_SIDE Transform as_rgb
+        dataset_layouts image_size item_of list_images list_items load_dataset pixel_limit read_image read_item
+        set_pixel_limit split_item
     """,
     "distcam.index": """
         AddReport And Encodings Eq FaissSearch Filter Gallery Glob Hits In METRICS Metric Ne Not Or Problem

@@ -42,11 +42,6 @@ def benchmark_listing(kind: str, folder: Path, split: str, *, strict: bool, quie
     return found.listing()
 
 
-def is_archive(kind: str) -> bool:
-    """True for data sets without a file for each image."""
-    return kind in CIFAR
-
-
 def archived_sets(kind: str, folder: Path, transform: Transform) -> dict[str, TrainingSet]:
     """Training and test images of CIFAR, in memory."""
     parts, names = read_cifar(folder, kind)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator
 
+from ...datasets.cifar import CIFAR
 from ...errors import InputError
 from ...images import ImageRecord, Listing, Transform
 from ...images.geometry import DEFAULT_FIT
@@ -20,7 +21,7 @@ from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table, plain
 from .batches import Part, RunData, parts_of
-from .benchmarks import archived_sets, benchmark_listing, is_archive, named_benchmark
+from .benchmarks import archived_sets, benchmark_listing, named_benchmark
 from .dividing import SplitSettings, divided, settled, shown_classes
 from .outlines import Outline, RegionSettings, boxes_from, outlines_of
 from .training_set import Cache, TrainingSet, say_left_out
@@ -230,7 +231,7 @@ def _archive(settings: DataSettings, folder: Path) -> tuple[str, Path] | None:
     """Name and folder of a data set without a file for each image; None if the images are files."""
     name, base = settings.source(folder)
     named = named_benchmark(name, base)
-    if named is None or not is_archive(named[0]):
+    if named is None or named[0] not in CIFAR:
         return None
     if settings.split != SplitSettings():
         raise InputError(f"[data.split] is not used by {named[0]}, whose files are divided into train and test")

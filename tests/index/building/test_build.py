@@ -27,7 +27,7 @@ from distcam.errors import (
 from distcam.images import Transform, list_images
 from distcam.index import Gallery, Skipped, encode_to_file, read_encodings
 from distcam.index.building import build as building
-from distcam.index.building import ingest
+from distcam.index.building import ingest, opened
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import Retriever
@@ -311,7 +311,7 @@ def test_an_interrupted_build_keeps_what_is_encoded_and_goes_on_from_there(
     assert half.info()["complete"] is False
     encoded: list[Path] = []
     read = ingest.read_offer
-    monkeypatch.setattr(building, "read_offer", lambda offer: encoded.append(offer.file) or read(offer))
+    monkeypatch.setattr(opened, "read_offer", lambda offer: encoded.append(offer.file) or read(offer))
     gallery = Gallery.build(photos, encoder, out=tmp_path / "g")
     assert len(encoded) == 6
     assert gallery.report is not None

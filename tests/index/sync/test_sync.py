@@ -24,8 +24,7 @@ from distcam.errors import FingerprintMismatchError, GalleryLockedError, ImageEr
 from distcam.images import Transform
 from distcam.index import Gallery, SyncReport, verify_gallery, watch_folder
 from distcam.index.backends import opened_for_writing
-from distcam.index.building import build as building
-from distcam.index.building import ingest
+from distcam.index.building import ingest, opened
 
 pytestmark = pytest.mark.usefixtures("own_state")
 
@@ -40,7 +39,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of all images that a sync encodes."""
     paths: list[str] = []
     read = ingest.read_offer
-    monkeypatch.setattr(building, "read_offer", lambda offer: paths.append(offer.path) or read(offer))
+    monkeypatch.setattr(opened, "read_offer", lambda offer: paths.append(offer.path) or read(offer))
     return paths
 
 
@@ -363,12 +362,12 @@ def test_an_interrupted_sync_keeps_what_is_encoded_and_the_next_one_completes_it
             raise KeyboardInterrupt
         return read(offer)
 
-    monkeypatch.setattr(building, "read_offer", interrupted)
+    monkeypatch.setattr(opened, "read_offer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gallery.sync(photos, encoder, batch_size=2, workers=0)
     assert Gallery.open(tmp_path / "g", verify=True).verify().is_sound
     assert {"n/0.png", "n/3.png", "a/zero.png", "b/01.png"} < set(_held(gallery))
-    monkeypatch.setattr(building, "read_offer", read)
+    monkeypatch.setattr(opened, "read_offer", read)
     report = gallery.sync(photos, encoder)
     assert (report.counts["added"], report.counts["moved"], report.counts["removed"]) == (2, 0, 1)
     _is_right(gallery, encoder, tmp_path)
@@ -474,3 +473,61 @@ def test_a_watching_command_ends_cleanly(conv4_gallery: Path, photos_of_scenes: 
     assert child.returncode == 0, errors
     assert errors == "stopped watching; everything encoded so far is kept\n"
     assert verify_gallery(conv4_gallery).is_sound
+
+
+@pytest.fixture
+def boxed(tmp_path: Path, encoder: Encoder) -> Gallery:
+    """Three boxes of two images, as a file of boxes says."""
+    for number, name in enumerate(("one", "two")):
+        _paint(tmp_path / "photos" / f"{name}.png", number)
+    table = tmp_path / "boxes.csv"
+    table.write_text("path,label,x1,y1,x2,y2\none.png,a,0,0,10,10\none.png,b,10,0,24,20\ntwo.png,a,2,2,20,18\n")
+    return Gallery.build(tmp_path / "photos", encoder, out=tmp_path / "g", boxes=table)
+
+
+def test_boxes_follow_their_files(boxed: Gallery, encoder: Encoder, encoded: list[str]) -> None:
+    photos = boxed.root
+    assert boxed.sync(photos, encoder).unchanged == 3
+    before = {record.path: boxed.embeddings([record.id]).tolist() for record in boxed.records(boxed.ids)}
+    (photos / "one.png").rename(photos / "moved.png")
+    shutil.copy(photos / "two.png", photos / "copy.png")
+    _paint(photos / "new.png", 9)
+    report = boxed.sync(photos, encoder)
+    assert {(change.kind, change.path) for change in report.changes} == {
+        ("moved", "moved.png#xywh=0,0,10,10"),
+        ("moved", "moved.png#xywh=10,0,14,20"),
+        ("duplicated", "copy.png#xywh=2,2,18,16"),
+    }
+    assert encoded == []
+    assert [item.path for item in report.skipped] == ["new.png"]
+    assert "sync with --boxes" in report.skipped[0].reason
+    after = {record.path: boxed.embeddings([record.id]).tolist() for record in boxed.records(boxed.ids)}
+    assert after["moved.png#xywh=10,0,14,20"] == before["one.png#xywh=10,0,14,20"]
+    _paint(photos / "moved.png", 5)
+    report = boxed.sync(photos, encoder)
+    assert [change.kind for change in report.changes] == ["changed", "changed"]
+    assert len(encoded) == 1  # read once for both boxes
+    (photos / "moved.png").unlink()
+    assert boxed.sync(photos, encoder).counts["removed"] == 2
+    assert len(boxed) == 2
+
+
+def test_a_file_of_boxes_says_which_there_should_be(boxed: Gallery, encoder: Encoder) -> None:
+    table = boxed.root.parent / "boxes.csv"
+    table.write_text("path,label,x1,y1,x2,y2\none.png,a,0,0,10,10\none.png,c,0,4,24,20\ntwo.png,a,2,2,20,18\n")
+    report = boxed.sync(boxed.root, encoder, boxes=table)
+    assert {(change.kind, change.path) for change in report.changes} == {
+        ("added", "one.png#xywh=0,4,24,16"),
+        ("removed", "one.png#xywh=10,0,14,20"),
+    }
+    assert report.unchanged == 2
+    assert {record.label for record in boxed.records(boxed.ids)} == {"a", "c"}
+    dry = boxed.sync(boxed.root, encoder, boxes=table, dry_run=True)
+    assert dry.changes == ()
+
+
+def test_a_changed_image_that_its_boxes_do_not_fit_any_more_is_listed(boxed: Gallery, encoder: Encoder) -> None:
+    Image.new("RGB", (12, 12)).save(boxed.root / "one.png")
+    report = boxed.sync(boxed.root, encoder)
+    assert [item.path for item in report.skipped] == ["one.png#xywh=10,0,14,20"]
+    assert "less than 8x8 pixels of the image, which is 12x12" in report.skipped[0].reason
