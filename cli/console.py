@@ -8,11 +8,10 @@ import secrets
 import shutil
 import sys
 import tempfile
-import threading
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,8 +19,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from .. import progress
 from ..errors import InputError
-from ..progress import Progress
 from ..remarks import DistcamWarning, Skipped
 from .command import option_names
 
@@ -32,11 +31,11 @@ if TYPE_CHECKING:
 
 
 Number = TypeVar("Number", int, float)
-LINE_EVERY = 10.0  # seconds
-_counting: list[list[int]] = []  # what is under way: done, and in all
 
 out = Console(markup=False, highlight=False)  # file names may hold [brackets]
 err = Console(stderr=True, markup=False, highlight=False)
+progress_bar = partial(progress.progress_bar, console=err)
+progress_lines = partial(progress.progress_lines, console=err)
 
 
 def say(text: str) -> None:
@@ -104,57 +103,6 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
 def answer(content: Any, text: str, *, as_json: bool) -> None:
     """A result on standard output: as JSON, or in words."""
     print_json(content) if as_json else say(text)
-
-
-@contextmanager
-def progress_bar(description: str) -> Iterator[Progress]:
-    """A bar on stderr driven by `progress(done, total)`; a plain line every ten seconds if that is no terminal."""
-    if not err.is_terminal:
-        with progress_lines(description) as progress:
-            yield progress
-        return
-    import rich.progress as bars
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def progress_lines(description: str, *, every: float | None = None) -> Iterator[Progress]:
-    """A line on stderr every so many seconds, also while nothing is counted; none from what is done before that.
-
-    Of several at once only those that have begun to count say something.
-    """
-    started, done, over = time.monotonic(), [0, 0], threading.Event()
-    _counting.append(done)
-
-    def speak() -> None:
-        while not over.wait(LINE_EVERY if every is None else every):
-            seconds = f"{time.monotonic() - started:.0f} s"
-            if done[1]:
-                err.print(f"{description}: {done[0]:,} of {done[1]:,} ({seconds})", soft_wrap=True)
-            elif len(_counting) == 1:
-                err.print(f"{description} ({seconds})", soft_wrap=True)
-
-    def progress(count: int, total: int) -> None:
-        done[:] = count, total
-
-    speaker = threading.Thread(target=speak, name="progress", daemon=True)
-    speaker.start()
-    try:
-        yield progress
-    finally:
-        over.set()
-        speaker.join()
-        _counting[:] = [each for each in _counting if each is not done]  # not one that has counted as far
 
 
 def load_encoder(

@@ -55,7 +55,7 @@ class NamedItems:
         return hashlib.sha256(json.dumps(list(pairs)).encode()).hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EpisodeManifest(NamedItems):
     """E episodes over n named, labelled items; two manifests are the same when their `content_hash` is.
 
@@ -107,6 +107,18 @@ class EpisodeManifest(NamedItems):
             item = used[episode, column]
             overlap = "in support and query" if item in support[episode] and item in query[episode] else "twice"
             raise InputError(f"episode {episode}: {str(names[item])!r} is {overlap}; an image may be used once")
+
+    @property
+    def summary(self) -> str:
+        """The episodes in one line."""
+        queries = f"{self.n_query} queries per class{'' if self.is_balanced else ' on average'}"
+        return (
+            f"{self.n_way}-way {self.n_shot}-shot, {queries}, {self.n_episodes} episodes of "
+            f"{len(self.class_names)} classes, manifest {self.content_hash[:12]}"
+        )
+
+    def __repr__(self) -> str:
+        return f"EpisodeManifest({self.summary})"
 
     @property
     def n_episodes(self) -> int:

@@ -1,4 +1,5 @@
 from ..encoders.folding import fold as fold
+from ..images.inline import Tile as Tile
 from ..metrics.localisation import energy_in_box as energy_in_box
 from ..metrics.localisation import peak_in_box as peak_in_box
 from ..metrics.maps import is_constant as is_constant
@@ -9,7 +10,6 @@ from .checks.faithfulness import Faithfulness as Faithfulness
 from .checks.faithfulness import measure_faithfulness as measure_faithfulness
 from .checks.sanity import match_sensitivity as match_sensitivity
 from .drawing.panels import DrawStyle as DrawStyle
-from .drawing.panels import Tile as Tile
 from .drawing.panels import grid as grid
 from .drawing.panels import map_tiles as map_tiles
 from .drawing.rendering import colourise as colourise

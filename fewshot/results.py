@@ -28,13 +28,15 @@ from numpy.typing import NDArray
 from ..datasets.episodes import EpisodeManifest
 from ..errors import InputError, ShapeError
 from ..files import read_hdf5, write_hdf5
+from ..images.inline import data_frame, fragment
 from ..metrics.intervals import Intervals, intervals, required_episodes
+from ..remarks import counted
 
 FORMAT = "distcam-fewshot-results/1"
 NO_JACKKNIFE = "class jackknife: does not exist, some class is in every episode; nothing is known of other classes"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EpisodeResult:
     """Answers of a classifier, query by query; every figure below follows from them without the network.
 
@@ -140,15 +142,42 @@ class EpisodeResult:
             "intervals": intervals_to_dict(self.intervals()),
         }
 
+    def to_pandas(self) -> Any:
+        """The answers as a DataFrame, a row for each query: episode, image, true and winning class, margin.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        episodes = self.episodes
+        winner = np.take_along_axis(episodes.ways, self.prediction.astype(np.int64), axis=1).ravel()
+        queries, classes = episodes.query.ravel(), episodes.class_names
+        columns = {
+            "method": self.classifier["name"],
+            "episode": np.repeat(np.arange(episodes.n_episodes), episodes.query.shape[1]),
+            "image": episodes.names[queries],
+            "label": classes[episodes.class_of[queries]],
+            "prediction": classes[winner],
+            "margin": self.margin.ravel(),
+            "is_right": (self.prediction == episodes.target).ravel(),
+        }
+        return data_frame(columns)
+
+    def __repr__(self) -> str:
+        return f"EpisodeResult({self.described}: {', '.join(self._row()[1:3])})"
+
+    def _row(self) -> list[str]:
+        """Method, accuracy and intervals as text, in percent."""
+        found = self.intervals()
+        ends = [f"{100 * each.low:.2f} … {100 * each.high:.2f}" for each in found]
+        return [self.described, f"{100 * self.mean_accuracy:.2f}", *ends]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: accuracy and intervals."""
+        return ResultFile((self,))._repr_html_()
+
     def table(self) -> str:
         """The result as plain text, in percent: what was run, how, and the three intervals with their questions."""
-        episodes = self.episodes
-        queries = f"{episodes.n_query} queries per class{'' if episodes.is_balanced else ' on average'}"
-        run = (
-            f"{episodes.n_way}-way {episodes.n_shot}-shot, {queries}, {episodes.n_episodes} episodes of "
-            f"{len(episodes.class_names)} classes, manifest {episodes.content_hash[:12]}"
-        )
-        return "\n".join([run, self.described, *interval_lines(self.intervals(), "accuracy")])
+        return "\n".join([self.episodes.summary, self.described, *interval_lines(self.intervals(), "accuracy")])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write answers and manifest as one HDF5 file, a `ResultFile` of one method."""
@@ -160,7 +189,7 @@ class EpisodeResult:
         return ResultFile.load(path)[None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ResultFile:
     """Results of several classifiers on the same episodes, each with a name of its own.
 
@@ -204,6 +233,24 @@ class ResultFile:
             asked = "say which method is meant" if name is None else f"no method {name!r} here"
             raise InputError(f"{asked}; there are {', '.join(self.names)}")
         return self.results[self.names.index(name)]
+
+    def to_pandas(self) -> Any:
+        """The answers of all methods as a DataFrame, below one another; see `EpisodeResult.to_pandas`."""
+        frames = [result.to_pandas() for result in self.results]
+        import pandas
+
+        return pandas.concat(frames, ignore_index=True)
+
+    def __repr__(self) -> str:
+        return f"ResultFile({counted(len(self.results), 'method')}: {', '.join(self.names)}; {self.episodes.summary})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: accuracy and intervals of every method."""
+        found = self.results[0].intervals()
+        headings = ["", "accuracy, %", *(f"{each.kind} interval" for each in found)]
+        rows = [result._row() for result in self.results]
+        notes = [f"{each.kind}: {each.question}" for each in found]
+        return fragment(self.episodes.summary, table=(headings, rows), notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Source, episodes, and every result, JSON-able."""

@@ -25,7 +25,7 @@ from .filters.matching import hints
 from .filters.tree import Filter, tree_of
 from .inspection.questions import Inspectable
 from .prototypes import PrototypeStore, unit_rows
-from .reports import VerifyReport, describe, read_skipped
+from .reports import VerifyReport, describe, gallery_html, read_skipped
 from .search import Hits, Searcher
 from .storage.background import MapChoice
 from .storage.cache import GalleryCache
@@ -93,6 +93,10 @@ class GalleryReader(Inspectable):
     def __repr__(self) -> str:
         images = counted(len(self), "image")
         return f"{type(self).__name__}({str(self.folder)!r}, {images}, {self.manifest.encoder.short_name})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: some images, spread evenly, and what the gallery holds."""
+        return gallery_html(self)
 
     def refresh(self) -> bool:
         """Move to the newest generation on the disk; says whether there was another. No search may run beside it."""

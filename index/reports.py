@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ..errors import CorruptGalleryError
+from ..errors import CorruptGalleryError, ImageError
 from ..files import read_file
+from ..images.inline import SHOWN, Tile, fragment, more
 from ..images.items import split_item
+from ..images.loading import read_image
 from ..remarks import Skipped, counted
 from .storage.manifest import EncoderEntry
 from .storage.segments import MASK_COLUMN, NO_MASK
 from .storage.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from .reader import GalleryReader
+
+_TOLD = ("images", "classes", "columns", "metric", "encoder", "images_as", "root", "skipped")  # of `describe`
 
 
 def read_skipped(path: Path) -> tuple[Skipped, ...]:
@@ -221,3 +229,15 @@ def _images_as(encoder: EncoderEntry) -> str | None:
     size = transform.get("size")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
     return f"{transform.get('fit')} to {height}×{width}"
+
+
+def gallery_html(gallery: GalleryReader) -> str:
+    """Some images, spread evenly, and what the gallery holds, for a notebook."""
+    records = gallery.records(gallery.ids[:: max(1, len(gallery) // SHOWN)][:SHOWN])
+    tiles = []
+    for record in records:
+        with suppress(ImageError):  # gone, or damaged since
+            tiles.append(Tile(read_image(gallery.item(record)), record.label or "–", record.path))
+    rows = [[name, str(value)] for name, value in gallery.info().items() if name in _TOLD and value is not None]
+    images = [tiles] if tiles else []
+    return fragment(repr(gallery), images, table=(["", ""], rows), notes=more(len(gallery), "images"))

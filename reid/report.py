@@ -16,8 +16,8 @@ import numpy as np
 
 from ..errors import ImageError
 from ..explain.drawing.page import write_html
-from ..explain.drawing.rendering import to_data_uri
 from ..images import read_image
+from ..images.inline import to_data_uri
 from .assessment import Assessment
 from .results import MOST_CAMERAS, camera_grid
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets.reid_records import Identity, Protocol
+from ..images.inline import data_frame
 from .verification import Identification, Verification
 
 _SHOWN_RANKS = (1, 5, 10, 20)
@@ -54,7 +55,7 @@ class QueryResults:
     wrong_distance: NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """Scores of one evaluation with their protocol; all rates in [0, 1].
 
@@ -113,6 +114,18 @@ class Evaluation:
         """Everything as numbers, text, lists and dictionaries; NaN becomes None. Values per query only on request."""
         result = asdict(self) | {"protocol": self.protocol.to_dict()}
         return {name: _jsonable(value) for name, value in result.items() if per_query or name != "per_query"}
+
+    def to_pandas(self) -> Any:
+        """The measures behind the means as a DataFrame, a row for each query in the order given.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return data_frame({one.name: getattr(self.per_query, one.name) for one in fields(self.per_query)})
+
+    def __repr__(self) -> str:
+        scores = f"rank-1 {_percent(self.rank(1))}, mAP (step) {_percent(self.map_step)}"
+        return f"Evaluation({scores} %; {self.counts['queries']:,} queries)"
 
     def __str__(self) -> str:
         """A plain-text table: scores in percent, what was counted, and every decision."""

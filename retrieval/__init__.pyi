@@ -21,6 +21,7 @@ from .localisation.results import LocalisationTable as LocalisationTable
 from .matches import Matches as Matches
 from .matches import PictureCorrespondence as PictureCorrespondence
 from .matches import PlacePair as PlacePair
+from .pair import explain_pair as explain_pair
 from .ranking import Match as Match
 from .ranking import Query as Query
 from .report import write_report as write_report

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..encoders.trained_on import Overlap
 from ..errors import InputError, ShapeError
+from ..images.inline import data_frame, fragment
 from ..metrics import Metric
 from ..metrics.distances import METRICS, SearchSpec, check_vectors, cluster, comparable, normalised_mutual_information
 from ..metrics.intervals import bootstrap_means
@@ -132,7 +133,7 @@ class Origin:
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """The result of one evaluation, with its protocol; `print` it for a table, `to_dict` it for JSON.
 
@@ -162,15 +163,20 @@ class Evaluation:
 
     def table(self) -> str:
         """A plain-text table in percent with everything that the numbers depend on below it."""
-        rows = [["", "%", "± queries", "± classes"]]
-        for name, score in self.scores.items():
-            values = (score.value, score.query_error, score.class_error)
-            rows.append([name, *("–" if value is None else f"{100 * value:.2f}" for value in values)])
+        rows, notes = self._cells()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
             for row in rows
         ]
+        return "\n".join([*lines, "", *notes])
+
+    def _cells(self) -> tuple[list[list[str]], list[str]]:
+        """Headings and rows of the table as text, and what stands below it."""
+        rows = [["", "%", "± queries", "± classes"]]
+        for name, score in self.scores.items():
+            values = (score.value, score.query_error, score.class_error)
+            rows.append([name, *("–" if value is None else f"{100 * value:.2f}" for value in values)])
         counts = self.counts
         gallery = "all others" if counts["gallery_is_queries"] else f"{counts['gallery']:,} images"
         counted = (
@@ -178,10 +184,27 @@ class Evaluation:
             f"{gallery}; left out: {counts['queries_without_relevant']:,} without a relevant image, "
             f"{counts['queries_without_label']:,} without a label"
         )
-        return "\n".join([*lines, "", counted, *self.protocol.describe(), *self.origin.describe()])
+        return rows, [counted, *self.protocol.describe(), *self.origin.describe()]
 
-    def __str__(self) -> str:
-        return self.table()
+    __str__ = table
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {100 * score.value:.2f}" for name, score in self.scores.items())
+        return f"Evaluation({scores} %; {self.counts['queries_scored']:,} queries)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the scores, and all that they depend on."""
+        cells, notes = self._cells()
+        return fragment(self.origin.dataset or "Evaluation", table=(cells[0], cells[1:]), notes=notes)
+
+    def to_pandas(self, *, per_query: bool = False) -> Any:
+        """A DataFrame with a row for each score, or for each query, in the order of the queries.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        scores = [{"score": name, **asdict(score)} for name, score in self.scores.items()]
+        return data_frame(self.to_dict(per_query=True)["per_query"] if per_query else scores)
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Everything for JSON; values per query only on request, None where a query has no relevant image."""

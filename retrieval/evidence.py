@@ -120,7 +120,8 @@ class Evidence:
             return None
         if not self.has_mean:
             raise InputError(
-                f"{weighting!r} needs the gallery's mean in the space that ranks; it is not kept for space='backbone'"
+                f"{weighting!r} needs the gallery's mean in the space that ranks; it is not kept for space='backbone', "
+                "and of one image there is none"
             )
         return torch.from_numpy(self.ranking.retriever.gallery.prototypes.mean_embedding())
 
@@ -134,8 +135,9 @@ class Evidence:
 
     @property
     def has_mean(self) -> bool:
-        """True if the gallery keeps its mean vector in this space."""
-        return self.space == "metric" or self.ranking.retriever.gallery.spec.embedding_is_pooled
+        """True if the gallery keeps its mean vector in this space; that of one image says nothing of others."""
+        gallery = self.ranking.retriever.gallery
+        return len(gallery) > 1 and (self.space == "metric" or gallery.spec.embedding_is_pooled)
 
     def references(self, against: str | int) -> tuple[tuple[Reference, ...], Tensor]:
         """The references that `against` names, see `Matches.explain`, and their vectors "n d"."""

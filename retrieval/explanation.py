@@ -16,18 +16,20 @@ from ..encoders.fine import SAYS
 from ..encoders.regions import region_mask
 from ..errors import ImageError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
+from ..explain.drawing.figures import figure_of
 from ..explain.drawing.page import save_drawing
-from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
-from ..explain.drawing.rendering import Photograph, contour, draw_box
+from ..explain.drawing.panels import MISSING, DrawStyle, below, map_panel, map_rows
+from ..explain.drawing.rendering import contour, draw_box
 from ..explain.methods.dist_cam import WeightOptions
 from ..explain.weightings import DEPENDS, RECTIFIED, SIGNED, WORDS
-from ..images import Box, image_size, read_image, split_item
-from ..images.items import whole_pixels
+from ..images import Box
+from ..images.inline import SHOWN, Tile, fragment, more
 from ..index.filters.tree import Eq
+from ..remarks import counted
 from .evidence import Evidence, Reference, Space
 from .lines import MatchLines, lines_of, lines_sheet
-from .ranking import Ranking
-from .report import write_report
+from .ranking import Ranking, image_of
+from .report import photograph_of, write_report
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from ..index.storage.segments import Record
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """Raw Dist-CAM maps of one query, one per reference, in the resolution of the encoder's last feature map.
 
@@ -229,22 +231,11 @@ class Explanation:
     def member_image(self, index: int) -> Image | None:
         """The image of `nearest_member`; None if there is none, or its file is gone or damaged."""
         member = self.nearest_member(index)
-        return None if member is None else _image_of(self.matches.retriever.gallery.item(member))
+        return None if member is None else image_of(self.matches.retriever.gallery.item(member))
 
     def reference_image(self, index: int) -> Image | None:
         """A matched gallery image; None for a prototype or a file that is gone or damaged."""
-        match = self.references[index].match
-        return None if match is None else _image_of(match.item)
-
-    def photograph(self, index: int) -> Photograph | None:
-        """The whole photograph of a match that is a box of it; None for a whole image or a file that is gone."""
-        match = self.references[index].match
-        place = None if match is None else split_item(match.item)[1]
-        whole = None if match is None or place is None else _image_of(match.file)
-        if match is None or match.box is None or place is None or whole is None:
-            return None
-        scale = max(whole.size) / max(image_size(match.file))
-        return Photograph(whole, whole_pixels(place.scaled(scale).clipped(*whole.size)), match.box.scaled(scale))
+        return None if (match := self.references[index].match) is None else image_of(match.item)
 
     @property
     def found_reference_maps(self) -> Tensor | None:
@@ -269,15 +260,36 @@ class Explanation:
         """
         if lines:
             panel = self.show(look)
-            return below(panel, lines_sheet([self.lines(index) for index in range(len(self))], width=panel.width))
+            return below(panel, lines_sheet(list(map(self.lines, range(len(self)))), width=panel.width))
+        return map_panel(self._rows(look), self.words)
+
+    def figure(self, look: DrawStyle | None = None) -> Any:
+        """The same as a figure of matplotlib, with an axis for each image and map.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        return figure_of(self._rows(look), self.words)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first references, the maps on both sides, and the words."""
+        shown, rest = [row[: SHOWN + 1] for row in self._rows(None)], more(len(self), "references")
+        return fragment(repr(self), shown, notes=[*self.words, *rest])
+
+    def __repr__(self) -> str:
+        versus = "" if self.versus is None else f" rather than {self.versus.short_name}"
+        against = f"{counted(len(self), 'reference')}{versus}"
+        return f"Explanation({self.matches.query.short_name!r}, {against}, {self.weighting})"
+
+    def _rows(self, look: DrawStyle | None) -> list[list[Tile | None]]:
+        """The tiles of `show`."""
         look = look or (DrawStyle() if self.versus is None else DrawStyle(colours="blue-orange"))
         has_middle = look.colours == "blue-orange"
-
         maps, answers = self.query_maps if self.matches.query.has_image else None, self.found_reference_maps
         if (self.is_signed or self.weighting in RECTIFIED) and not has_middle:  # what speaks for the match
             maps, answers = (None if each is None else rectify(each) for each in (maps, answers))
         images = [self.reference_image(index) for index in range(len(self))]
-        return map_panel(
+        return map_rows(
             Tile(self.marked_query, title="query", caption=self.matches.query.short_name),
             [self._tile(index, image) for index, image in enumerate(images)],
             maps,
@@ -287,7 +299,6 @@ class Explanation:
             look=look,
             ends=self.ends if has_middle else ("low", "high"),
             beside=self.dist_maps,
-            words=self.words,
         )
 
     def _tile(self, index: int, image: Image | None) -> Tile:
@@ -299,7 +310,7 @@ class Explanation:
         if reference.match is not None:
             title = f"{reference.match.rank} · {reference.label or '–'}"
             found = caption if image else f"{caption}, image not found"
-            return Tile(image or MISSING, title=title, caption=found, within=self.photograph(index))
+            return Tile(image or MISSING, title=title, caption=found, within=photograph_of(reference.match))
         member = self.member_image(index)
         return Tile(
             member or MISSING, title=reference.name, caption=f"{caption}; its nearest member" if member else caption
@@ -337,10 +348,3 @@ class Explanation:
         if self.matches.query.weights is not None:
             arrays["region_weights"] = self.matches.query.weights.cpu().numpy()
         return arrays if self.reference_maps is None else arrays | {"reference_maps": self.reference_maps.numpy()}
-
-
-def _image_of(file: Path) -> Image | None:
-    try:
-        return read_image(file)
-    except ImageError:
-        return None

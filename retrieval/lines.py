@@ -13,14 +13,16 @@ import numpy as np
 import torch
 
 from ..errors import ImageError, InputError
+from ..explain.drawing.figures import figure_of
 from ..explain.drawing.page import save_drawing
-from ..explain.drawing.panels import Tile, grid
+from ..explain.drawing.panels import grid
 from ..explain.drawing.rendering import draw_links
 from ..explain.methods.correspondence import pairwise_shares
 from ..explain.methods.lines import Lines, Places, find_lines
 from ..explain.places import image_in_view, middle_of
 from ..explain.verification import SAMPLE, PlaceReader, count_alike, parse_verify
 from ..images import read_image
+from ..images.inline import Tile
 from ..metrics.fusion import USUAL_FUSION, Fusion, LineScale
 from ..remarks import counted, remark
 from .evidence import Evidence, folded, gallery_weights
@@ -43,7 +45,7 @@ class Line(NamedTuple):
     strength: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MatchLines:
     """The lines between a query and one match, strongest first. They show likeness, not identity.
 
@@ -77,12 +79,23 @@ class MatchLines:
 
     @property
     def _alike(self) -> str:
-        usual = f"unrelated images: {self.scale.null[0]}"
+        usual = f"unrelated images{'' if self.scale.pairs else ', usually'}: {self.scale.null[0]}"
         return f"{self.inliers} of {counted(self.candidates, 'place')} lie alike; {usual}"
 
     def show(self, *, tile_size: int = 480) -> Image:
         """Query and match side by side with their lines: as wide as they are strong, thin grey without geometry."""
         return grid([[self.tile()]], tile_size=tile_size)
+
+    def figure(self) -> Any:
+        """What `show` draws, as a figure of matplotlib.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        return figure_of([[self.tile()]])
+
+    def __repr__(self) -> str:
+        return f"MatchLines({self.match.path!r}: {self.caption})"
 
     def tile(self) -> Tile:
         """What `show` draws, for a grid of several."""
@@ -225,7 +238,7 @@ class LineFinder:
             encoding = self._retriever.inference.encode_images([gallery.item(record) for record in records])
             assert encoding.fine is not None
             fine, maps = encoding.fine.cpu(), encoding.feature_map
-        if is_said:
+        if is_said and len(gallery) > 1:  # of one image nothing can be measured
             remark(
                 "what lines are measured against is not kept with the gallery: measured on "
                 f"{counted(len(records), 'image')} of it now; `distcam index calibrate --lines` keeps it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -14,20 +15,21 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from ..explain.drawing.page import save_drawing
-from ..explain.drawing.panels import DrawStyle, Tile, grid, map_tiles
+from ..explain.drawing.panels import MISSING, DrawStyle, grid, map_tiles
 from ..explain.drawing.rendering import draw_points
 from ..explain.methods.correspondence import Correspondence, correspondence
 from ..explain.places import middle_of, position_of
 from ..explain.weightings import RECOMMENDED
 from ..images import Box, read_image
+from ..images.inline import SHOWN, Tile, data_frame, fragment, more
 from ..metrics.maps import rectify
 from .evidence import Evidence, Space
 from .explanation import Explanation
 from .lines import MatchLines, lines_of
 from .printing import show_ranking
-from .ranking import Match, Ranking, TextEncoding
+from .ranking import Match, Ranking, TextEncoding, image_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -128,7 +130,7 @@ class PictureCorrespondence:
         return save_drawing(path, what, lambda: self.show(point), arrays)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Matches(Ranking):
     """The k nearest gallery images of one query, nearest first; equal distances are ordered by id.
 
@@ -179,6 +181,41 @@ class Matches(Ranking):
     def ids(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """Gallery ids in rank order."""
         return np.array([match.id for match in self.matches], dtype=np.uint64)
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{match.label or match.file.name} {match.similarity:.3f}" for match in self.matches[:3])
+        rest = ", …" * (len(self) > 3)
+        return f"Matches({self.query.short_name!r}, {len(self)} nearest by {self.metric}: {first}{rest})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the query beside its first matches, as thumbnails."""
+        query = self.query
+        own = []
+        with suppress(ImageError, InputError):  # a file that is gone, or a bare vector
+            own.append(Tile(query.image, "query", query.short_name))
+        tiles = [
+            Tile(
+                image_of(match.item) or MISSING,
+                f"{match.rank} · {match.label or '–'}",
+                f"{match.similarity:.3f}{', too far' * (match.is_accepted is False)} · {match.path}",
+            )
+            for match in self.matches[:SHOWN]
+        ]
+        title = f"{query.short_name}: {len(self)} nearest by {self.metric}"
+        return fragment(title, [[*own, *tiles]], notes=more(len(self), "matches"))
+
+    def to_pandas(self) -> Any:
+        """The ranking as a DataFrame, a row for each match; the gallery's columns follow, `column_…` where taken.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = []
+        for match in self.matches:
+            own = {"query": self.query.name, **match.to_dict()}
+            columns = own.pop("columns", {})
+            rows.append(own | {f"column_{name}" if name in own else name: each for name, each in columns.items()})
+        return data_frame(rows)
 
     def show(self, console: Console | None = None) -> None:
         """Print the ranking as a table."""

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from ..encoders import Encoder, Encoding
 from ..encoders.fine import FineTap
-from ..errors import InputError, UnknownEncoderError
+from ..errors import ImageError, InputError, UnknownEncoderError
 from ..explain.drawing.rendering import draw_text
 from ..images import Box, read_image, split_item
 
@@ -174,6 +174,14 @@ class Query:
         if self.known_size or self.source is None or hasattr(self.source, "getbands"):
             return self.size
         return read_image(self.source, whole=True).size
+
+
+def image_of(file: Path) -> Image | None:
+    """The image of a file; None where it is gone or damaged."""
+    try:
+        return read_image(file)
+    except ImageError:
+        return None
 
 
 @dataclass(frozen=True)

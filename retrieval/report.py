@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..explain.drawing.page import Thumbnails, numbers, write_html
+from ..explain.drawing.rendering import Photograph
 from ..explain.weightings import NEEDS_MEAN, RECOMMENDED, RECTIFIED, SIGNED, WEIGHTINGS, Weighting
+from ..images import image_size, split_item
+from ..images.items import whole_pixels
+from .ranking import Match, image_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,10 +130,20 @@ def _reference_data(
         "label": reference.label,
         "name": name,
         "similarity": explanation._evidence.figures(reference),
-        "image": None if image is None else images.add(number, image, explanation.photograph(index)),
+        "image": None if image is None else images.add(number, image, photograph_of(match)),
         "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants}
         if explanation.matches.query.has_image
         else None,
         "maps": {name: numbers(each) for name, each in maps.items()} or None,
         "shape": list(next(iter(maps.values())).shape) if maps else None,
     }
+
+
+def photograph_of(match: Match | None) -> Photograph | None:
+    """The whole photograph of a match that is a box of it; None for a whole image or a file that is gone."""
+    place = None if match is None else split_item(match.item)[1]
+    whole = None if match is None or place is None else image_of(match.file)
+    if match is None or match.box is None or place is None or whole is None:
+        return None
+    scale = max(whole.size) / max(image_size(match.file))
+    return Photograph(whole, whole_pixels(place.scaled(scale).clipped(*whole.size)), match.box.scaled(scale))

@@ -63,7 +63,7 @@ class Retriever:
         inference: Encodes | None = None,
         fine_layer: str = "auto",
     ) -> None:
-        self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
+        self.gallery = Gallery.open(gallery) if isinstance(gallery, str | PathLike) else gallery
         if encoder is None and self.gallery.encoder_path is None:
             raise GalleryError(
                 f"{self.gallery.folder} keeps no copy of its encoder {self.gallery.manifest.encoder.short_name} (a "

@@ -13,11 +13,13 @@ from ...errors import InputError
 from ..command import Commands, refuse_unused
 from ..console import err, load_encoder, note, out, print_json, require_encoder, require_file, require_images, say
 from ..options import AsJson, Fit, ImageSize, Metric, Readout, ReadsImages, option_values
+from ..writing import require_place
 from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ...encoders import Encoder
     from ...explain import ActivationMaps, DrawStyle, Faithfulness
 
 app = Commands()
@@ -76,6 +78,13 @@ def explain(
             help="Also measure insertion minus deletion and ROAD, beside the class-agnostic map and a random order.",
         ),
     ] = False,
+    both: Annotated[
+        bool,
+        typer.Option("--both", help="Of `match`: maps on both images, as `query --explain` draws them."),
+    ] = False,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="With --both: also which place of one image answers which of the other.")
+    ] = False,
     style: Annotated[Style, typer.Option(help="Draw colours, the line at half height, or a box.")] = "overlay",
     scale: Annotated[Scale, typer.Option(help="Each map on its own scale, or one for all images.")] = "each",
     colours: Annotated[Colours, typer.Option(help="`blue-orange` has 0 in the middle.")] = "inferno",
@@ -90,6 +99,14 @@ def explain(
         refuse_unused(f"by the style {style}, which draws lines", "colours")
     asked = Asked.parse(target)
     of_network = asked.kind in ("class", "segment")
+    if not both:
+        refuse_unused("without --both", "lines", remedy="add --both")
+    else:
+        refuse_unused("with --both", "method", "layer", "option", "faithfulness")
+        if asked.kind != "match" or encoder is None or gallery is not None:
+            raise InputError("--both is for --target match:OTHER.jpg and --encoder; of a gallery ask `distcam query`")
+        if out_file is not None and out_file.suffix.lower() == ".html":
+            refuse_unused("by the report", "style", "scale", "colours")
     if of_network:
         refuse_unused(f"by the target {asked.kind}", "gallery", "metric", "readout")
     else:
@@ -104,6 +121,12 @@ def explain(
     require_images([*images, *([asked.value] if asked.kind == "match" else [])])
     require_file(gallery, "--gallery")
     require_file(classes, "--classes")
+    if both:
+        assert encoder is not None
+        drawn = {"style": style, "scale": scale, "colours": colours}
+        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, readout=readout)
+        _both_sides(images, asked.value, loaded, metric or "cosine", out_file, drawn, lines=lines, as_json=as_json)
+        return
     subject: Subject
     if of_network:
         subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
@@ -131,6 +154,42 @@ def explain(
         print_json([each.to_dict() for each in found])
         return
     _show(found)
+    if out_file is not None:
+        say(f"written: {out_file}")
+
+
+def _both_sides(
+    images: Sequence[Path],
+    match: str,
+    encoder: Encoder,
+    metric: Metric,
+    out_file: Path | None,
+    drawn: dict[str, Any],
+    *,
+    lines: bool,
+    as_json: bool,
+) -> None:
+    """Each image and the match, explained on both: as a page, a panel, arrays, or in words."""
+    from ...explain import DrawStyle
+    from ...retrieval import explain_pair, write_report
+
+    if out_file is not None:
+        require_place(out_file, len(images))
+    found = [explain_pair(encoder, path, match, metric=metric) for path in images]
+    if out_file is not None and out_file.suffix.lower() == ".html":
+        write_report(out_file, found, lines=lines)
+    elif out_file is not None:
+        found[0].save(out_file, DrawStyle(**drawn), lines=lines)
+    told: list[dict[str, Any]] = []
+    for path, each in zip(images, found, strict=True):
+        alike = each.lines(0) if lines else None
+        told.append({"image": str(path), "match": match, "similarity": each.matches[0].similarity})
+        told[-1] |= {"words": [*each.words, *([] if alike is None else [f"Lines: {alike.caption}."])]}
+    if as_json:
+        print_json(told)
+        return
+    for one in told:
+        say(f"{one['image']} and {match}: similarity {one['similarity']:.4f}. {' '.join(one['words'])}")
     if out_file is not None:
         say(f"written: {out_file}")
 

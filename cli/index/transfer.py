@@ -26,7 +26,7 @@ SYNC_EXAMPLE = (
 )
 _SHOWN = 10
 IMPORT_EXAMPLE = "Example: `distcam index import laion/ --out laion.gallery`, or `table.csv --embeddings vectors.npy`"
-EXPORT_EXAMPLE = "Example: `distcam index export photos.gallery --out photos.export --index HNSW32`"
+EXPORT_EXAMPLE = "Example: `distcam index export photos.gallery --out photos.export`, or `--to lancedb`, `--to csv`"
 RESTORE_EXAMPLE = "Example: `distcam index restore backup/photos.gallery photos.gallery`"
 
 
@@ -208,7 +208,11 @@ def import_(
 
 def export(
     gallery: GalleryPath,
-    out_path: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    out_path: Annotated[str, typer.Option("--out", help="A new folder, a file for csv; qdrant also an address.")],
+    to: Annotated[
+        Literal["clip-retrieval", "lancedb", "qdrant", "datasets", "csv"],
+        typer.Option(help="For which tool; `datasets` is Hugging Face's, `csv` holds paths, labels and columns."),
+    ] = "clip-retrieval",
     index: Annotated[
         str, typer.Option(help="`flat`, `auto` (by size), `none`, or a FAISS factory string such as `HNSW32`.")
     ] = "flat",
@@ -222,7 +226,14 @@ def export(
     """Write vectors (NumPy), records (Parquet) and a FAISS index for other tools, in clip-retrieval's layout."""
     from ...index import Gallery
     from ...index.interop.export import export_gallery
+    from ...index.interop.stores import export_rows
 
+    if to != "clip-retrieval":
+        refuse_unused(f"by --to {to}", "index", "rows_per_file", "half", "encoder")
+        with console.resumable("nothing was written"), console.progress_bar("exporting") as progress:
+            told = export_rows(Gallery.open(gallery), out_path, to=to, progress=progress)
+        console.answer(told, f"{counted(told['images'], 'image')} in {out_path}, for {to}", as_json=as_json)
+        return
     with console.resumable("nothing was written"), console.progress_bar("exporting") as progress:
         written = export_gallery(
             Gallery.open(gallery),

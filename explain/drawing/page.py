@@ -16,8 +16,8 @@ from torch import Tensor
 from ...errors import InputError
 from ...files import replacing, write_text
 from ...images.geometry import Box
-from .panels import Tile
-from .rendering import Photograph, colour_table, to_data_uri
+from ...images.inline import Tile, to_data_uri
+from .rendering import Photograph, colour_table
 
 DIGITS = 4  # significant digits of a map's values in a report
 

@@ -15,34 +15,15 @@ from torch import Tensor
 
 from ...errors import InputError, ShapeError
 from ...images.geometry import Box
+from ...images.inline import Tile
 from ...metrics.maps import is_constant, normalise, upsample
 from ..places import box_from_map
-from .rendering import WHITE, Colour, Colours, Photograph, colour_table, contour, draw_box, overlay, text_font
+from .rendering import WHITE, Colour, Colours, colour_table, contour, draw_box, overlay, text_font
 
 INK: Colour = (28, 32, 40)
 FAINT: Colour = (118, 124, 136)
 GAP = 14
 MISSING = Image.new("RGB", (96, 96), (214, 217, 222))  # stands for an image that does not exist
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One image of a grid: `title` stands above it, `caption` below; `frame` colours its edge.
-
-    Of the colours that colour-blind readers keep apart, (0, 114, 178) and (213, 94, 0) serve for right and wrong. With
-    `within` the image is a crop, which is shown in its photograph.
-    """
-
-    image: Image.Image
-    title: str = ""
-    caption: str = ""
-    frame: Colour | None = None
-    within: Photograph | None = None
-
-    @property
-    def shown(self) -> Image.Image:
-        """The image as it is shown."""
-        return self.image if self.within is None else self.within.around(self.image)
 
 
 def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_after_first: int = GAP) -> Image.Image:
@@ -142,6 +123,7 @@ Seen = TypeVar("Seen", Box, Box | None)
 Style = Literal["overlay", "contour", "box"]
 Scale = Literal["each", "shared"]
 
+_SIDE = 196  # of a map in a panel, in pixels
 FINE = 16  # steps per position at which a map is enlarged before a box is put around its peak
 
 
@@ -263,7 +245,7 @@ def sheet(
     return rows
 
 
-def map_panel(
+def map_rows(
     query: Tile,
     references: Sequence[Tile],
     query_maps: Float[Tensor, "n h w"] | None,
@@ -274,14 +256,12 @@ def map_panel(
     look: DrawStyle,
     ends: tuple[str, str],
     beside: Float[Tensor, "n h w"] | None = None,
-    words: Sequence[str] = (),
-) -> Image.Image:
+) -> list[list[Tile | None]]:
     """A query with its n references, below each of them the query under its map, and then itself under its own.
 
-    A query that has no maps is a text. `beside` are Dist-CAM's maps on the query, in a last row; `words` stand below,
-    each as a paragraph.
+    A query that has no maps is a text. `beside` are Dist-CAM's maps on the query, in a last row.
     """
-    n, size = len(references), 196
+    n, size = len(references), _SIDE
     first = reference_maps if query_maps is None else query_maps
     if first is not None and (look.scale == "shared" or n == 1):
         low, high = scaled(first, look)[1][0]
@@ -292,7 +272,7 @@ def map_panel(
         reduced = [_reduced(*each, size) for each in zip(references, views, strict=True)]
         references, views = [tile for tile, _ in reduced], [seen for _, seen in reduced]
         bar = legend(size, colours=look.colours, low=ends[0], high=ends[1])
-    rows = [[query, *references]]
+    rows: list[list[Tile | None]] = [[query, *references]]
     if query_maps is not None:
         on_query = map_tiles([query.image] * n, query_maps, views=[view] * n, look=look)
         rows.append([Tile(bar, caption="on the query"), *on_query])
@@ -309,7 +289,12 @@ def map_panel(
         plain = DrawStyle(style=look.style, scale=look.scale, opacity=look.opacity, level=look.level)
         drawn_beside = map_tiles([query.image] * n, beside, views=[view] * n, look=plain)
         rows.append([Tile(blank, caption="beside it: Dist-CAM"), *drawn_beside])
-    return _with_words(grid(rows, tile_size=size, gap_after_first=2 * GAP), words)
+    return rows
+
+
+def map_panel(rows: Sequence[Sequence[Tile | None]], words: Sequence[str] = ()) -> Image.Image:
+    """The rows of `map_rows` as one image; `words` stand below, each as a paragraph."""
+    return _with_words(grid(rows, tile_size=_SIDE, gap_after_first=2 * GAP), words)
 
 
 def _reduced(tile: Tile, view: Seen, tile_size: int) -> tuple[Tile, Seen]:

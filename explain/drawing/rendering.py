@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -258,16 +256,6 @@ def draw_links(
                 radius = width + 1 + reach / 2
                 draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint)
     return canvas
-
-
-def to_data_uri(image: Image.Image, kind: Literal["png", "jpeg", "webp"] = "png", *, quality: int = 88) -> str:
-    """The image as a `data:` address for an HTML page; of photographs "jpeg" and "webp" are many times smaller."""
-    if kind not in ("png", "jpeg", "webp"):
-        raise InputError(f"kind={kind!r} is not known; choose 'png', 'jpeg' or 'webp'")
-    file = io.BytesIO()
-    options: dict[str, Any] = {"optimize": True} if kind == "png" else {"quality": quality}
-    image.convert("RGB").save(file, format=kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 @cache

@@ -76,7 +76,7 @@ def export_gallery(
     if not len(gallery):
         raise InputError(f"{gallery.folder} holds no image to export")
     target = Path(out)
-    with _aside(target) as folder:
+    with written_aside(target) as folder:
         writing = _Writing(gallery, folder, half=half)
         factory = writing.index(index) if index != "none" else None
         starts = range(0, len(gallery), rows_per_file)
@@ -93,7 +93,7 @@ def export_gallery(
 
 
 @contextmanager
-def _aside(target: Path) -> Iterator[Path]:
+def written_aside(target: Path) -> Iterator[Path]:
     """A folder to write into that becomes `target`, durably, when everything is in it."""
     if target.exists() or target.is_symlink():
         raise GalleryExistsError(f"{target}: is there already; choose another --out")

@@ -41,7 +41,7 @@ class Example:
     maps: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ExplanationTable(MeasuredTable):
     """Explanations of several methods, measured on the same composites and images."""
 
@@ -111,7 +111,7 @@ class ExplanationTable(MeasuredTable):
             "default": DEFAULT,
             "best": best,
             "lead": None if lead is None else lead._asdict(),
-            "notes": self.notes,
+            "notes": self.remarks,
             "rows": [
                 {"method": name, **{measure: self.estimate(name, measure)._asdict() for measure in self.measures}}
                 for name in self.values
@@ -124,8 +124,8 @@ class ExplanationTable(MeasuredTable):
         return {measure: len(own[measure]) for measure in self.measures}
 
     @property
-    def notes(self) -> list[str]:
-        """Remarks on how the numbers came about."""
+    def remarks(self) -> list[str]:
+        """On how the numbers came about."""
         reduced = "This network takes one size of image only: in composites the photographs are smaller than alone."
         return [reduced] * self.is_reduced
 
@@ -153,10 +153,6 @@ class ExplanationTable(MeasuredTable):
         n = ", ".join(f"{MEASURES[measure]}: {count}" for measure, count in counts.items() if "energy" not in measure)
         return self._heading(f"images or composites ({n})")
 
-    def table(self) -> str:
-        """A Markdown table with a heading line."""
-        return self._markdown(self.heading, self.notes)
-
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the table and some composites with their maps as one HTML file."""
         names = [name for name in self.values if name not in {"random", "centre", "full"}]
@@ -169,5 +165,5 @@ class ExplanationTable(MeasuredTable):
                 views=[Box(0, 0, *size)] * len(own),
                 captions=[f"asked for {example.label}" for example in own],
             )
-        notes = [self.heading, *self.notes]
+        notes = [self.heading, *self.remarks]
         return write_page(path, rows, title="Explanations compared", notes=notes, table=self.cells(), kind="jpeg")

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ...encoders.trained_on import Overlap
 from ...errors import InputError
+from ...images.inline import data_frame, fragment
 from ...metrics.intervals import bootstrap_weights
 from ...metrics.localisation import BoxOverlaps, PixelCounts
+from ...remarks import counted
 
 FIXED = 0.2  # CAM's threshold; Dist-CAM states none
 IOUS = (0.3, 0.5, 0.7)
@@ -77,7 +79,7 @@ class LocalisationRow:
     two_objects: Estimate | None  # how often the map for a class prefers its object of two; one half is chance
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class MeasuredTable:
     """Measurements of maps, and under which circumstances they came about."""
 
@@ -116,14 +118,52 @@ class MeasuredTable:
         """Headings and rows as text."""
         raise NotImplementedError
 
-    def _markdown(self, heading: str, notes: Sequence[str]) -> str:
+    def to_dict(self) -> dict[str, Any]:
+        """The table as JSON can hold it, its lines under `rows`."""
+        raise NotImplementedError
+
+    @property
+    def heading(self) -> str:
+        """Under which circumstances the numbers came about."""
+        raise NotImplementedError
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What stands below the table."""
+        raise NotImplementedError
+
+    def table(self) -> str:
+        """A Markdown table with a heading line; values with 95 % intervals."""
         headings, rows = self.cells()
         lines = [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
         lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in rows]
-        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in notes)])
+        return "\n".join([self.heading, "", *lines, *(f"\n{note}" for note in self.remarks)])
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row for each method; of an estimate `…_low` and `…_high` are the ends of its interval.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = []
+        for each in self.to_dict()["rows"]:
+            row: dict[str, Any] = {}
+            for name, value in each.items():
+                ends = value if isinstance(value, dict) else {"value": value}
+                row |= {name if key == "value" else f"{name}_{key}": end for key, end in ends.items()}
+            rows.append(row)
+        return data_frame(rows)
+
+    def __repr__(self) -> str:
+        methods = [row[0] for row in self.cells()[1]]
+        return f"{type(self).__name__}({counted(len(methods), 'method')}: {', '.join(methods)}; {self.encoder})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table."""
+        return fragment(self.heading, table=self.cells(), notes=self.remarks)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class LocalisationTable(MeasuredTable):
     """Weakly supervised localisation of several methods on the same images.
 
@@ -221,10 +261,15 @@ class LocalisationTable(MeasuredTable):
             rows.append([row.method, *cells])
         return ["map", *shown], rows
 
-    def table(self) -> str:
-        """A Markdown table with a heading line; values with 95 % intervals."""
-        notes = self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
-        return self._markdown(self._heading(f"{len(self)} images"), notes)
+    @property
+    def heading(self) -> str:
+        """Under which circumstances the numbers came about."""
+        return self._heading(f"{len(self)} images")
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """The notes, and how much the encoder was trained on."""
+        return self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
 
 
 def estimate(statistic: Callable[[Tensor], Tensor], n: int, *, n_samples: int, seed: int) -> Estimate:

@@ -50,6 +50,11 @@ BRANCHES = [
     ("classify {gallery} {photo} --by prototypes", "by prototypes alone", "--weighting uniform"),
     ("classify {gallery} {photo}", "without --explain", "--root ."),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
+    (
+        "index export {gallery} --out e --to csv",
+        "by --to csv",
+        "--index none --rows-per-file 9 --half --encoder",
+    ),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
     (
         "index calibrate {gallery}",
@@ -91,6 +96,17 @@ BRANCHES = [
         "explain {photo} --target prototype --gallery {gallery}",
         "by the encoder that a gallery brings",
         "--weights random --readout mean --fit pad --image-size 64",
+    ),
+    ("explain {photo} --target match:{photo} --encoder e.safetensors", "without --both", "--lines"),
+    (
+        "explain {photo} --target match:{photo} --encoder e.safetensors --both",
+        "with --both",
+        "--method distcam --layer x --option tau=0 --faithfulness",
+    ),
+    (
+        "explain {photo} --target match:{photo} --encoder e.safetensors --both --out o.html",
+        "by the report",
+        "--style box --scale shared --colours gray",
     ),
     ("explain {photo} --target class", "where no image is drawn", "--style box --scale shared --colours gray"),
     ("explain {photo} --target class --out o.npz", "where no image is drawn", "--style box --scale each"),
@@ -165,7 +181,7 @@ ALWAYS = {
     "index tune": "recall memory latency_ms queries candidates seed device dry_run as_json",
     "index sync": "max_pixels labels boxes box_format box_confidence checksum keep_missing dry_run watch root as_json",
     "index import": "out_path kind metric encoder root index overwrite as_json",
-    "index export": "out_path index rows_per_file half encoder as_json",
+    "index export": "out_path to as_json",
     "benchmark explanations": "queries boxes reference methods composites faithful device max_pixels seed strict html "
     "as_json",
     "encoders list": "library as_json",
@@ -175,7 +191,7 @@ ALWAYS = {
     "device overwrite "
     "strict as_json",
     "evaluate": "metric recall_at nmi out seed as_json",
-    "explain": "max_pixels target encoder method layer option out_file faithfulness as_json",
+    "explain": "max_pixels target encoder out_file both as_json",
     "fewshot evaluate": "data split strict out_file part episodes_file method overwrite as_json",
     "fewshot compare": "difference as_json",
     "fewshot episodes": "data as_json",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from distcam.cli import console
 from distcam.cli.app import app
+from distcam.progress import progress_bar
 
 
 @pytest.fixture
@@ -53,8 +56,24 @@ def test_what_ends_before_the_first_line_says_nothing(said) -> None:
     assert said[0] == []
 
 
+def test_a_notebook_has_a_bar_in_its_cell_that_changes_in_its_place(said, monkeypatch) -> None:
+    shown = []
+    cell = SimpleNamespace(update=shown.append)
+    display = SimpleNamespace(HTML=str, display=lambda html, display_id: shown.append(html) or cell)
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    with progress_bar("a < b") as progress:
+        for done in range(1, 1001):
+            progress(done, 1000)
+    assert shown[0] == "a &lt; b"
+    assert '<progress value="1000" max="1000"></progress> 1,000 of 1,000 (' in shown[-1]
+    assert len(shown) < 100
+    assert said[0] == []
+
+
 def test_lines_go_to_stderr_beside_json(photos, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(console, "LINE_EVERY", 0.001)
+    monkeypatch.setattr("distcam.progress.LINE_EVERY", 0.001)
     encoder = ["--encoder", "conv4", "--weights", "random", "--image-size", "64"]
     done = CliRunner().invoke(app, ["encode", str(photos), "--out", str(tmp_path / "x.h5"), *encoder, "--json"])
     assert json.loads(done.stdout)["added"] == 24

@@ -17,6 +17,7 @@ from distcam.fewshot import (
     EpisodeResult,
     NearestNeighbour,
     Prototypes,
+    ResultFile,
     compare,
     evaluate,
     sample_episodes,
@@ -52,6 +53,18 @@ def test_three_episodes_by_hand() -> None:
     assert result.accuracy.tolist() == [0.5, 1.0, 0.5]
     # Margins are differences of squared distances: x1: 9² − 1² = 80; x5: 2.5² − 7.5² = −50; …
     np.testing.assert_allclose(result.margin, [[80, -50], [441 - 1, 324 - 4], [81 - 1, 2.25 - 72.25]], rtol=1e-5)
+
+
+def test_answers_are_a_frame_and_a_table_of_a_notebook() -> None:
+    pytest.importorskip("pandas")
+    result = by_hand()
+    table = result.to_pandas()
+    assert table.groupby("episode")["is_right"].mean().tolist() == result.accuracy.tolist()
+    assert (table["is_right"] == (table["label"] == table["prediction"])).all()
+    both = ResultFile((result,))
+    assert both.to_pandas().equals(table)
+    assert f"{100 * result.mean_accuracy:.2f}" in both._repr_html_()
+    assert max(map(len, map(repr, (result, both, result.episodes)))) < 200
 
 
 def test_per_class_accuracy_and_confusion_by_hand() -> None:

@@ -36,6 +36,13 @@ def test_matches_at_ranks_two_three_and_five() -> None:
     assert result.minp == pytest.approx(3 / 5)
 
 
+def test_a_result_is_one_line_and_a_frame_of_queries() -> None:
+    pytest.importorskip("pandas")
+    result = evaluate_distances([[0.1, 0.2], [0.2, 0.1]], query=Labels([1, 1], [1, 1]), gallery=Labels([1, 2], [2, 2]))
+    assert repr(result) == "Evaluation(rank-1 50.00, mAP (step) 75.00 %; 2 queries)"
+    assert result.to_pandas()["first_rank"].tolist() == [1, 2]
+
+
 def test_a_match_from_the_same_camera_is_ignored() -> None:
     result = one([0.05, 0.1, 0.2, 0.3], (1, 0), [1, 9, 1, 8], [0, 1, 1, 1])
     assert result.cmc[:2].tolist() == [0, 1]

@@ -59,7 +59,7 @@ PUBLIC = {
         DistcamClassifier EncodingSettings Evaluation Explanation Line LocalisationTable Match MatchLines Matches Origin
         PictureCorrespondence PlacePair Prediction Protocol Query Reference References Retriever Score
         calibrate_verification default_protocol evaluate_dataset
-        evaluate_embeddings evaluate_encodings evaluate_gallery localise read_classifier write_report
+        evaluate_embeddings evaluate_encodings evaluate_gallery explain_pair localise read_classifier write_report
     """,
     "distcam.segmentation": """
         BackgroundCurve CrfSettings CueSettings InferenceSettings MaskIds MaskedImages PipelineRecipe

@@ -218,6 +218,19 @@ def test_a_picture_is_explained_against_another_one(photos, tmp_path):
     assert by_distance["score"] < 0
 
 
+def test_a_pair_is_explained_on_both_images(photos, tmp_path):
+    one, other = sorted(photos.rglob("*.jpg"))[:2]
+    arguments = ["explain", one, *ENCODER, "--target", f"match:{other}", "--both", "--lines"]
+    (found,) = json.loads(distcam(*arguments, "--json", "--out", tmp_path / "x.npz"))
+    assert found["match"] == str(other)
+    assert "Lines: " in found["words"][-1]
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["reference_maps"].shape == arrays["query_maps"].shape
+    for name in ("why.html", "why.png"):
+        assert f"written: {tmp_path / name}" in distcam(*arguments, "--out", tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
 def test_a_picture_is_explained_against_a_prototype_of_a_gallery(gallery, photos):
     file = next(photos.rglob("*.jpg"))
     arguments = ["explain", file, "--gallery", gallery, "--json"]
@@ -272,6 +285,7 @@ def test_a_query_for_a_region_with_a_contrast_and_a_point(gallery, photos, tmp_p
         (["--encoder", "vit_b_32", "--weights", "random", "--image-size", "64", "--target", "class"], "224×224 pix"),
         (["--target", "match:x.jpg"], "needs --encoder or --gallery"),
         ([*ENCODER, "--target", "match:nowhere.jpg"], "nowhere.jpg"),
+        ([*ENCODER, "--target", "class", "--both"], "--both is for --target match:OTHER.jpg and --encoder"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_status_2(picture, monkeypatch, capsys, arguments, message):

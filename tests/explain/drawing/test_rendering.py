@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw
 import distcam.explain.drawing.rendering as colours_module
 from distcam.errors import InputError, ShapeError
 from distcam.explain import Tile, colourise, contour, draw_box, grid, overlay, upsample
-from distcam.explain.drawing.panels import DrawStyle, _shortened, legend, map_panel, map_tiles
-from distcam.explain.drawing.rendering import COLOUR_SCALES, text_font, to_data_uri
+from distcam.explain.drawing.panels import DrawStyle, _shortened, legend, map_panel, map_rows, map_tiles
+from distcam.explain.drawing.rendering import COLOUR_SCALES, text_font
 from distcam.images import Box, Transform
+from distcam.images.inline import to_data_uri
 
 
 def picture(width: int = 40, height: int = 30, colour: tuple[int, int, int] = (200, 100, 50)) -> Image.Image:
@@ -197,8 +198,8 @@ def tiles(n: int) -> list[Tile]:
 def test_a_panel_has_a_row_for_matches_one_for_the_query_and_one_for_the_match() -> None:
     query, maps, view = Tile(picture(), "query"), heat_map(3, 4, 4), Box(0, 0, 40, 30)
     drawn = {"view": view, "views": [view] * 3, "ends": ("low", "high")}
-    two_rows = map_panel(query, tiles(3), maps, None, look=DrawStyle(), **drawn)
-    three_rows = map_panel(query, tiles(3), maps, maps, look=DrawStyle(style="contour"), **drawn)
+    two_rows = map_panel(map_rows(query, tiles(3), maps, None, look=DrawStyle(), **drawn))
+    three_rows = map_panel(map_rows(query, tiles(3), maps, maps, look=DrawStyle(style="contour"), **drawn))
     assert two_rows.width == three_rows.width
     assert three_rows.height > two_rows.height + 100
     assert two_rows.getpixel((0, 0)) == (255, 255, 255)
@@ -240,9 +241,10 @@ def test_a_panel_of_large_images_shows_what_their_overlays_would_made_small() ->
     pixels = np.kron(np.random.default_rng(0).integers(90, 160, (12, 15, 3), np.uint8), np.ones((40, 40, 1), np.uint8))
     image, maps = Image.fromarray(pixels), heat_map(2, 5, 5)
     view = Transform(96, fit="squash").view(*image.size)
-    drawn = map_panel(
+    rows = map_rows(
         Tile(image), [Tile(image)] * 2, maps, maps, view=view, views=[view] * 2, look=DrawStyle(), ends=("a", "b")
     )
+    drawn = map_panel(rows)
     whole = map_tiles([image] * 2, maps, views=[view] * 2)
     slow = grid([[Tile(image)] * 3, [None, *whole], [None, *whole]], tile_size=196, gap_after_first=28)
     assert drawn.size == slow.size

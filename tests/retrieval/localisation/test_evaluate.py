@@ -55,6 +55,15 @@ def table(boxed: BoxedImages, small_encoder: Encoder, references: References) ->
     return localise(boxed, small_encoder, references, methods=METHODS, precision="fp32", n_samples=200)
 
 
+def test_a_table_is_a_frame_and_a_table_of_a_notebook(table: LocalisationTable) -> None:
+    pytest.importorskip("pandas")
+    frame = table.to_pandas().set_index("method")
+    assert frame.loc["full", "peak"] == table["full"].peak.value
+    assert frame.loc["caam", "max_box_acc_low"] == table["caam"].max_box_acc.low
+    assert table._repr_html_().count("<tr>") == 1 + len(table.rows)
+    assert "\n" not in repr(table)
+
+
 def test_the_floors_are_in_every_table(table: LocalisationTable) -> None:
     assert [row.method for row in table.rows] == [*METHODS, "caam", "random", "centre", "full"]
     assert len(table) == 6

@@ -1,0 +1,170 @@
+"""A gallery for vector stores and tables: LanceDB, Qdrant, Hugging Face data sets, a CSV of labels; each an extra."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import GalleryExistsError, InputError, MissingExtraError
+from ...files import replacing
+from ...progress import Progress
+from ...remarks import counted, remark
+from ..storage.hdf5 import Array
+from .export import written_aside
+from .tables import BLOCK_ROWS
+
+if TYPE_CHECKING:
+    from ..gallery import Gallery
+
+_Blocks = Iterator[tuple[dict[str, list[Any]], Array]]
+_OWN = ("id", "path", "image_path", "label", "vector")
+
+
+def export_rows(
+    gallery: Gallery, out: str | os.PathLike[str], *, to: str, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write a gallery's images, labels and columns, with their vectors, for another tool; what was written, for JSON.
+
+    Of each image: `id`, `path` (as the gallery has it), `image_path` (where it lies), `label`, the gallery's columns
+    (`column_…` where a name is taken), and the raw embedding, except in a CSV.
+
+    Args:
+        gallery: what to export.
+        out: a new folder, or for `csv` a new file; for `qdrant` also the address of a server.
+        to: `"lancedb"` (a table `images`), `"qdrant"` (a collection of the gallery's name and metric), `"datasets"` (a
+            Hugging Face data set with the image files), or `"csv"`, which `--labels` reads.
+        progress: called with images done and images in all.
+
+    Raises:
+        GalleryExistsError: something is at `out`.
+        InputError: an empty gallery, or a tool that is not known.
+        MissingExtraError: the tool's library is not installed.
+    """
+    if to not in ("csv", *STORES):
+        raise InputError(f"to={to!r} is not known; choose one of csv, {', '.join(STORES)}")
+    if not len(gallery):
+        raise InputError(f"{gallery.folder} holds no image to export")
+    blocks = _blocks(gallery, progress)
+    if "://" in str(out) and to == "qdrant":
+        _to_qdrant(gallery, str(out), blocks)
+    elif to == "csv":
+        _to_csv(Path(out), blocks)
+    else:
+        with written_aside(Path(out)) as folder:
+            STORES[to](gallery, str(folder), blocks)
+    return {"to": to, "out": str(out), "images": len(gallery), "columns": list(_names(gallery))}
+
+
+def _names(gallery: Gallery) -> dict[str, str]:
+    """The gallery's other columns by their names in an export."""
+    names = [name for name in gallery.column_names if name not in ("path", "label")]
+    return {f"column_{name}" if name in _OWN else name: name for name in names}
+
+
+def _blocks(gallery: Gallery, progress: Progress | None) -> _Blocks:
+    """Some rows at a time, as columns, with their vectors."""
+    names = _names(gallery)
+    for start in range(0, len(gallery), BLOCK_ROWS):
+        ids = gallery.ids[start : start + BLOCK_ROWS]
+        records = gallery.records(ids)
+        columns: dict[str, list[Any]] = {
+            "id": [record.id for record in records],
+            "path": [record.path for record in records],
+            "image_path": [record.path if "://" in record.path else str(gallery.file(record)) for record in records],
+            "label": [record.label for record in records],
+            **{name: [record.columns.get(own) for record in records] for name, own in names.items()},
+        }
+        yield columns, gallery.embeddings(ids)
+        if progress is not None:
+            progress(start + len(ids), len(gallery))
+
+
+def _rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _missing(name: str, error: ImportError) -> MissingExtraError:
+    return MissingExtraError(f"--to {name} needs its library: pip install 'distcam[{name}]' ({error})")
+
+
+def _to_csv(out: Path, blocks: _Blocks) -> None:
+    if os.path.lexists(out):
+        raise GalleryExistsError(f"{out}: is there already; choose another --out")
+    with replacing(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = None
+        for columns, _ in blocks:
+            del columns["id"], columns["image_path"]
+            if writer is None:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _to_lancedb(gallery: Gallery, out: str, blocks: _Blocks) -> None:
+    try:
+        import lancedb
+        import pyarrow as pa
+    except ImportError as error:
+        raise _missing("lancedb", error) from error
+    dim = gallery.spec.embedding_dim
+    fields = [("id", pa.uint64()), *((name, pa.string()) for name in ("path", "image_path", "label", *_names(gallery)))]
+    schema = pa.schema([*fields, ("vector", pa.list_(pa.float32(), dim))])
+
+    def batches() -> Iterator[Any]:
+        for columns, vectors in blocks:
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim)
+            yield pa.RecordBatch.from_pydict({**columns, "vector": flat}, schema=schema)
+
+    lancedb.connect(out).create_table("images", batches(), schema=schema)
+
+
+def _to_qdrant(gallery: Gallery, out: str, blocks: _Blocks) -> None:
+    try:
+        from qdrant_client import QdrantClient, models
+    except ImportError as error:
+        raise _missing("qdrant", error) from error
+    kinds = {"cosine": "COSINE", "dot": "DOT", "l2": "EUCLID", "l1": "MANHATTAN"}
+    client = QdrantClient(url=out) if "://" in out else QdrantClient(path=out)
+    try:
+        name, distance = gallery.folder.stem, models.Distance[kinds[gallery.metric]]
+        if client.collection_exists(name):
+            raise GalleryExistsError(f"{out}: has a collection {name} already; delete it there, or give another --out")
+        client.create_collection(name, models.VectorParams(size=gallery.spec.embedding_dim, distance=distance))
+        for columns, vectors in blocks:
+            numbers = columns.pop("id")
+            client.upload_collection(name, vectors, payload=_rows(columns), ids=numbers, wait=True)
+    finally:
+        client.close()
+
+
+def _to_datasets(_gallery: Gallery, out: str, blocks: _Blocks) -> None:
+    try:
+        import datasets
+    except ImportError as error:
+        raise _missing("datasets", error) from error
+    parts, gone = [], []
+    for columns, vectors in blocks:
+        files = [path if os.path.isfile(path) else None for path in columns["image_path"]]  # noqa: PTH113 - plain text
+        gone += [path for path, file in zip(columns["path"], files, strict=True) if file is None]
+        features = datasets.Features(
+            {
+                **{name: datasets.Value("uint64" if name == "id" else "string") for name in columns},
+                "image": datasets.Image(),
+                "vector": datasets.Sequence(datasets.Value("float32"), length=vectors.shape[1]),
+            }
+        )
+        whole = {**columns, "image": files, "vector": list(vectors)}
+        parts.append(datasets.Dataset.from_dict(whole, features=features))
+    datasets.concatenate_datasets(parts).save_to_disk(out)
+    if gone:
+        remark(f"{counted(len(gone), 'image')} not found, such as {gone[0]}: exported with everything but the image")
+
+
+STORES: dict[str, Callable[[Gallery, str, _Blocks], None]] = {
+    "lancedb": _to_lancedb,
+    "qdrant": _to_qdrant,
+    "datasets": _to_datasets,
+}
