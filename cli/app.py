@@ -26,6 +26,7 @@ _COMMANDS = {  # the module of each has its `app`
     "class.",
     "train": "Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation.",
     "serve": "Search, explain and look around in a gallery with a browser, or over REST (`/api/v1/openapi.json`).",
+    "atlas": "Write a gallery in two dimensions as one HTML file: colour, filter, zoom, encircle, list.",
     "demo": "Draw images, train a small encoder, build a gallery of classes it never saw, query it, explain "
     "every match.",
     "env": "Print versions, devices and threads: paste this into a bug report.",
