@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..deadlines import check_deadline
 from ..errors import InputError, MissingExtraError
 from .search import Ids
 
@@ -142,6 +143,7 @@ def _fifth_distances(gallery: GalleryReader, progress: Progress | None) -> Float
     found = np.zeros(len(gallery), np.float32)
     step = max(1, _BLOCK_BYTES // (8 * gallery.spec.embedding_dim))
     for start in range(0, len(gallery), step):
+        check_deadline()
         ids = gallery.ids[start : start + step]
         for row, hits in enumerate(gallery.search(gallery.embeddings(ids), NEAREST + 1), start):
             others = hits.distances[hits.ids != gallery.ids[row]][:NEAREST]

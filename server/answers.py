@@ -13,6 +13,7 @@ from ..files import is_file
 from ..images import Box, image_size
 from ..index import Gallery, Record
 from ..retrieval import Explanation, Matches, Reference, Retriever
+from ..retrieval.atlas import atlas_data
 from . import schemas
 from .settings import Settings
 
@@ -62,6 +63,12 @@ def image_answer(gallery: Gallery, record: Record) -> schemas.ImageAnswer:
         columns=record.columns,
         has_picture=is_file(gallery.file(record)),
     )
+
+
+def atlas_answer(gallery: Gallery, *, outliers: bool) -> schemas.AtlasAnswer:
+    """The gallery in two dimensions."""
+    data = atlas_data(gallery, gallery.atlas(outliers=outliers))
+    return schemas.AtlasAnswer(**{**data, "paths": [shown_path(path) for path in data["paths"]]})
 
 
 def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas.Timings) -> schemas.SearchAnswer:

@@ -115,6 +115,26 @@ class ImagesAnswer(Answer):
     total: int
 
 
+class AtlasColumn(Answer):
+    """A column: its values, and for each image the number of its own (−1: none), int32 in base64."""
+
+    name: str
+    values: Sequence[str]
+    codes: str
+
+
+class AtlasAnswer(Answer):
+    """The gallery in two dimensions; points (x, y) and outlier scores are float32, little-endian, in base64."""
+
+    name: str
+    axes: str
+    ids: Sequence[int]
+    points: str
+    paths: Sequence[str]
+    columns: Sequence[AtlasColumn]
+    outliers: str | None
+
+
 class HealthAnswer(Answer):
     """The server is up."""
 
@@ -226,12 +246,17 @@ class SearchAnswer(Answer):
     timings_ms: Timings
 
 
-class ExplainRequest(_RankingRequest, _Worded):
-    """Explain a query, named by the token of a search, by the id of an image or by its text; it is ranked anew."""
-
+class _NamedRequest(_RankingRequest):
     token: Annotated[str, StringConstraints(max_length=100)] | None = None
     id: ImageId | None = None
     box: Box4 | None = None
+    include_self: bool = False
+    other: ImageId | None = None  # of a pair: this image alone is ranked, in place of a filter
+
+
+class ExplainRequest(_NamedRequest, _Worded):
+    """Explain a query, named by the token of a search, by the id of an image or by its text; it is ranked anew."""
+
     against: Reference = "match"
     versus: Reference | None = None
     weighting: Annotated[
@@ -245,18 +270,13 @@ class ExplainRequest(_RankingRequest, _Worded):
         Field(description="More places; for queries by `id`, a token keeps no image."),
     ] = "plain"
     both_sides: bool = True
-    include_self: bool = False
 
 
-class LinesRequest(_RankingRequest):
+class LinesRequest(_NamedRequest):
     """Ask which place of a query answers which of one match; the query is named as for an explanation."""
 
-    token: Annotated[str, StringConstraints(max_length=100)] | None = None
-    id: ImageId | None = None
-    box: Box4 | None = None
     rank: Annotated[int, Field(ge=1, le=MAX_K)] = 1
     lines: Annotated[int, Field(ge=1, le=100)] = 20
-    include_self: bool = False
 
 
 class LinesAnswer(Answer):
