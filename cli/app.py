@@ -21,6 +21,7 @@ _COMMANDS = {  # the module of each has its `app`
     "explain": "Show which part of each image speaks for a class, for a set of pixels, or for a match.",
     "query": "Find the nearest gallery images of each query, and explain every match.",
     "encode": "Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes.",
+    "inspect": "Ask a gallery about its own data: copies, outliers, wrong labels, leaks, confusions.",
     "evaluate": "Evaluate an encoder on retrieval; every number comes with its error and its protocol.",
     "localize": "Measure weakly supervised localisation: box errors, pointing, energy, and whether a map knows the "
     "class.",

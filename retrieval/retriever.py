@@ -24,8 +24,8 @@ from ..images import Box
 from ..index import Gallery
 from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
-from ..index.search import Hits
-from ..metrics.distances import SearchSpec, comparable, distances_to
+from ..index.search import Hits, Ids
+from ..metrics.distances import Distances, SearchSpec, comparable, distances_to
 from .evidence import gallery_weights
 from .lines import LineFinder, sorted_by_lines
 from .matches import Matches
@@ -238,7 +238,7 @@ class Retriever:
             if without is not None:
                 others = np.flatnonzero(hits.ids != without)[:wanted]
                 hits = Hits(hits.ids[others], hits.distances[others])
-            matches = Matches(query, self._matches(hits), self.gallery.metric, self, where=where)
+            matches = Matches(query, self.matches_of(*hits), self.gallery.metric, self, where=where)
             if verify is not None:
                 matches = sorted_by_lines(matches, verify).first(k)
             ranked.append(matches if limit is None else matches.within(limit, rejection=rejection))
@@ -280,8 +280,9 @@ class Retriever:
             encoding = Encoding(feature_map, pooled, encoder.embed(pooled), **parts)
         return replace(query, encoding=encoding, region=region, weights=weights)
 
-    def _matches(self, hits: Hits) -> tuple[Match, ...]:
-        found = zip(self.gallery.records(hits.ids), hits.ids.tolist(), hits.distances.tolist(), strict=True)
+    def matches_of(self, ids: Ids, distances: Distances) -> tuple[Match, ...]:
+        """Gallery images as matches, ranked in the order given."""
+        found = zip(self.gallery.records(ids), ids.tolist(), distances.tolist(), strict=True)
         return tuple(
             Match(
                 *(rank, number, record.path, record.label, record.columns, distance, self.similarity(distance)),

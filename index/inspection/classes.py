@@ -1,0 +1,110 @@
+"""Labels against neighbours: votes, distances to classes, and their calibration by labels made wrong on purpose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+
+from ...metrics.distances import SearchSpec, comparable
+from .neighbours import Neighbours
+
+if TYPE_CHECKING:
+    from ..storage.snapshot import Snapshot
+
+NEAREST = 5  # of a class: the distance to the fifth is the distance to the class
+_MEMBERS = 1000  # of a class that distances are measured to, drawn evenly
+_BLOCK = 4096
+_MADE_WRONG = 2000
+
+Codes = NDArray[np.int32]
+Values = NDArray[np.float64]
+
+
+class Votes(NamedTuple):
+    """Of each image's neighbours: share of votes (n,) for its own label, for the winner among the others, and which."""
+
+    own: Values
+    other: Values
+    winner: Codes
+
+    @classmethod
+    def of(cls, neighbours: Neighbours, labels: Codes, copies: NDArray[np.bool_]) -> Votes:
+        """Labelled neighbours vote with exp(−3 d / d_k); copies of the image, (n, k), do not: they err together."""
+        voters = neighbours.values(labels)
+        scale = np.maximum(neighbours.farthest[:, None], 1e-12)
+        weight = np.where((voters >= 0) & ~copies, np.exp(-3 * np.minimum(neighbours.distances / scale, 1)), 0)
+        weight = weight / np.maximum(weight.sum(1, keepdims=True), 1e-12)
+        own = np.where(voters == labels[:, None], weight, 0).sum(1)
+        best, winner = np.zeros(len(labels)), np.full(len(labels), -1, np.int32)
+        for rank in range(voters.shape[1]):
+            candidate = voters[:, rank]
+            share = np.where(voters == candidate[:, None], weight, 0).sum(1)
+            better = (share > best) & (candidate != labels) & (candidate >= 0)
+            best[better], winner[better] = share[better], candidate[better]
+        return cls(own, best, winner)
+
+
+def distances_to_classes(snapshot: Snapshot, labels: Codes, *, places: NDArray[np.int64], codes: Codes) -> Values:
+    """Distance of each image at `places` to the fifth nearest image, without itself, of the class in `codes`.
+
+    Of a small class it is the farthest; inf of a class without another image.
+    """
+    spec = snapshot.search_spec
+    spec = SearchSpec(spec.dim, "cosine") if spec.metric == "dot" else spec
+    found = np.full(len(places), np.inf)
+    order = np.argsort(codes, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
+        members = np.flatnonzero(labels == codes[rows[0]])
+        members = members[np.unique(np.linspace(0, len(members) - 1, min(len(members), _MEMBERS)).astype(int))]
+        if codes[rows[0]] < 0 or not len(members):
+            continue
+        known = comparable(spec, snapshot.embeddings(snapshot.ids[members]))
+        for some in np.split(rows, range(_BLOCK, len(rows), _BLOCK)):
+            asked = comparable(spec, snapshot.embeddings(snapshot.ids[places[some]]))
+            distances = _distances(spec, asked, known)
+            distances[places[some][:, None] == members] = np.inf
+            others = np.isfinite(distances).sum(1)
+            distances.sort(1)
+            kth = distances[np.arange(len(some)), np.clip(others, 1, NEAREST) - 1]
+            found[some] = np.where(others > 0, kth, np.inf)
+    return found
+
+
+def _distances(spec: SearchSpec, asked: NDArray[np.float32], known: NDArray[np.float32]) -> Values:
+    """Distances (q, m) by a matrix product, within its rounding; of l1 exact."""
+    if spec.metric == "l1":
+        return np.asarray(cdist(asked, known, "cityblock"))
+    first, second = (np.vecdot(each, each).astype(np.float64) for each in (asked, known))
+    squared: Values = np.maximum(first[:, None] + second - 2.0 * (asked @ known.T), 0)
+    return np.sqrt(squared) if spec.metric == "l2" else squared / 2
+
+
+def share_right(scores: Values, made_wrong: Values) -> Values:
+    """Expected share of right labels among each outvoted image and all with a higher score, 1 if that is not known.
+
+    A label that is wrong whatever its image shows scores as labels made wrong on purpose do. Their number is read where
+    they stand out, above their median, where all are taken for wrong; what is found below in excess of it is right.
+    """
+    if not len(made_wrong):
+        return np.ones(len(scores))
+    clear = np.median(made_wrong)
+    order = np.argsort(-scores, kind="stable")
+    above = 1 - np.searchsorted(np.sort(made_wrong), scores[order], side="left") / len(made_wrong)
+    n_wrong = 2 * (scores >= clear).sum()
+    share = np.empty(len(scores))
+    right = 1 - n_wrong * above / np.arange(1, len(scores) + 1)
+    share[order] = np.maximum.accumulate(np.where(scores[order] >= clear, 0, np.clip(right, 0, 1)))
+    return share
+
+
+def made_wrong(labels: Codes, *, seed: int = 0) -> tuple[NDArray[np.int64], Codes]:
+    """Places of labelled images, at most 2,000, and for each another label, drawn among all alike."""
+    draw = np.random.default_rng(seed)
+    labelled = np.flatnonzero(labels >= 0)
+    places = draw.permutation(labelled)[:_MADE_WRONG]
+    wrong = draw.choice(np.unique(labels[labelled]), len(places)).astype(np.int32)
+    differs = wrong != labels[places]
+    return places[differs], wrong[differs]
