@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..deadlines import check_deadline
 from ..errors import InputError, MissingExtraError
+from ..remarks import remark
+from .inspection.classes import NEAREST
+from .inspection.neighbours import Neighbours
 from .search import Ids
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ Method: TypeAlias = Literal["pca", "umap"]
 Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
 
-NEAREST = 5  # the score of an outlier is its distance to the fifth nearest other image
 _BLOCK_BYTES = 16 << 20  # of vectors in double precision
 _SPARE = 14  # directions beside those that are wanted, which make the subspace converge sooner
 _MOST_PASSES, _TOLERANCE = 30, 1e-7  # of the variances that are found, from one pass to the next
@@ -138,16 +139,11 @@ def _by_umap(components: Floats, *, seed: int) -> Floats:
     return np.asarray(UMAP(random_state=seed, n_jobs=1).fit_transform(components), np.float32)
 
 
-def _fifth_distances(gallery: GalleryReader, progress: Progress | None) -> Floats:
+def _fifth_distances(gallery: GalleryReader, progress: Progress | None) -> Floats | None:
     """Distance of each image to its fifth nearest other one, or to its last; 0 of a single image."""
-    found = np.zeros(len(gallery), np.float32)
-    step = max(1, _BLOCK_BYTES // (8 * gallery.spec.embedding_dim))
-    for start in range(0, len(gallery), step):
-        check_deadline()
-        ids = gallery.ids[start : start + step]
-        for row, hits in enumerate(gallery.search(gallery.embeddings(ids), NEAREST + 1), start):
-            others = hits.distances[hits.ids != gallery.ids[row]][:NEAREST]
-            found[row] = others[-1] if len(others) else 0
-        if progress is not None:
-            progress(start + len(ids), len(gallery))
-    return found
+    if gallery.snapshot.is_remote:
+        remark("the gallery's rows lie in Milvus: the points have no outlier scores")
+        return None
+    if len(gallery) < 2:
+        return np.zeros(len(gallery), np.float32)
+    return Neighbours.of(gallery, k=NEAREST, progress=progress).farthest

@@ -44,10 +44,10 @@ def write_atlas(
         progress: called with the number of thumbnails made and in all.
     """
     chosen = np.random.default_rng(seed).permutation(len(atlas))[:thumbnails]
-    shown, size = {}, 0
+    shown, size, item = {}, 0, getattr(gallery, "item", gallery.file)
     for done, place in enumerate(sorted(chosen.tolist()), 1):
         try:
-            image = read_image(gallery.file(int(atlas.ids[place])))
+            image = read_image(item(int(atlas.ids[place])))
         except (OSError, ImageError):
             continue
         image.thumbnail((_SIDE, _SIDE))

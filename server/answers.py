@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
+from ..deadlines import check_deadline
 from ..errors import ImageError
 from ..explain.weightings import RECOMMENDED, RECTIFIED, SIGNED, WEIGHTINGS, WORDS
 from ..files import is_file
@@ -67,7 +68,8 @@ def image_answer(gallery: Gallery, record: Record) -> schemas.ImageAnswer:
 
 def atlas_answer(gallery: Gallery, *, outliers: bool) -> schemas.AtlasAnswer:
     """The gallery in two dimensions."""
-    data = atlas_data(gallery, gallery.atlas(outliers=outliers))
+    atlas = gallery.atlas(outliers=outliers, progress=lambda *_: check_deadline())
+    data = atlas_data(gallery, atlas)
     return schemas.AtlasAnswer(**{**data, "paths": [shown_path(path) for path in data["paths"]]})
 
 

@@ -185,7 +185,7 @@ export function drawAtlas(root, data, page) {
     view = { ...view, left: view.left + dx, top: view.top + dy };
     ask();
   }
-  const radius = () => Math.max(1, Math.min(5, Math.round(ratio * (Math.sqrt(60 / Math.sqrt(n)) + 0.4 * Math.log2(Math.max(1, view.scale / Math.min(width, height)))))));
+  const radius = () => Math.max(1, Math.min(6, Math.round(ratio * (14 / n ** 0.25 + 0.4 * Math.log2(Math.max(1, view.scale / Math.min(width, height)))))));
 
   function paint() {
     asked = 0;
@@ -267,8 +267,8 @@ export function drawAtlas(root, data, page) {
     chosen = new Set();
     list.replaceChildren();
     status.textContent = ["Nothing is taken.", "One image; the next click sets another one against it.", "Two images."][picked.length];
-    for (const each of picked) describe(make("div", list, { className: "atlas-item" }), each, true);
     if (picked.length === 2) page.pair(make("div", list, { className: "atlas-pair" }), ...picked.map((each) => place[each]));
+    for (const each of picked) describe(make("div", list, { className: "atlas-item" }), each, true);
     ask();
   }
   function listAll(those) {
