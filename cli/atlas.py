@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .command import Commands
+from .command import Commands, refuse_unused
 from .console import answer, progress_bar
 from .options import AsJson, GalleryPath, ReadsImages
 
@@ -33,6 +33,8 @@ def atlas(
     as_json: AsJson = False,
 ) -> None:
     """Write a gallery in two dimensions as one HTML file: colour, filter, zoom, encircle, list."""
+    if not thumbnails:
+        refuse_unused("where no image is opened", "root", "max_pixels", remedy="let --thumbnails be 1 at least")
     from ..index import Gallery
     from ..retrieval.atlas import axes_of, write_atlas
 

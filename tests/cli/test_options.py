@@ -43,6 +43,7 @@ BRANCHES = [
         "--explain why.html --verify 5 --encoder x.safetensors --device cpu --max-pixels 64000000",
     ),
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
+    ("atlas {gallery} --out a.html --thumbnails 0", "where no image is opened", "--root . --max-pixels 64000000"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
     (
@@ -191,6 +192,7 @@ ALWAYS = {
     "serve": "max_pixels read_token_file host port writable allow_host max_batch window_ms concurrency "
     "client_concurrency rate max_upload_mb "
     "encoder root device threads access_log open_page",
+    "atlas": "out_path method outliers thumbnails seed as_json",
     "demo": "folder seed as_json",
     "env": "as_json",
 }
