@@ -38,6 +38,7 @@ _COMMANDS = {  # the module of each has its `app`
     "benchmark": "Measure what an encoder can do on your own images.",
     "encoders": "Names for `--encoder`, and encoders for other runtimes.",
 }
+_HOMES = {"atlas": "index.atlas"}  # modules that lie in a folder
 
 
 class _Root(TyperGroup):
@@ -45,7 +46,9 @@ class _Root(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = {name: OnDemand(name, f"{__package__}.{name}", line) for name, line in _COMMANDS.items()}
+        self.commands = {
+            name: OnDemand(name, f"{__package__}.{_HOMES.get(name, name)}", line) for name, line in _COMMANDS.items()
+        }
 
 
 app = Commands(

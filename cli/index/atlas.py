@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from .command import Commands, refuse_unused
-from .console import answer, progress_bar
-from .options import AsJson, GalleryPath, ReadsImages
+from ..command import Commands, refuse_unused
+from ..console import answer, progress_bar
+from ..options import AsJson, GalleryPath, ReadsImages
 
 app = Commands()
 EXAMPLE = "Example: `distcam atlas photos.gallery --out atlas.html`"
@@ -35,11 +35,11 @@ def atlas(
     """Write a gallery in two dimensions as one HTML file: colour, filter, zoom, encircle, list."""
     if not thumbnails:
         refuse_unused("where no image is opened", "root", "max_pixels", remedy="let --thumbnails be 1 at least")
-    from ..index import Gallery
-    from ..retrieval.atlas import axes_of, write_atlas
+    from ...index import Gallery
+    from ...retrieval.atlas import axes_of, write_atlas
 
     with Gallery.open(gallery, root=root) as opened:
-        with progress_bar("searching") as progress:
+        with progress_bar("placing points") as progress:
             found = opened.atlas(method, outliers=outliers, seed=seed, progress=progress)
         with progress_bar("thumbnails") as progress:
             write_atlas(out_path, opened, found, thumbnails=thumbnails, seed=seed, progress=progress)
