@@ -76,13 +76,17 @@ def atlas_of(
     least = _UMAP_LEAST if method == "umap" else 1
     if len(gallery) < least:
         raise InputError(f"{gallery.folder} holds {len(gallery)} images; an atlas by {method} needs {least}")
-    shares = None
-    if method == "umap":
-        points = _by_umap(principal_components(gallery, _UMAP_INPUT, seed=seed)[0], seed=seed)
-    else:
+    far = _fifth_distances(gallery, progress) if outliers else None
+    if method == "pca":
         points, (first, second) = principal_components(gallery, 2, seed=seed)
-        shares = float(first), float(second)
-    return Atlas(gallery.ids, points, method, shares, _fifth_distances(gallery, progress) if outliers else None)
+        return Atlas(gallery.ids, points, method, (float(first), float(second)), far)
+    try:
+        from umap import UMAP
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("UMAP is not installed: pip install 'distcam[umap]'; or take pca") from error
+    components = principal_components(gallery, _UMAP_INPUT, seed=seed)[0]
+    points = np.asarray(UMAP(random_state=seed, n_jobs=1).fit_transform(components), np.float32)
+    return Atlas(gallery.ids, points, method, None, far)
 
 
 def principal_components(gallery: GalleryReader, count: int, *, seed: int = 0) -> tuple[Floats, Doubles]:
@@ -129,14 +133,6 @@ def _blocks(gallery: GalleryReader) -> Iterator[Doubles]:
     step = max(1, _BLOCK_BYTES // (8 * gallery.spec.embedding_dim))
     for start in range(0, len(gallery), step):
         yield gallery.ranking_vectors(gallery.ids[start : start + step]).astype(np.float64)
-
-
-def _by_umap(components: Floats, *, seed: int) -> Floats:
-    try:
-        from umap import UMAP
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("UMAP is not installed: pip install 'distcam[umap]'; or take pca") from error
-    return np.asarray(UMAP(random_state=seed, n_jobs=1).fit_transform(components), np.float32)
 
 
 def _fifth_distances(gallery: GalleryReader, progress: Progress | None) -> Floats | None:

@@ -19,20 +19,11 @@ from ..remarks import remark
 
 if TYPE_CHECKING:
     from ..index.atlas import Atlas
-    from ..progress import Progress
 
 _SIDE = 96  # pixels of a thumbnail
 
 
-def write_atlas(
-    path: str | PathLike[str],
-    gallery: Gallery,
-    atlas: Atlas,
-    *,
-    thumbnails: int = 500,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Path:
+def write_atlas(path: str | PathLike[str], gallery: Gallery, atlas: Atlas, *, thumbnails: int = 500) -> Path:
     """Write an atlas as one HTML file: no network, no server, no further file.
 
     Args:
@@ -40,26 +31,22 @@ def write_atlas(
         gallery: whose atlas it is, unchanged since.
         atlas: see `Gallery.atlas`.
         thumbnails: how many images, drawn at random, are shown by a thumbnail of 96 pixels, about 4 KB each.
-        seed: of their draw.
-        progress: called with the number of thumbnails made and in all.
     """
-    chosen = np.random.default_rng(seed).permutation(len(atlas))[:thumbnails]
-    shown, size, item = {}, 0, getattr(gallery, "item", gallery.file)
-    for done, place in enumerate(sorted(chosen.tolist()), 1):
+    chosen = np.sort(np.random.default_rng(0).permutation(len(atlas))[:thumbnails])
+    shown, item = {}, getattr(gallery, "item", gallery.file)
+    for place in chosen.tolist():
         try:
             image = read_image(item(int(atlas.ids[place])))
         except (OSError, ImageError):
             continue
         image.thumbnail((_SIDE, _SIDE))
         shown[str(place)] = to_data_uri(image, "jpeg")
-        size += len(shown[str(place)])
-        if progress is not None:
-            progress(done, len(chosen))
     if len(shown) < len(chosen):
         remark(f"{len(chosen) - len(shown)} of {len(chosen)} images cannot be opened, and have no thumbnail")
     notes = [axes_of(atlas)]
     if shown:
-        notes.append(f"Thumbnails of {len(shown):,} of {len(atlas):,} images, drawn at random, {size / 1e6:.1f} MB.")
+        size = sum(map(len, shown.values())) / 1e6
+        notes.append(f"Thumbnails of {len(shown):,} of {len(atlas):,} images, drawn at random, {size:.1f} MB.")
     data = {**atlas_data(gallery, atlas), "thumbnails": shown}
     return write_html(path, "atlas.html", package=__package__, title=gallery.folder.name, notes=notes, data=data)
 
@@ -79,7 +66,7 @@ def atlas_data(gallery: Gallery, atlas: Atlas) -> dict[str, Any]:
     """An atlas as JSON for the page: numbers little-endian in base64, columns as values and a code for each image."""
     snapshot = gallery.snapshot
     places = snapshot.places(atlas.ids)
-    columns = [(name, snapshot.column(name)) for name in snapshot.column_names[1:]]
+    columns = {name: snapshot.column(name) for name in snapshot.column_names[1:]}
     return {
         "name": gallery.folder.name,
         "axes": axes_of(atlas),
@@ -88,7 +75,7 @@ def atlas_data(gallery: Gallery, atlas: Atlas) -> dict[str, Any]:
         "paths": list(snapshot.paths(places)),
         "columns": [
             {"name": name, "values": list(column.values), "codes": _packed(column.codes[places], "<i4")}
-            for name, column in columns
+            for name, column in columns.items()
         ],
         "outliers": None if atlas.outliers is None else _packed(atlas.outliers, "<f4"),
     }

@@ -115,23 +115,18 @@ class ImagesAnswer(Answer):
     total: int
 
 
-class AtlasColumn(Answer):
-    """A column: its values, and for each image the number of its own (−1: none), int32 in base64."""
-
-    name: str
-    values: Sequence[str]
-    codes: str
-
-
 class AtlasAnswer(Answer):
-    """The gallery in two dimensions; points (x, y) and outlier scores are float32, little-endian, in base64."""
+    """The gallery in two dimensions; points (x, y) and outlier scores are float32, little-endian, in base64.
+
+    A column has a `name`, its `values`, and as `codes` for each image the number of its own (−1: none), as int32.
+    """
 
     name: str
     axes: str
     ids: Sequence[int]
     points: str
     paths: Sequence[str]
-    columns: Sequence[AtlasColumn]
+    columns: Sequence[Mapping[str, str | Sequence[str]]]
     outliers: str | None
 
 

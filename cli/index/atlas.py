@@ -28,7 +28,7 @@ def atlas(
     thumbnails: Annotated[
         int, typer.Option(min=0, help="Images, drawn at random, that the file shows; about 4 KB each.")
     ] = 500,
-    seed: Annotated[int, typer.Option(help="Of the draw, and of the method.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the first directions, and of UMAP.")] = 0,
     root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -41,8 +41,7 @@ def atlas(
     with Gallery.open(gallery, root=root) as opened:
         with progress_bar("placing points") as progress:
             found = opened.atlas(method, outliers=outliers, seed=seed, progress=progress)
-        with progress_bar("thumbnails") as progress:
-            write_atlas(out_path, opened, found, thumbnails=thumbnails, seed=seed, progress=progress)
+        write_atlas(out_path, opened, found, thumbnails=thumbnails)
     size = out_path.stat().st_size
     content = {"out": str(out_path), "images": len(found), "method": method, "shares": found.shares, "bytes": size}
     answer(content, f"{axes_of(found)}\n{out_path}: {size / 1e6:.1f} MB", as_json=as_json)

@@ -21,7 +21,6 @@ from ...retrieval import Retriever
 from .. import schemas
 from ..answers import atlas_answer, gallery_answer, image_answer
 from ..refusals import ApiError, has_bearer
-from ..service import Service
 from ..uploads import upload_suffix
 from .search import IMAGE_FORM, Serving, json_answer, require_image, unless_gone
 
@@ -36,7 +35,6 @@ _Printable = StringConstraints(min_length=1, max_length=200, pattern=f"^[^{_UNPR
 Label = Annotated[str, _Printable]
 _COLUMNS = TypeAdapter(dict[Annotated[str, _Printable], Annotated[str, _Printable]])
 _MOST_COLUMNS = 32
-_JSON = "application/json"
 
 
 @router.get("/gallery", response_model=schemas.GalleryAnswer, summary="What is in the gallery")
@@ -123,16 +121,15 @@ async def picture(
 @router.get("/atlas", response_model=schemas.AtlasAnswer, summary="The gallery in two dimensions")
 async def atlas(service: Serving, outliers: bool = False) -> Response:
     """Principal components of all images; `outliers` adds the distance of each to its fifth nearest other one."""
-    return await service.read(lambda retriever: Response(_atlas(service, retriever, outliers), media_type=_JSON))
 
+    def answer(retriever: Retriever) -> Response:
+        manifest = retriever.gallery.manifest
+        state = (manifest.gallery_id, manifest.generation, outliers)
+        if service.atlas is None or service.atlas[0] != state:  # kept until the gallery changes
+            service.atlas = state, atlas_answer(retriever.gallery, outliers=outliers).model_dump_json()
+        return Response(service.atlas[1], media_type="application/json")
 
-def _atlas(service: Service, retriever: Retriever, outliers: bool) -> str:
-    """The answer as JSON, which is kept until the gallery changes."""
-    manifest = retriever.gallery.manifest
-    state = (manifest.gallery_id, manifest.generation, outliers)
-    if service.atlas is None or service.atlas[0] != state:
-        service.atlas = state, atlas_answer(retriever.gallery, outliers=outliers).model_dump_json()
-    return service.atlas[1]
+    return await service.read(answer)
 
 
 def _counts(retriever: Retriever, prefix: str) -> list[schemas.LabelCount]:
