@@ -28,6 +28,7 @@ _COMMANDS = {  # the module of each has its `app`
     "class.",
     "train": "Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation.",
     "serve": "Search, explain and look around in a gallery with a browser, or over REST (`/api/v1/openapi.json`).",
+    "atlas": "Write a gallery in two dimensions as one HTML file: colour, filter, zoom, encircle, list.",
     "demo": "Draw images, train a small encoder, build a gallery of classes it never saw, query it, explain "
     "every match.",
     "env": "Print versions, devices and threads: paste this into a bug report.",
@@ -38,6 +39,7 @@ _COMMANDS = {  # the module of each has its `app`
     "benchmark": "Measure what an encoder can do on your own images.",
     "encoders": "Names for `--encoder`, and encoders for other runtimes.",
 }
+_HOMES = {"atlas": "index.atlas"}  # modules that lie in a folder
 
 
 class _Root(TyperGroup):
@@ -45,7 +47,9 @@ class _Root(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = {name: OnDemand(name, f"{__package__}.{name}", line) for name, line in _COMMANDS.items()}
+        self.commands = {
+            name: OnDemand(name, f"{__package__}.{_HOMES.get(name, name)}", line) for name, line in _COMMANDS.items()
+        }
 
 
 app = Commands(

@@ -2,6 +2,7 @@ from ..metrics.distances import METRICS as METRICS
 from ..metrics.distances import Metric as Metric
 from ..metrics.distances import SearchSpec as SearchSpec
 from ..remarks import Skipped as Skipped
+from .atlas import Atlas as Atlas
 from .backends import verify_gallery as verify_gallery
 from .building.encodings import Encodings as Encodings
 from .building.encodings import encode_to_file as encode_to_file

@@ -1,3 +1,4 @@
+from .atlas import write_atlas as write_atlas
 from .benchmarks import EncodingSettings as EncodingSettings
 from .benchmarks import default_protocol as default_protocol
 from .benchmarks import evaluate_dataset as evaluate_dataset

@@ -7,12 +7,14 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
+from ..deadlines import check_deadline
 from ..errors import ImageError
 from ..explain.weightings import RECOMMENDED, RECTIFIED, SIGNED, WEIGHTINGS, WORDS
 from ..files import is_file
 from ..images import Box, image_size
 from ..index import Gallery, Record
 from ..retrieval import Explanation, Matches, Reference, Retriever
+from ..retrieval.atlas import atlas_data
 from . import schemas
 from .settings import Settings
 
@@ -64,6 +66,13 @@ def image_answer(gallery: Gallery, record: Record) -> schemas.ImageAnswer:
         columns=record.columns,
         has_picture=is_file(gallery.file(record)),
     )
+
+
+def atlas_answer(gallery: Gallery, *, outliers: bool) -> schemas.AtlasAnswer:
+    """The gallery in two dimensions."""
+    atlas = gallery.atlas(outliers=outliers, progress=lambda *_: check_deadline())
+    data = atlas_data(gallery, atlas)
+    return schemas.AtlasAnswer(**{**data, "paths": [shown_path(path) for path in data["paths"]]})
 
 
 def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas.Timings) -> schemas.SearchAnswer:

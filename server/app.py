@@ -111,6 +111,10 @@ def _add_page(app: FastAPI, settings: Settings) -> None:
         response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
         return response
 
+    @app.get("/atlas", include_in_schema=False)
+    async def atlas_page() -> Response:
+        return _file(settings, "atlas.html")
+
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:
         return _file(settings, "favicon.ico")

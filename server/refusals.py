@@ -16,7 +16,7 @@ from ..errors import DistcamError, ImageError, InputError, UnknownEncoderError
 from .settings import Settings
 
 COOKIE = "distcam_reader"
-_OPEN_PATHS = {"/", "/favicon.ico", "/health", "/ready"}  # without a read token
+_OPEN_PATHS = {"/", "/atlas", "/favicon.ico", "/health", "/ready"}  # without a read token
 _MOST_HEADERS, _HEAD_BYTES = 100, 32 << 10
 
 

@@ -115,6 +115,21 @@ class ImagesAnswer(Answer):
     total: int
 
 
+class AtlasAnswer(Answer):
+    """The gallery in two dimensions; points (x, y) and outlier scores are float32, little-endian, in base64.
+
+    A column has a `name`, its `values`, and as `codes` for each image the number of its own (−1: none), as int32.
+    """
+
+    name: str
+    axes: str
+    ids: Sequence[int]
+    points: str
+    paths: Sequence[str]
+    columns: Sequence[Mapping[str, str | Sequence[str]]]
+    outliers: str | None
+
+
 class HealthAnswer(Answer):
     """The server is up."""
 
@@ -231,6 +246,7 @@ class _Named(_RankingRequest):
     id: ImageId | None = None
     box: Box4 | None = None
     include_self: bool = False
+    other: ImageId | None = None  # of a pair: this image alone is ranked, in place of a filter
 
 
 class ExplainRequest(_Named, _Worded):

@@ -239,6 +239,7 @@ class Service:
         self.live = LiveGallery(settings, encoder, self._queued, on_change=self.metrics.gallery_changed)
         self.changing = asyncio.Lock()
         self.has_changed = False
+        self.atlas: tuple[Hashable, str] | None = None  # the last that was asked for, with its state, as JSON
         self.has_hung_threads = False
         self._following: asyncio.Future[None] | None = None
 

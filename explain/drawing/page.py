@@ -88,8 +88,10 @@ def write_html(
     base = files(__package__).joinpath("base.html").read_text(encoding="utf-8")
     environment = Environment(loader=DictLoader({"base.html": base}), autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    drawing = files(__package__).joinpath("shared", "lines.js").read_text(encoding="utf-8")
-    environment.globals["lines_script"] = Markup(drawing.replace("export function", "function"))
+    shared = files(__package__).joinpath("shared")
+    environment.globals["shared"] = lambda name: Markup(
+        shared.joinpath(name).read_text(encoding="utf-8").replace("export function", "function")
+    )
     page = environment.from_string(files(package).joinpath(template).read_text(encoding="utf-8"))
     colours = {
         name: bytes(colour_table(scale).tobytes()).hex()

@@ -19,7 +19,7 @@ from ...files import Storage
 from ...images import read_image
 from ...retrieval import Retriever
 from .. import schemas
-from ..answers import gallery_answer, image_answer
+from ..answers import atlas_answer, gallery_answer, image_answer
 from ..refusals import ApiError, has_bearer
 from ..uploads import upload_suffix
 from .search import IMAGE_FORM, Serving, json_answer, require_image, unless_gone
@@ -116,6 +116,20 @@ async def picture(
         return Response(stream.getvalue(), headers=headers, media_type="image/jpeg")
 
     return await service.read(answer, step="thumbnail")
+
+
+@router.get("/atlas", response_model=schemas.AtlasAnswer, summary="The gallery in two dimensions")
+async def atlas(service: Serving, outliers: bool = False) -> Response:
+    """Principal components of all images; `outliers` adds the distance of each to its fifth nearest other one."""
+
+    def answer(retriever: Retriever) -> Response:
+        manifest = retriever.gallery.manifest
+        state = (manifest.gallery_id, manifest.generation, outliers)
+        if service.atlas is None or service.atlas[0] != state:  # kept until the gallery changes
+            service.atlas = state, atlas_answer(retriever.gallery, outliers=outliers).model_dump_json()
+        return Response(service.atlas[1], media_type="application/json")
+
+    return await service.read(answer)
 
 
 def _counts(retriever: Retriever, prefix: str) -> list[schemas.LabelCount]:

@@ -189,7 +189,7 @@ class _Ranking:
         (self.matches,) = retriever.rank(
             [query],
             k=asked.k,
-            where=asked.where,
+            where=_filter_of(retriever, asked),
             reject=getattr(asked, "reject", False),
             max_distance=getattr(asked, "max_distance", None),
             verify=getattr(asked, "verify", 0),
@@ -206,6 +206,18 @@ class _Ranking:
         name = query.name if self._stored is None else shown_path(query.name)
         said = schemas.QueryAnswer(token=token, id=self._stored, name=name, size=query.known_size, box=self._box)
         return json_answer(search_answer(self.matches, said, timings))
+
+
+def _filter_of(retriever: Retriever, asked: Any) -> str | None:
+    """The filter of a request; of a pair one that keeps the other image alone."""
+    where: str | None = asked.where
+    if (other := getattr(asked, "other", None)) is None:
+        return where
+    if where is not None:
+        raise ApiError(422, "`other` names the one image to rank; leave `where` out", reason="input")
+    require_image(retriever, other)
+    path = retriever.gallery.records([other])[0].path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'path="{path}"'
 
 
 def _stored(retriever: Retriever, image: int) -> ImageQuery:

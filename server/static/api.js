@@ -62,6 +62,7 @@ export const gallery = () => ask(address("gallery"));
 export const labels = (prefix, signal) => ask(address("labels", { prefix, limit: 50 }), { signal });
 export const images = (query, signal) => ask(address("images", query), { signal });
 export const image = (id, signal) => ask(address(`images/${id}`), { signal });
+export const atlas = (outliers) => ask(address("atlas", { outliers }));
 export const pictureUrl = (id, side) => address(`images/${id}/picture`, { side }).href;
 
 /** Search by an image of the user's, or by the text alone; `question` holds text, k, where, box, reject, max_distance. */

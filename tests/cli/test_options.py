@@ -49,6 +49,7 @@ BRANCHES = [
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
     ("classify {gallery} {photo} --by prototypes", "by prototypes alone", "--weighting uniform"),
     ("classify {gallery} {photo}", "without --explain", "--root ."),
+    ("atlas {gallery} --out a.html --thumbnails 0", "where no image is opened", "--root . --max-pixels 64000000"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
     (
         "index export {gallery} --out e --to csv",
@@ -216,6 +217,7 @@ ALWAYS = {
     "serve": "max_pixels read_token_file host port writable allow_host max_batch window_ms concurrency "
     "client_concurrency rate max_upload_mb "
     "encoder root device threads access_log open_page",
+    "atlas": "out_path method outliers thumbnails seed as_json",
     "demo": "folder seed as_json",
     "env": "as_json",
 }

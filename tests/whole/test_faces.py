@@ -42,7 +42,7 @@ PUBLIC = {
         set_pixel_limit split_item
     """,
     "distcam.index": """
-        AddReport And Encodings Eq FaissSearch Filter Gallery Glob Hits In METRICS Metric Ne Not Or Problem
+        AddReport And Atlas Encodings Eq FaissSearch Filter Gallery Glob Hits In METRICS Metric Ne Not Or Problem
         PrototypeStore Range RayEngine Record Rejection Search SearchSpec Skipped SyncReport Tuning TuningReport
         VerifyReport encode_to_file export_gallery import_gallery parse_filter read_encodings restore_gallery
         verify_gallery watch_folder
@@ -59,7 +59,8 @@ PUBLIC = {
         DistcamClassifier EncodingSettings Evaluation Explanation Line LocalisationTable Match MatchLines Matches Origin
         PictureCorrespondence PlacePair Prediction Protocol Query Reference References Retriever Score
         calibrate_verification default_protocol evaluate_dataset
-        evaluate_embeddings evaluate_encodings evaluate_gallery explain_pair localise read_classifier write_report
+        evaluate_embeddings evaluate_encodings evaluate_gallery explain_pair localise read_classifier write_atlas
+        write_report
     """,
     "distcam.segmentation": """
         BackgroundCurve CrfSettings CueSettings InferenceSettings MaskIds MaskedImages PipelineRecipe

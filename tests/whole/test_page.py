@@ -842,6 +842,103 @@ def test_words_are_searched_by_and_joined_with_an_image(
         visits.close()
 
 
+# --- The atlas -------------------------------------------------------------------------------------------------------
+
+
+def pixel_of(visit: Visit, image: int) -> tuple[float, float]:
+    """The place of an image's point on the screen: where the grid finds it, and the pointer shows its name."""
+    (left, top, width, height) = (
+        visit.page.locator("#atlas canvas").first.bounding_box()[k] for k in ("x", "y", "width", "height")
+    )
+    data = visit.page.evaluate("fetch('api/v1/atlas').then(answer => answer.json())")
+    points = np.frombuffer(base64.b64decode(data["points"]), "<f4").reshape(-1, 2)
+    low, high = points.min(0), points.max(0)
+    middle, extent = (low + high) / 2, (high - low).max()
+    x, y = (points[data["ids"].index(image)] - middle) / extent * [1, -1] * 0.92 * min(width, height)
+    return left + width / 2 + x, top + height / 2 + y
+
+
+def test_of_two_points_of_the_atlas_the_maps_are_shown(visit: Visit, gallery_folder: Path) -> None:
+    from distcam.index import Gallery
+
+    visit.open("atlas")
+    visit.expect("#axes", "25 images by principal components")
+    with Gallery.open(gallery_folder) as gallery:
+        (hostile,) = gallery.ids_where('camera="<b>7</b>"').tolist()
+    visit.page.mouse.move(*pixel_of(visit, hostile))
+    visit.expect(".atlas-tip", HOSTILE)
+    assert visit.page.locator(".atlas-tip img").count() == 1  # the thumbnail, and no other
+    for image in (hostile, 3):
+        visit.page.mouse.click(*pixel_of(visit, image))
+    visit.expect(".atlas-pair", "Distance")
+    assert visit.page.locator(".atlas-pair canvas").count() == 2
+    assert len(np.unique(visit.pixels(".atlas-pair canvas").reshape(-1, 3), axis=0)) > 50
+    link = visit.page.locator(".atlas-item a").nth(1)
+    assert link.get_attribute("href") == "./#id=3"
+    link.click()
+    visit.answered()
+
+
+def test_the_legend_of_the_atlas_filters_and_the_lasso_lists_what_is_left(visit: Visit) -> None:
+    visit.open("atlas")
+    visit.expect("#axes", "25 images")
+    visit.page.locator(".atlas-legend button").first.click()
+    assert visit.page.locator(".atlas-legend [aria-pressed=true]").count() == 1
+    box = visit.page.locator("#atlas canvas").first.bounding_box()
+    corners = [(2, 2), (box["width"] - 2, 2), (box["width"] - 2, box["height"] - 2), (2, box["height"] - 2), (2, 4)]
+    visit.page.get_by_role("button", name="Lasso").click()
+    for number, (x, y) in enumerate(corners):
+        visit.page.mouse.move(box["x"] + x, box["y"] + y)
+        if not number:
+            visit.page.mouse.down()
+    visit.page.mouse.up()
+    visit.expect(".atlas-aside [role=status]", "6 of 25 images")
+    with visit.page.expect_download() as saved:
+        visit.page.get_by_role("button", name="Save as CSV").click()
+    lines = Path(saved.value.path()).read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "id,path,label,camera"
+    assert len(lines) == 7
+    visit.page.get_by_role("button", name="Show all").click()
+    visit.page.locator("#atlas select").select_option("outlier score")
+    visit.expect(".atlas-aside h3", "outlier score")
+    visit.page.locator(".atlas-ramp").wait_for()
+
+
+def test_the_atlas_is_gone_through_with_the_keyboard_and_fits_a_phone(visits: Visits) -> None:
+    visit = visits(viewport={"width": 390, "height": 844}, color_scheme="dark").open("atlas")
+    visit.expect("#axes", "25 images")
+    visit.page.locator("#atlas canvas").first.focus()
+    for key in ("+", "ArrowLeft", "-", "0"):
+        visit.page.keyboard.press(key)
+    visit.page.keyboard.press("Space")
+    visit.expect(".atlas-aside [role=status]", "25 of 25 images")
+    visit.page.keyboard.press("Enter")
+    visit.expect(".atlas-aside [role=status]", "One image")
+    visit.page.keyboard.press("Escape")
+    visit.expect(".atlas-aside [role=status]", "Nothing is taken")
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_written_atlas_needs_nothing_else(chromium: Any, gallery_folder: Path, tmp_path: Path) -> None:
+    from distcam.index import Gallery
+    from distcam.retrieval.atlas import write_atlas
+
+    with Gallery.open(gallery_folder) as gallery:
+        file = write_atlas(tmp_path / "atlas.html", gallery, gallery.atlas())
+    page = chromium.new_page()
+    troubles: list[str] = []
+    page.on("console", lambda said: troubles.append(said.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or troubles.append(request.url))
+    page.goto(file.as_uri())
+    page.locator("canvas").first.focus()
+    page.keyboard.press("Space")
+    page.locator(".atlas-item img").nth(24).wait_for()
+    assert HOSTILE in str(page.locator(".atlas-legend").text_content())
+    page.close()
+    assert troubles == []
+
+
 def test_the_page_itself_holds_to_its_rules() -> None:
     """No markup from text, nothing inline, nothing from elsewhere."""
     import distcam.server
