@@ -39,7 +39,7 @@ _COMMANDS = {  # the module of each has its `app`
     "benchmark": "Measure what an encoder can do on your own images.",
     "encoders": "Names for `--encoder`, and encoders for other runtimes.",
 }
-_HOMES = {"atlas": "index.atlas"}  # modules that lie in a folder
+_HOMES = {name: f"index.{name}" for name in ("atlas", "classify", "inspect")}  # modules that lie in a folder
 
 
 class _Root(TyperGroup):

@@ -198,7 +198,7 @@ def require_model(path: Path) -> None:
 def require_images(sources: Iterable[str | Path]) -> None:
     """Refuse sources that are not there, and patterns that fit no file; URLs are looked up when they are read."""
     from ..images import list_images
-    from ..images.inputs import is_given
+    from ..images.given.inputs import is_given
 
     for source in map(str, sources):
         if not Path(source).exists() and not is_given(source):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import InputError
+from ..images.given.inputs import is_given
 from ..images.image_sources import ImageRecord
-from ..images.inputs import is_given
 from ..images.joining import is_plain, near_file, spelled
 from ..images.labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
 from ..images.listing import Listing, quiet_listing

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..remarks import remark
+from .given.inputs import given_source
 from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable
-from .inputs import given_source
 from .joining import Join, Names, likely_cause, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES

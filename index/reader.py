@@ -38,8 +38,6 @@ from .storage.writer import GalleryWriter
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
-    from ..progress import Progress
-    from .atlas import Atlas, Method
 
 
 class GalleryReader(Inspectable):
@@ -279,14 +277,6 @@ class GalleryReader(Inspectable):
         if where is None:
             return self._cache.answer(embeddings, k)
         return self._cache.answer(embeddings, k, **self.snapshot.search_limits(tree_of(where)))
-
-    def atlas(
-        self, method: Method = "pca", *, outliers: bool = True, seed: int = 0, progress: Progress | None = None
-    ) -> Atlas:
-        """The images in two dimensions, (n, 2), by `"pca"` or `"umap"`; see `atlas.atlas_of`."""
-        from .atlas import atlas_of
-
-        return atlas_of(self, method, outliers=outliers, seed=seed, progress=progress)
 
     @property
     def searcher(self) -> Searcher:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..images.arrays import INTENSITIES, image_of_array, is_array, is_of_floats, numpy_of
-from ..images.inputs import IMAGE_KINDS, kind_of
-from ..images.remote import fetch, is_url
+from ..images.given.arrays import INTENSITIES, image_of_array, is_array, is_of_floats, numpy_of
+from ..images.given.inputs import IMAGE_KINDS, kind_of
+from ..images.given.remote import fetch, is_url
 from ..remarks import remark
 from .ranking import BareVector, Encodes, Query
 

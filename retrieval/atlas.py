@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError
 from ..explain.drawing.page import write_html
-from ..explain.drawing.rendering import to_data_uri
 from ..images import read_image
+from ..images.inline import to_data_uri
 from ..index import Gallery
 from ..remarks import remark
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from ...progress import Progress
+    from ..atlas import Atlas, Method
     from ..reader import GalleryReader
     from .findings import Findings
     from .inspection import Inspection
@@ -53,3 +54,11 @@ class Inspectable:
     def confusions(self, *, most: int = MOST, progress: Progress | None = None) -> Findings:
         """Pairs of classes by the share of neighbours that are of the other."""
         return self.inspect(progress=progress).confusions(most=most)
+
+    def atlas(
+        self, method: Method = "pca", *, outliers: bool = True, seed: int = 0, progress: Progress | None = None
+    ) -> Atlas:
+        """The images in two dimensions, (n, 2), by `"pca"` or `"umap"`; see `atlas.atlas_of`."""
+        from ..atlas import atlas_of
+
+        return atlas_of(cast("GalleryReader", self), method, outliers=outliers, seed=seed, progress=progress)

@@ -81,13 +81,11 @@ def import_gallery(
     """
     from ..gallery import Gallery
 
-    found = open_source(
-        Path(source),
-        kind=kind,
-        embeddings=None if embeddings is None else Path(embeddings),
-        root=None if root is None else Path(root),
-        label_column=label_column,
-    )
+    places = {
+        "embeddings": None if embeddings is None else Path(embeddings),
+        "root": None if root is None else Path(root),
+    }
+    found = open_source(Path(source), kind=kind, label_column=label_column, **places)
     if name is not None and found.about:
         raise InputError(f"{source} says itself what made its vectors; leave `name` out")
     chosen = metric or found.about.get("metric", "cosine")
@@ -107,10 +105,10 @@ def import_gallery(
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
     folder, storage = Path(out), Storage()
+    remedy = "choose another --out, or replace it with --overwrite"
     with locked_for_new(folder, overwrite=overwrite, storage=storage) as old:
         if old is not None:
             if not overwrite and (old.complete or old.encoder.fingerprint != manifest.encoder.fingerprint):
-                remedy = "choose another --out, or replace it with --overwrite"
                 raise GalleryExistsError(f"{folder}: holds a gallery; {remedy}")
             manifest = dataclasses.replace(manifest, generation=old.generation + 1)
         writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)

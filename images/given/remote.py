@@ -12,7 +12,7 @@ from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import quote, urljoin, urlsplit
 
-from ..errors import ImageError, MissingExtraError
+from ...errors import ImageError, MissingExtraError
 
 PRIVATE_VARIABLE = "DISTCAM_PRIVATE_URLS"  # "allow" lets the user's own URLs, and theirs alone, lead into one's network
 MAX_BYTES = 100 << 20

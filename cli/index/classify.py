@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from ..metrics.prediction import By, Votes
-from . import console
-from .command import Commands, refuse_unused
-from .options import AnswersCsv, AsJson, Device, GalleryEncoder, GalleryPath, ReadsImages, Strict
-from .writing import require_place, write_answers, write_explanations
+from ...errors import InputError
+from ...metrics.prediction import By, Votes
+from .. import console
+from ..command import Commands, refuse_unused
+from ..options import AnswersCsv, AsJson, Device, GalleryEncoder, GalleryPath, ReadsImages, Strict
+from ..writing import require_place, write_answers, write_explanations
 
 app = Commands()
 EXAMPLE = "Example: `distcam classify photos.gallery new_photos/ --csv answers.csv --explain why/`"
@@ -54,9 +54,9 @@ def classify(
     if explain is None:
         refuse_unused("without --explain", "root", remedy="add --explain OUT.html or a folder")
     console.require_file(encoder, "--encoder")
-    from ..encoders import Encoder
-    from ..index import Gallery
-    from ..retrieval import Retriever
+    from ...encoders import Encoder
+    from ...index import Gallery
+    from ...retrieval import Retriever
 
     opened = Gallery.open(gallery, root=root)
     probes = console.listed_images(images)

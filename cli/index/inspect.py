@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..errors import InputError
-from ..remarks import remark
-from . import options
-from .command import Commands, refuse_unused
-from .console import print_json, progress_bar, require_file, say
+from ...errors import InputError
+from ...remarks import remark
+from .. import options
+from ..command import Commands, refuse_unused
+from ..console import print_json, progress_bar, require_file, say
 
 if TYPE_CHECKING:
-    from ..index import Gallery
-    from ..index.inspection.findings import Findings
-    from ..index.inspection.inspection import Inspection
+    from ...index import Gallery
+    from ...index.inspection.findings import Findings
+    from ...index.inspection.inspection import Inspection
 
 app = Commands()
 Asked = Literal["duplicates", "outliers", "mislabels", "leaks", "hard-negatives", "confusions", "all"]
@@ -54,8 +54,8 @@ def inspect(
 
     Every threshold is calibrated on the gallery itself. Nothing is changed.
     """
-    from ..index import Gallery
-    from ..index.inspection.findings import write_csv
+    from ...index import Gallery
+    from ...index.inspection.findings import write_csv
 
     if (other is None) == (question == "leaks") and question != "all":
         raise InputError("leaks are looked for between two galleries: `distcam inspect TRAIN leaks TEST`")
@@ -76,9 +76,9 @@ def inspect(
     if csv is not None:
         write_csv(csv, answers)
     if report is not None and any(answers):
-        from ..encoders import Encoder
-        from ..retrieval import Retriever
-        from ..retrieval.inspection import write_inspection
+        from ...encoders import Encoder
+        from ...retrieval import Retriever
+        from ...retrieval.inspection import write_inspection
 
         asked = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
         write_inspection(report, asked, answers, other=beside, most=shown)

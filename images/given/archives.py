@@ -12,10 +12,10 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MissingExtraError
-from ..remarks import remark
-from .image_sources import printable
-from .loading import IMAGE_SUFFIXES
+from ...errors import InputError, MissingExtraError
+from ...remarks import remark
+from ..image_sources import printable
+from ..loading import IMAGE_SUFFIXES
 
 _TARS = (".tar", ".tar.gz", ".tgz")
 _MAX_MEMBER = 1 << 28  # bytes

@@ -13,7 +13,7 @@ from PIL import Image
 
 from distcam.errors import ImageError, InputError
 from distcam.images import list_images, remote
-from distcam.images.remote import PRIVATE_VARIABLE, fetch, is_public
+from distcam.images.given.remote import PRIVATE_VARIABLE, fetch, is_public
 
 
 def image_bytes() -> bytes:

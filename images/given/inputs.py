@@ -16,16 +16,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError, InputError, MissingExtraError
-from ..files import replacing
-from ..remarks import refusing, remark
+from ...errors import ImageError, InputError, MissingExtraError
+from ...files import replacing
+from ...remarks import refusing, remark
+from ..geometry import as_rgb
+from ..image_sources import Source, TableSource, source_of
+from ..loading import IMAGE_SUFFIXES
+from ..tables import PATH_NAMES, TABLE_SUFFIXES, RowTable, TableFormat, look_alike, rows_of
 from .archives import in_archives, named, sample_of
 from .arrays import INTENSITIES, image_of_array, is_array, is_of_floats
-from .geometry import as_rgb
-from .image_sources import Source, TableSource, source_of
-from .loading import IMAGE_SUFFIXES
 from .remote import fetch, is_url
-from .tables import PATH_NAMES, TABLE_SUFFIXES, RowTable, TableFormat, look_alike, rows_of
 
 IMAGE_KINDS = "a path, URL, Pillow image, array (rows, columns, 3), tensor (3, rows, columns), or the bytes of a file"
 _ACCEPTED = (

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import ImageError
-from .geometry import as_rgb
+from ...errors import ImageError
+from ..geometry import as_rgb
 
 INTENSITIES = "taken as intensities in [0, 1], times 255"
 

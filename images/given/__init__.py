@@ -1,0 +1,1 @@
+"""What a user holds, as a listing: tables, data sets, arrays, archives, addresses."""
