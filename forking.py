@@ -18,6 +18,12 @@ _handlers: list[weakref.WeakMethod[Callable[[], None]]] = []
 _is_registered = False
 _has_threads = False
 
+# Held during matrix products on several threads, and waited for by every fork: BLAS, forked in the middle of a
+# product, would wait for ever in the child.
+unforked = threading.Lock()
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(before=unforked.acquire, after_in_parent=unforked.release, after_in_child=unforked.release)
+
 
 class ForkSafeLock:
     """A lock that is free in a forked child, whoever held it in the parent. Not reentrant."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..forking import unforked
 from ..metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, lengths_of, together
 from .search import Ids, Proposal, Rows, VectorSource
 
@@ -79,7 +80,8 @@ class Scan:
             if not (squares.min() > _SQUARES[0] and squares.max() < _SQUARES[1]):  # no number, no direction, or far out
                 vectors = comparable(self.spec, *check_vectors(self.spec, vectors))
                 squares = np.vecdot(vectors, vectors)
-            scores = towards @ vectors.T  # they grow with the distance
+            with unforked:
+                scores = towards @ vectors.T  # they grow with the distance
             if self.spec.metric == "cosine":
                 scores /= np.sqrt(squares)
             else:

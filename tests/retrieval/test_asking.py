@@ -11,7 +11,8 @@ import torch
 
 from distcam import Encoder, Gallery, Retriever
 from distcam.errors import ImageError, InputError
-from distcam.images import read_image, remote
+from distcam.images import read_image
+from distcam.images.given import remote
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import Protocol, evaluate_dataset
 

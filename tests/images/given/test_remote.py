@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from distcam.errors import ImageError, InputError
-from distcam.images import list_images, remote
+from distcam.images import list_images
+from distcam.images.given import remote
 from distcam.images.given.remote import PRIVATE_VARIABLE, fetch, is_public
 
 
