@@ -74,3 +74,16 @@ def test_umap_keeps_clusters_apart_and_is_asked_for_where_it_is_missing(tmp_path
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtraError, match=r"distcam\[umap\]"):
         gallery.atlas("umap")
+
+
+@pytest.mark.slow  # numba compiles for many seconds
+def test_umap_parts_what_lies_apart_and_repeats_itself(tmp_path: Path) -> None:
+    pytest.importorskip("umap", reason="UMAP is not installed: pip install 'distcam[umap]'")
+    draw = np.random.default_rng(0)
+    groups = np.repeat(np.eye(8)[:2] * 10, 20, axis=0) + draw.standard_normal((40, 8)) * 0.1
+    gallery = gallery_of(tmp_path / "p", groups, "l2")
+    found = gallery.atlas("umap", outliers=False)
+    between = cdist(found.points[:20], found.points[20:])
+    within = cdist(found.points[:20], found.points[:20])
+    assert between.min() > np.median(within)
+    assert np.array_equal(found.points, gallery.atlas("umap", outliers=False).points)
