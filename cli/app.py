@@ -22,7 +22,7 @@ _COMMANDS = {  # the module of each has its `app`
     "query": "Find the nearest gallery images of each query, and explain every match.",
     "classify": "Name the class of each image, with calibrated confidence and the map of what decided.",
     "encode": "Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes.",
-    "inspect": "Ask a gallery about its own data: copies, outliers, wrong labels, leaks, confusions.",
+    "inspect": "Ask a gallery about its own data: copies, outliers, labels that neighbours outvote, leaks, confusions.",
     "evaluate": "Evaluate an encoder on retrieval; every number comes with its error and its protocol.",
     "localize": "Measure weakly supervised localisation: box errors, pointing, energy, and whether a map knows the "
     "class.",

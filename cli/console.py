@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import secrets
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -218,6 +214,11 @@ def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
 
 def passing_folder() -> Path:
     """A new folder that is removed when the process ends, for images that are no files; nothing is made yet."""
+    import atexit
+    import secrets
+    import shutil
+    import tempfile
+
     folder = Path(tempfile.gettempdir(), f"distcam-{secrets.token_hex(8)}")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

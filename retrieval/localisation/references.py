@@ -188,11 +188,12 @@ class References:
         *,
         metric: Metric = "cosine",
         files: Sequence[Path] = (),
+        border: NDArray[np.float32] | None = None,
     ) -> References:
-        """References whose vectors are known: of each label, pooled vector and embedding."""
+        """References whose vectors are known: of each label, pooled vector and embedding; and their mean border."""
         store = PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embeddings.shape[1], metric=metric)
         store.add(list(names), pooled.numpy(), embeddings.numpy())
-        return cls._of_store(store, names, pooled, embeddings, files=files)
+        return cls._of_store(store, names, pooled, embeddings, files=files, border=border)
 
     @classmethod
     def of_gallery(cls, gallery: Gallery, encoder: Encoder, *, keep_images: bool = True) -> References:

@@ -7,6 +7,7 @@ import doctest
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 from segmenters.crowds import draw_cells, draw_crowd, draw_crowds
 from segmenters.judging_maps import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
 from segmenters.pixel_data import PixelData, predict
@@ -15,7 +16,6 @@ from torch import nn
 import distcam.metrics.maps as boxes
 from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
-from distcam.metrics.maps import labelled
 from distcam.synthetic.blueprint import blueprints
 
 # -------------------------------------------------------------------------------------------------------------- crowds
@@ -24,7 +24,7 @@ from distcam.synthetic.blueprint import blueprints
 def test_cells_are_many_close_and_apart():
     crowd = draw_cells(generator=np.random.default_rng(0), size=96, count=14)
     assert crowd.count >= 12
-    regions = labelled(crowd.classes == 1)
+    regions, _ = label(crowd.classes == 1, np.ones((3, 3)))
     assert regions.max() == crowd.count  # no two touch
     for number in range(1, crowd.count + 1):
         own = crowd.instances == number

@@ -14,7 +14,7 @@ import pytest
 from commands import distcam, fails
 from typer.testing import CliRunner
 
-from distcam.cli.app import _COMMANDS, app
+from distcam.cli.app import _COMMANDS, _HOMES, app
 from distcam.cli.command import OnDemand
 from distcam.cli.demo import MARKER, DemoSize, run
 from distcam.cli.query import Weighting
@@ -63,7 +63,7 @@ def test_help_loads_no_command_and_nothing_heavy():
 
 @pytest.mark.parametrize("name", _COMMANDS)
 def test_the_list_of_commands_says_what_each_says_itself(name):
-    command = OnDemand(name, f"distcam.cli.{name}", _COMMANDS[name]).load()
+    command = OnDemand(name, f"distcam.cli.{_HOMES.get(name, name)}", _COMMANDS[name]).load()
     assert (command.name, command.help.splitlines()[0]) == (name, _COMMANDS[name])
 
 

@@ -18,6 +18,7 @@ from distcam.index import Gallery
 from distcam.index.building import opened
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import Retriever, write_report
+from distcam.retrieval.report import photograph_of
 
 pytestmark = pytest.mark.usefixtures("own_state")
 
@@ -156,7 +157,7 @@ def test_an_explanation_shows_the_map_inside_the_whole_photograph(table: Path, e
     stored = retriever.query_stored(0, k=2)
     assert stored.query.image.size == (40, 48)
     explanation = stored.explain()
-    photograph = explanation.photograph(0)
+    photograph = photograph_of(stored[0])
     assert photograph is not None
     assert photograph.image.size == (80, 48)
     assert photograph.box == photograph.place == stored[0].box

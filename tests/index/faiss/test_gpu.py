@@ -77,7 +77,7 @@ def test_products_of_ten_bits_are_found_out_by_a_trial(metric: Metric, scale: fl
             stored = index.reconstruct_n(0, index.ntotal)
             products = to_tf32(queries) @ to_tf32(stored).T
             if metric == "l2":
-                squares = (queries**2).sum(1, keepdims=True) + (stored**2).sum(1) - 2 * products
+                squares = np.add.outer((queries**2).sum(1), (stored**2).sum(1)) - 2 * products
                 rows = squares.argmin(1)[:, None]
                 return np.take_along_axis(squares, rows, 1), rows
             rows = products.argmax(1)[:, None]

@@ -415,7 +415,7 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path) -> None:
 
     with pytest.raises(InputError, match="unknown table or key of the recipe 'cue', nearest is 'cues'"):
         PipelineRecipe.from_dict(table(cue={}))
-    with pytest.raises(InputError, match="expected one of scenes, voc, camvid, table, images; got scenes and voc"):
+    with pytest.raises(InputError, match=r"expected one of scenes, voc, camvid, .*images; got scenes and voc"):
         PipelineRecipe.from_dict(table(data={"scenes": {}, "voc": "x"}))
     for seed in ("a", 1.7, True):
         with pytest.raises(InputError, match=f"seed: expected a whole number, got {seed!r}"):
