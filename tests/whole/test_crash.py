@@ -533,11 +533,11 @@ def _kill_changes(tmp_path: Path, photographs: Path, times: int) -> None:
 
 
 def test_killing_a_build_at_any_moment_loses_nothing_acknowledged(tmp_path: Path, photographs: Path) -> None:
-    _kill_builds(tmp_path, photographs, times=6)
+    _kill_builds(tmp_path, photographs, times=12)
 
 
 def test_killing_removals_additions_and_merges_loses_nothing_acknowledged(tmp_path: Path, photographs: Path) -> None:
-    _kill_changes(tmp_path, photographs, times=5)
+    _kill_changes(tmp_path, photographs, times=8)
 
 
 @pytest.mark.slow

@@ -215,11 +215,11 @@ def _kill_tunings(tmp_path: Path, times: int) -> None:
 
 
 def test_killing_a_sync_at_any_moment_loses_nothing(tmp_path: Path) -> None:
-    _kill_syncs(tmp_path, times=6)
+    _kill_syncs(tmp_path, times=12)
 
 
 def test_killing_a_tuning_at_any_moment_leaves_a_gallery_that_answers(tmp_path: Path) -> None:
-    _kill_tunings(tmp_path, times=3)
+    _kill_tunings(tmp_path, times=6)
 
 
 @pytest.mark.slow
