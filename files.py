@@ -14,7 +14,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -30,6 +29,7 @@ from .errors import (
 )
 from .forking import in_every_child
 from .remarks import DistcamWarning, remark
+from .threads import in_threads
 
 if sys.platform == "win32":
     import msvcrt
@@ -125,8 +125,7 @@ def file_digests(files: Iterable[str | os.PathLike[str]]) -> NDArray[np.int64]:
         except OSError:  # whoever looks at the image will say so
             return None
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        return np.array([digest for digest in threads.map(one, files) if digest is not None], np.int64)
+    return np.array([digest for digest in in_threads(one, list(files)) if digest is not None], np.int64)
 
 
 class Storage:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import ImageError
 from ..progress import Progress
+from ..threads import in_threads
 from .items import widened
 from .loading import read_image
 
@@ -30,11 +30,5 @@ def unreadable(files: Sequence[str | os.PathLike[str]], *, progress: Progress | 
             return error.reason
         return None
 
-    found: dict[int, str] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for number, problem in enumerate(threads.map(reason, files)):
-            if problem is not None:
-                found[number] = problem
-            if progress is not None:
-                progress(number + 1, len(files))
-    return found
+    problems = in_threads(reason, files, progress=progress)
+    return {number: problem for number, problem in enumerate(problems) if problem is not None}

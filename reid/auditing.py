@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import combinations
@@ -18,6 +16,7 @@ from ..datasets.reid_records import ReidData, ReidImage
 from ..errors import ImageError, InputError
 from ..images import read_image
 from ..progress import Progress
+from ..threads import in_threads
 from .policies import placeholders
 
 _SIDES = ("train", "query", "gallery")
@@ -239,11 +238,7 @@ def _opened(data: ReidData, wants_look: bool, workers: int | None, progress: Pro
         return _Opened(image, None, sha256(content).digest(), difference_hash(opened) if wants_look else 0)
 
     images = list({image.path: image for image in data.images}.values())
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for done, found in enumerate(pool.map(look, images), 1):
-            if progress is not None:
-                progress(done, len(images))
-            yield found
+    yield from in_threads(look, images, workers=workers, progress=progress)
 
 
 def difference_hash(image: Image.Image) -> int:

@@ -7,9 +7,7 @@ for nothing is an error that names the file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -30,6 +28,7 @@ from ..images.loading import image_size
 from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
 from ..metrics.maps import components
 from ..remarks import Skipped
+from ..threads import in_threads
 from ..training.data.outlines import RegionTable, by_turns
 from ..training.data.training_set import TrainingSet, say_left_out
 
@@ -164,8 +163,7 @@ class MaskedImages:
                 return str(error)
             return None
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            problems = list(threads.map(problem, range(len(self))))
+        problems = list(in_threads(problem, range(len(self))))
         skipped = tuple(Skipped(self.names[i], text) for i, text in enumerate(problems) if text is not None)
         if len(skipped) == len(self):
             raise InputError(f"none of {len(self)} images can be used, the first: {skipped[0].reason}")

@@ -6,9 +6,7 @@ so that resizing, recompression and brightness do not matter, and the place says
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +18,7 @@ from scipy.fft import irfft2, rfft2
 
 from ...errors import ImageError
 from ...images import read_image
+from ...threads import in_threads
 
 if TYPE_CHECKING:
     from ...progress import Progress
@@ -50,10 +49,8 @@ class Looks(NamedTuple):
                 grey[row] = np.asarray(opened.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
                 aspect[row] = opened.width / opened.height
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for done, _ in enumerate(pool.map(look, range(len(files))), 1):
-                if progress is not None:
-                    progress(done, len(files))
+        for _ in in_threads(look, range(len(files)), progress=progress):
+            pass
         return cls(grey, aspect)
 
 

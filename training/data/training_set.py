@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -21,6 +19,7 @@ from ...files import content_digest
 from ...images import ImageRecord, Listing, Transform
 from ...progress import Progress
 from ...remarks import Skipped, counted, remark
+from ...threads import in_threads
 from .dividing import shown_classes
 from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
 
@@ -63,21 +62,15 @@ def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progres
             return ImageError(file, f"cannot be read: {error.strerror}")
         return None if is_lazy else pixels, digest
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        try:
-            for number, found in enumerate(threads.map(look, files)):
-                if isinstance(found, ImageError):
-                    failed.append((number, found.reason))
-                else:
-                    image, digest = found
-                    if image is not None:
-                        pixels[len(kept)] = image
-                    kept.append(number)
-                    digests.append(digest)
-                if progress is not None:
-                    progress(number + 1, len(files))
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+    for number, found in enumerate(in_threads(look, files, progress=progress)):
+        if isinstance(found, ImageError):
+            failed.append((number, found.reason))
+            continue
+        image, digest = found
+        if image is not None:
+            pixels[len(kept)] = image
+        kept.append(number)
+        digests.append(digest)
     held = None if is_lazy else pixels[: len(kept)]
     return Decoded(held, tuple(kept), np.array(digests, np.int64), tuple(failed))
 
