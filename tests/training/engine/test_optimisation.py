@@ -62,14 +62,19 @@ def test_steps_go_down_after_their_milestones() -> None:
     assert found == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
 
 
+def rates_of(scheduler: torch.optim.lr_scheduler.LRScheduler) -> list[float]:
+    """The rates of ten steps by one of torch's schedules."""
+    found = []
+    for _ in range(10):
+        found.append(scheduler.optimizer.param_groups[0]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return found
+
+
 def test_poly_is_torchs() -> None:
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimiser, total_iters=10, power=0.9)
-    theirs = []
-    for _ in range(10):
-        theirs.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        scheduler.step()
+    theirs = rates_of(torch.optim.lr_scheduler.PolynomialLR(optimiser, total_iters=10, power=0.9))
     assert rates(ScheduleSettings("poly"), steps=10, steps_per_epoch=5, highest=0.1) == pytest.approx(theirs)
     assert rates(ScheduleSettings("poly", power=2.0, warm_up=1), steps=6, steps_per_epoch=2) == pytest.approx(
         [0.5, 1.0, 1.0, 9 / 16, 4 / 16, 1 / 16]
@@ -87,12 +92,7 @@ def test_momentum_is_nesterovs_or_plain(nesterov: bool) -> None:
 
 def test_one_cycle_is_torchs() -> None:
     optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=10)
-    theirs = []
-    for _ in range(10):
-        theirs.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        scheduler.step()
+    theirs = rates_of(torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=10))
     assert rates(ScheduleSettings("one_cycle"), steps=10, steps_per_epoch=5, highest=0.1) == pytest.approx(theirs)
 
 
