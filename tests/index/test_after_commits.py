@@ -33,15 +33,6 @@ def gallery(small_gallery, tmp_path: Path) -> Gallery:
     return Gallery.open(tmp_path / "g")
 
 
-@pytest.fixture
-def more(photos: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "more"
-    folder.mkdir()
-    for number, path in enumerate(sorted(photos.rglob("*.jpg"))[:3]):
-        (folder / f"new{number}.jpg").write_bytes(path.read_bytes() + b"\0")
-    return folder
-
-
 # --- An index that there are too few images for -----------------------------------------------------------------------
 
 

@@ -35,15 +35,6 @@ def gallery(small_gallery, own_state: None, tmp_path: Path) -> Gallery:
 
 
 @pytest.fixture
-def more(photos: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "more"
-    folder.mkdir()
-    for number, path in enumerate(sorted(photos.rglob("*.jpg"))[:3]):
-        (folder / f"new{number}.jpg").write_bytes(path.read_bytes() + b"\0")
-    return folder
-
-
-@pytest.fixture
 def untrained(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on nothing may be trained, nor prototypes counted anew."""
     del gallery
@@ -151,13 +142,18 @@ def test_a_restored_gallery_keeps_its_index_and_a_foreign_one_does_not_become_on
     _assert_exact(other)
 
 
-@pytest.mark.usefixtures("untrained")
-def test_an_index_of_an_earlier_version_is_read_and_follows_its_first_change(gallery: Gallery) -> None:
+def _store_as_before(gallery: Gallery) -> None:
+    """The manifest as an earlier version wrote it: an index that belongs to these very images."""
     entry = gallery.manifest.index_cache
     assert entry is not None
     entry = dataclasses.replace(entry, next_id=None)
     entry = dataclasses.replace(entry, tag=caches.index_tag(gallery.manifest, entry, gallery.ids))
     dataclasses.replace(gallery.manifest, index_cache=entry).save(gallery.folder, Storage())
+
+
+@pytest.mark.usefixtures("untrained")
+def test_an_index_of_an_earlier_version_is_read_and_follows_its_first_change(gallery: Gallery) -> None:
+    _store_as_before(gallery)
     old = Gallery.open(gallery.folder)
     assert old.searcher.is_mapped
     old = Gallery.open(gallery.folder)
@@ -169,11 +165,7 @@ def test_an_index_of_an_earlier_version_is_read_and_follows_its_first_change(gal
 
 
 def test_an_index_of_an_earlier_version_is_not_brought_over_a_change_it_knows_nothing_of(gallery: Gallery) -> None:
-    entry = gallery.manifest.index_cache
-    assert entry is not None
-    entry = dataclasses.replace(entry, next_id=None)
-    entry = dataclasses.replace(entry, tag=caches.index_tag(gallery.manifest, entry, gallery.ids))
-    dataclasses.replace(gallery.manifest, index_cache=entry).save(gallery.folder, Storage())
+    _store_as_before(gallery)
     with opened_for_writing(gallery.folder) as writer:
         writer.remove([0])
         writer.commit()
