@@ -23,7 +23,7 @@ Codes = NDArray[np.int32]
 Values = NDArray[np.float64]
 
 
-class Votes(NamedTuple):
+class LabelVotes(NamedTuple):
     """Of each image's neighbours: share of votes (n,) for its own label, for the winner among the others, and which."""
 
     own: Values
@@ -31,7 +31,7 @@ class Votes(NamedTuple):
     winner: Codes
 
     @classmethod
-    def of(cls, neighbours: Neighbours, labels: Codes, copies: NDArray[np.bool_]) -> Votes:
+    def of(cls, neighbours: Neighbours, labels: Codes, copies: NDArray[np.bool_]) -> LabelVotes:
         """Labelled neighbours vote with exp(−3 d / d_k); copies of the image, (n, k), do not: they err together."""
         voters = neighbours.values(labels)
         scale = np.maximum(neighbours.farthest[:, None], 1e-12)

@@ -27,6 +27,8 @@ COLUMNS = (
     "suggestion",
     "part",
 )
+COPIES_RATE, LABELS_RATE, OUTLIERS_RATE = 0.03, 0.2, 0.05  # expected shares of wrong findings, by default
+MOST = 100  # pairs of hard negatives and of classes
 _SHOWN = 10
 
 

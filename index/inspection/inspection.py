@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import median
 
 from ...errors import FingerprintMismatchError, InputError
 from ...remarks import remark
 from .calibration import largest_p, shares_wrong
-from .classes import NEAREST, Codes, Values, Votes, distances_to_classes, made_wrong, share_right
+from .classes import NEAREST, Codes, LabelVotes, Values, distances_to_classes, made_wrong, share_right
 from .copies import Candidates, Group, equal_files, grouped, near_by_vectors
-from .findings import Finding, Findings, Question
+from .findings import COPIES_RATE, LABELS_RATE, MOST, OUTLIERS_RATE, Finding, Findings, Question
 from .neighbours import K, Neighbours
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from ..reader import GalleryReader
     from ..storage.segments import Record
 
-COPIES_RATE, LABELS_RATE, OUTLIERS_RATE = 0.03, 0.2, 0.05
-MOST = 100
 _SAYS = {"exact": "holds the same bytes as", "near": "is the same image as", "crop": "shows a part of"}
 
 
@@ -94,10 +93,10 @@ class Inspection:
         return codes
 
     @cached_property
-    def votes(self) -> Votes:
+    def votes(self) -> LabelVotes:
         """The neighbours' votes on each label; equal vectors are copies and do not vote."""
         tiny = 1e-6 * np.median(self.neighbours.farthest)
-        return Votes.of(self.neighbours, self.labels, self.neighbours.distances <= tiny)
+        return LabelVotes.of(self.neighbours, self.labels, self.neighbours.distances <= tiny)
 
     @cached_property
     def _class_distance(self) -> Values:
@@ -233,11 +232,8 @@ class Inspection:
 
 def _medians(values: Values, codes: Codes) -> Values:
     """The median of each value's class."""
-    found = np.zeros(len(values))
-    order = np.argsort(codes, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
-        found[rows] = np.median(values[rows])
-    return found
+    classes, number = np.unique(codes, return_inverse=True)
+    return np.asarray(median(values, number, np.arange(len(classes))))[number]
 
 
 def _copies_note(rate: float) -> str:

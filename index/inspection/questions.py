@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from .findings import COPIES_RATE, LABELS_RATE, MOST, OUTLIERS_RATE
+
 if TYPE_CHECKING:
     from ...progress import Progress
     from ..atlas import Atlas, Method
     from ..reader import GalleryReader
     from .findings import Findings
     from .inspection import Inspection
-
-MOST = 100
 
 
 class Inspectable:
@@ -23,7 +23,7 @@ class Inspectable:
 
         return Inspection(cast("GalleryReader", self), look=look, progress=progress)
 
-    def duplicates(self, *, rate: float = 0.03, look: bool = True, progress: Progress | None = None) -> Findings:
+    def duplicates(self, *, rate: float = COPIES_RATE, look: bool = True, progress: Progress | None = None) -> Findings:
         """Equal files, images that are the same but for size and compression, and crops of one another.
 
         Args:
@@ -34,16 +34,16 @@ class Inspectable:
         return self.inspect(look=look, progress=progress).duplicates(rate=rate)
 
     def leaks(
-        self, other: GalleryReader, *, rate: float = 0.03, look: bool = True, progress: Progress | None = None
+        self, other: GalleryReader, *, rate: float = COPIES_RATE, look: bool = True, progress: Progress | None = None
     ) -> Findings:
         """Images of another gallery, such as a test set, that this one shows too; options as of `duplicates`."""
         return self.inspect(look=look, progress=progress).leaks(other, rate=rate)
 
-    def outliers(self, *, rate: float = 0.05, progress: Progress | None = None) -> Findings:
+    def outliers(self, *, rate: float = OUTLIERS_RATE, progress: Progress | None = None) -> Findings:
         """Images far from all of their class that no other class claims."""
         return self.inspect(progress=progress).outliers(rate=rate)
 
-    def mislabels(self, *, rate: float = 0.2, progress: Progress | None = None) -> Findings:
+    def mislabels(self, *, rate: float = LABELS_RATE, progress: Progress | None = None) -> Findings:
         """Labels that the neighbours outvote, the clearest first; `rate` is the expected share of right ones."""
         return self.inspect(progress=progress).mislabels(rate=rate)
 
