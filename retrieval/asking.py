@@ -38,7 +38,7 @@ def queries_of(images: Any, inference: Encodes, *, width: int) -> tuple[list[Que
         if isinstance(source, BareVector):
             queries.append(Query(f"vector {place + 1}", None, source))
         else:
-            queries.append(Query(_name(each, place), source, next(encoded)))
+            queries.append(Query(name_of(each, place), source, next(encoded)))
     return queries, many
 
 
@@ -74,7 +74,8 @@ def _source_of(given: Any, width: int) -> Any:
     return given
 
 
-def _name(source: Any, position: int) -> str:
+def name_of(source: Any, position: int) -> str:
+    """The name of an image that is asked about: its path or URL, or its place among the images."""
     if isinstance(source, (str, os.PathLike)):
         return str(source if is_url(source) else Path(source))
     return getattr(source, "filename", "") or f"query {position + 1}"

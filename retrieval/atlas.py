@@ -33,10 +33,10 @@ def write_atlas(path: str | PathLike[str], gallery: Gallery, atlas: Atlas, *, th
         thumbnails: how many images, drawn at random, are shown by a thumbnail of 96 pixels, about 4 KB each.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(len(atlas))[:thumbnails])
-    shown, item = {}, getattr(gallery, "item", gallery.file)
+    shown = {}
     for place in chosen.tolist():
         try:
-            image = read_image(item(int(atlas.ids[place])))
+            image = read_image(gallery.item(int(atlas.ids[place])))
         except (OSError, ImageError):
             continue
         image.thumbnail((_SIDE, _SIDE))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..index.search import Hits, Ids
 from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable, distances_to
 from ..metrics.prediction import By, Calibration, ClassEvidence, Codes, Floats, Votes, weighted_softmax
 from ..remarks import counted, remark, remark_on_skipped
+from .asking import name_of
 from .matches import Matches
 from .ranking import Query, StoredEncoding
 from .texts import Ranked
@@ -287,10 +287,3 @@ def _slim(inference: Inference, image: ImageSource, pooled: Tensor, embedding: T
         return encoding.feature_map, encoding.constant
 
     return StoredEncoding(pooled, embedding, fetch)
-
-
-def name_of(source: Any, position: int) -> str:
-    """The name of an image: its path, or its place among the images."""
-    if isinstance(source, (str, PathLike)):
-        return str(Path(source))
-    return getattr(source, "filename", "") or f"query {position + 1}"

@@ -9,7 +9,7 @@ import typer
 
 from ..command import Commands, refuse_unused
 from ..console import answer, progress_bar
-from ..options import AsJson, GalleryPath, ReadsImages
+from ..options import AsJson, GalleryPath, ReadsImages, Root
 
 app = Commands()
 EXAMPLE = "Example: `distcam atlas photos.gallery --out atlas.html`"
@@ -29,7 +29,7 @@ def atlas(
         int, typer.Option(min=0, help="Images, drawn at random, that the file shows; about 4 KB each.")
     ] = 500,
     seed: Annotated[int, typer.Option(help="Of the first directions, and of UMAP.")] = 0,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
+    root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a gallery in two dimensions as one HTML file: colour, filter, zoom, encircle, list."""

@@ -11,7 +11,7 @@ from ...errors import InputError
 from ...metrics.prediction import By, Votes
 from .. import console
 from ..command import Commands, refuse_unused
-from ..options import AnswersCsv, AsJson, Device, GalleryEncoder, GalleryPath, ReadsImages, Strict
+from ..options import AnswersCsv, AsJson, Device, GalleryEncoder, GalleryPath, ReadsImages, Root, Strict
 from ..writing import require_place, write_answers, write_explanations
 
 app = Commands()
@@ -43,7 +43,7 @@ def classify(
         typer.Option(help="Write each answer's map, on the image and on what decided: OUT.html, OUT.png or a folder."),
     ] = None,
     encoder: GalleryEncoder = None,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
+    root: Root = None,
     device: Device = "auto",
     strict: Strict = False,
     as_json: AsJson = False,
