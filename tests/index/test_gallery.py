@@ -114,7 +114,7 @@ def test_a_gallery_opened_by_a_relative_path_stays_where_it_is(
 def test_vectors_come_raw_and_in_the_order_asked_for(gallery: Gallery) -> None:
     np.testing.assert_array_equal(gallery.embeddings([5, 0, 5]), VECTORS[[5, 0, 5]])
     np.testing.assert_array_equal(gallery.pooled(np.array([3, 1], np.uint64)), POOLED[[3, 1]])
-    np.testing.assert_allclose(gallery.ranking_vectors([0, 1]), [[0.6, 0.8], [0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(gallery.ranking_vectors([0, 1]), [[0.6, 0.8], [0.6, 0.8]], rtol=1e-6, atol=1e-7)
     assert gallery.pooled([]).shape == (0, 3)
 
 

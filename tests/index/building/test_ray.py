@@ -75,7 +75,9 @@ def test_a_worker_answers_with_the_local_engines_bits(tmp_path: Path, photos: Pa
     ]
     ids = [int(gallery.ids_where(f"path={offer.path}")[0]) for offer in taken]
     vectors = [encoded.vectors for encoded in found if encoded.vectors is not None]
-    np.testing.assert_allclose(np.concatenate([v.embedding for v in vectors]), gallery.embeddings(ids), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([v.embedding for v in vectors]), gallery.embeddings(ids), rtol=1e-5, atol=1e-6
+    )
     assert vectors[0].maps is not None
     assert vectors[0].maps.dtype == np.float16
     assert [(offer.label, offer.columns) for offer in taken[:1]] == [("a", {"camera": "7"})]
