@@ -13,6 +13,7 @@ from .evaluation import Score as Score
 from .evaluation import evaluate_embeddings as evaluate_embeddings
 from .evidence import Reference as Reference
 from .explanation import Explanation as Explanation
+from .fiftyone import fiftyone_samples as fiftyone_samples
 from .lines import Line as Line
 from .lines import MatchLines as MatchLines
 from .localisation.classifiers import read_classifier as read_classifier

@@ -210,7 +210,7 @@ def export(
     gallery: GalleryPath,
     out_path: Annotated[str, typer.Option("--out", help="A new folder, a file for csv; qdrant also an address.")],
     to: Annotated[
-        Literal["clip-retrieval", "lancedb", "qdrant", "datasets", "csv"],
+        Literal["clip-retrieval", "lancedb", "qdrant", "datasets", "fiftyone", "csv"],
         typer.Option(help="For which tool; `datasets` is Hugging Face's, `csv` holds paths, labels and columns."),
     ] = "clip-retrieval",
     index: Annotated[

@@ -111,7 +111,7 @@ def overlay(
         raise InputError(f"opacity={opacity} should be from 0 to 1")
     if alpha not in ("constant", "heat"):
         raise InputError(f"alpha={alpha!r} is not known; choose 'constant' or 'heat'")
-    heat, seen = _on_image(heat_map, image, view)
+    heat, seen = on_image(heat_map, image.size, view)
     pixels, steps = np.asarray(image.convert("RGB")), np.rint(heat * 255).astype(np.uint8)
     if alpha == "constant":  # in 256ths: half a grey level off at most, and a third of the time of floats
         share = round(256 * opacity)
@@ -140,7 +140,7 @@ def contour(
     Raises:
         InputError: the map is not in [0, 1], or `view` does not touch the image.
     """
-    heat, seen = _on_image(heat_map, image, view)
+    heat, seen = on_image(heat_map, image.size, view)
     slope = np.hypot(*np.gradient(heat)) if min(heat.shape) > 1 else np.zeros_like(heat)
     away = np.abs(heat - level) / np.maximum(slope, 1e-6)  # distance to the line in pixels, to first order
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -264,12 +264,16 @@ def text_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _on_image(
-    heat_map: Tensor | NDArray[Any], image: Image.Image, view: Box | None
+def on_image(
+    heat_map: Tensor | NDArray[Any], size: tuple[int, int], view: Box | None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The map's value at the centre of every pixel of the image, and which pixels the map covers."""
+    """A map's value at the centre of every pixel of an image of a size, and which pixels the map covers.
+
+    Raises:
+        InputError: `view`, in the image's pixels, does not touch it, or the map is not in [0, 1].
+    """
     values = unit_array(heat_map)
-    width, height = image.size
+    width, height = size
     view = Box(0, 0, width, height) if view is None else view
     if view.intersection(Box(0, 0, width, height)).area == 0:
         raise InputError(f"the view {tuple(view)} does not touch the image of {width}×{height} pixels")

@@ -1,8 +1,9 @@
-"""A gallery for vector stores and tables: LanceDB, Qdrant, Hugging Face data sets, a CSV of labels; each an extra."""
+"""A gallery for vector stores and tables: LanceDB, Qdrant, Hugging Face data sets, FiftyOne, a CSV; each an extra."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import GalleryExistsError, InputError, MissingExtraError
 from ...files import replacing
+from ...images import image_size
+from ...images.items import split_item
 from ...progress import Progress
 from ...remarks import counted, remark
 from ..storage.hdf5 import Array
@@ -35,7 +38,8 @@ def export_rows(
         gallery: what to export.
         out: a new folder, or for `csv` a new file; for `qdrant` also the address of a server.
         to: `"lancedb"` (a table `images`), `"qdrant"` (a collection of the gallery's name and metric), `"datasets"` (a
-            Hugging Face data set with the image files), or `"csv"`, which `--labels` reads.
+            Hugging Face data set with the image files), `"fiftyone"` (of type `LegacyFiftyOneDataset`: one sample per
+            file, its boxes as detections), or `"csv"`, which `--labels` reads.
         progress: called with images done and images in all.
 
     Raises:
@@ -163,8 +167,39 @@ def _to_datasets(_gallery: Gallery, out: str, blocks: _Blocks) -> None:
         remark(f"{counted(len(gone), 'image')} not found, such as {gone[0]}: exported with everything but the image")
 
 
+def _to_fiftyone(gallery: Gallery, out: str, blocks: _Blocks) -> None:
+    try:
+        import fiftyone as fo
+    except ImportError as error:
+        raise _missing("fiftyone", error) from error
+    samples: dict[str, Any] = {}
+    for columns, vectors in blocks:
+        for row, vector in zip(_rows(columns), vectors, strict=True):
+            box, label = split_item(row.pop("path"))[1], row.pop("label")
+            file = row.pop("image_path")
+            sample = samples.setdefault(file, fo.Sample(filepath=file))
+            about = {("gallery_id" if name == "id" else name): each for name, each in row.items() if each is not None}
+            if box is None:
+                sample.update_fields({**about, "embedding": vector})
+                sample["ground_truth"] = None if label is None else fo.Classification(label=label)
+                continue
+            width, height = image_size(file)
+            edges = [box.left / width, box.top / height, box.width / width, box.height / height]
+            found = fo.Detection(label=label, bounding_box=edges, embedding=vector, **about)
+            detections = sample["detections"].detections if sample.has_field("detections") else []
+            sample["detections"] = fo.Detections(detections=[*detections, found])
+    told = {"name": gallery.folder.stem, "media_type": "image", "info": {"metric": gallery.metric}}
+    Path(out, "metadata.json").write_text(json.dumps(told), encoding="utf-8")
+    with Path(out, "samples.json").open("w", encoding="utf-8") as file_out:
+        file_out.write('{"samples": [')
+        for number, sample in enumerate(samples.values()):
+            file_out.write(", " * bool(number) + json.dumps(sample.to_dict()))
+        file_out.write("]}")
+
+
 STORES: dict[str, Callable[[Gallery, str, _Blocks], None]] = {
     "lancedb": _to_lancedb,
     "qdrant": _to_qdrant,
     "datasets": _to_datasets,
+    "fiftyone": _to_fiftyone,
 }

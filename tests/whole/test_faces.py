@@ -59,7 +59,8 @@ PUBLIC = {
         DistcamClassifier EncodingSettings Evaluation Explanation Line LocalisationTable Match MatchLines Matches Origin
         PictureCorrespondence PlacePair Prediction Protocol Query Reference References Retriever Score
         calibrate_verification default_protocol evaluate_dataset
-        evaluate_embeddings evaluate_encodings evaluate_gallery explain_pair localise read_classifier write_atlas
+        evaluate_embeddings evaluate_encodings evaluate_gallery explain_pair fiftyone_samples
+        localise read_classifier write_atlas
         write_report
     """,
     "distcam.segmentation": """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from distcam.errors import GalleryExistsError, InputError, MissingExtraError
 from distcam.images import list_images
 from distcam.index.interop.stores import export_rows
 
-NEEDS = {"lancedb": "lancedb", "qdrant": "qdrant_client", "datasets": "datasets"}
+NEEDS = {"lancedb": "lancedb", "qdrant": "qdrant_client", "datasets": "datasets", "fiftyone": "fiftyone"}
 
 
 def test_a_csv_of_labels_gives_the_images_their_labels_again(small_gallery, photos, tmp_path) -> None:
@@ -60,6 +61,31 @@ def test_a_hugging_face_data_set_has_images_and_vectors_and_names_images_that_ar
     monkeypatch.setattr(small_gallery, "root", tmp_path)
     with pytest.warns(DistcamWarning, match="24 images not found, such as"):
         export_rows(small_gallery, tmp_path / "again", to="datasets")
+
+
+def test_fiftyone_reads_a_sample_for_each_file_with_its_boxes_as_detections(
+    photos, small_encoder, tmp_path, request
+) -> None:
+    fiftyone = pytest.importorskip("fiftyone")
+    table = tmp_path / "boxes.csv"
+    files = sorted(photos.rglob("*.jpg"))[:3]
+    boxes = ((8, 8, 40, 40), (16, 0, 64, 32))
+    rows = [f"{file},{file.parent.name},{','.join(map(str, box))}" for file in files[:2] for box in boxes]
+    table.write_text("\n".join(["path,label,x1,y1,x2,y2", *rows]))
+    gallery = Gallery.build(table, small_encoder, out=tmp_path / "boxes.gallery", precision="fp32")
+    export_rows(gallery, tmp_path / "set", to="fiftyone")
+    samples = [
+        fiftyone.Sample.from_dict(each) for each in json.loads((tmp_path / "set/samples.json").read_text())["samples"]
+    ]
+    assert [sample.filepath for sample in samples] == [str(file) for file in files[:2]]
+    found = samples[1]["detections"].detections
+    assert [each.bounding_box for each in found] == [[0.125, 0.125, 0.5, 0.5], [0.25, 0, 0.75, 0.5]]
+    assert [each["gallery_id"] for each in found] == [2, 3]
+    np.testing.assert_array_equal(found[1]["embedding"], gallery.embeddings([3])[0])
+    export_rows(request.getfixturevalue("small_gallery"), tmp_path / "whole", to="fiftyone")
+    first = fiftyone.Sample.from_dict(json.loads((tmp_path / "whole/samples.json").read_text())["samples"][0])
+    assert first["ground_truth"].label == files[0].parent.name
+    assert first["embedding"].shape == (gallery.spec.embedding_dim,)
 
 
 @pytest.mark.parametrize("to", NEEDS)
