@@ -278,7 +278,7 @@ class Snapshot:
     def preload(self) -> None:
         """Read everything that is known of the images besides vectors, before a writer merges the files away."""
         for segment in self.segments:
-            assert len(segment.sha256) == len(segment.size) == len(segment.mtime_ns)
+            assert segment.file_states  # which keeps them
         for name in self.column_names[1:]:
             self.column(name)
 
@@ -289,7 +289,7 @@ class Snapshot:
 
     @cached_property
     def _file_states(self) -> tuple[Array, Array, Array]:
-        parts = [(segment.sha256, segment.size, segment.mtime_ns) for segment in self.segments]
+        parts = [segment.file_states.values() for segment in self.segments]
         sha256, size, mtime_ns = (np.concatenate(column)[self._positions] for column in zip(*parts, strict=True))
         return sha256, size, mtime_ns
 
