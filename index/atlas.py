@@ -1,4 +1,4 @@
-"""A gallery in two dimensions: principal components, read in blocks, or UMAP; and how far off each image lies."""
+"""A gallery in two dimensions: principal components, or UMAP; and how far off each image lies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 
 from ..errors import InputError, MissingExtraError
 from ..remarks import remark
@@ -24,8 +25,6 @@ Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
 
 _BLOCK_BYTES = 16 << 20  # of vectors in double precision
-_SPARE = 14  # directions beside those that are wanted, which make the subspace converge sooner
-_MOST_PASSES, _TOLERANCE = 30, 1e-7  # of the variances that are found, from one pass to the next
 _UMAP_INPUT, _UMAP_LEAST = 50, 16  # components that UMAP is given; images, one more than its neighbours
 
 
@@ -66,7 +65,7 @@ def atlas_of(
         gallery: with at least one image; with UMAP, 16.
         method: `"pca"`, or `"umap"` (extra `umap`), which is given the first 50 principal components.
         outliers: find the fifth nearest of every image too, which takes a search for each.
-        seed: of the first directions, and of UMAP.
+        seed: of UMAP.
         progress: called with the number of images searched and in all.
 
     Raises:
@@ -78,61 +77,47 @@ def atlas_of(
         raise InputError(f"{gallery.folder} holds {len(gallery)} images; an atlas by {method} needs {least}")
     far = _fifth_distances(gallery, progress) if outliers else None
     if method == "pca":
-        points, (first, second) = principal_components(gallery, 2, seed=seed)
+        points, (first, second) = principal_components(gallery, 2)
         return Atlas(gallery.ids, points, method, (float(first), float(second)), far)
     try:
         from umap import UMAP
     except ModuleNotFoundError as error:
         raise MissingExtraError("UMAP is not installed: pip install 'distcam[umap]'; or take pca") from error
-    components = principal_components(gallery, _UMAP_INPUT, seed=seed)[0]
+    components = principal_components(gallery, _UMAP_INPUT)[0]
     points = np.asarray(UMAP(random_state=seed, n_jobs=1).fit_transform(components), np.float32)
     return Atlas(gallery.ids, points, method, None, far)
 
 
-def principal_components(gallery: GalleryReader, count: int, *, seed: int = 0) -> tuple[Floats, Doubles]:
-    """The first components of all images, (n, count), and their shares of the variance; memory is that of one block.
+def principal_components(gallery: GalleryReader, count: int) -> tuple[Floats, Doubles]:
+    """The first components of all images, (n, count), and their shares of the variance.
 
-    A random subspace is multiplied with the covariance until its variances stay: each pass reads the vectors once. The
-    largest loading of each direction is positive. Where a gallery has fewer dimensions, the others are 0.
-
-    Source: Halko, Martinsson and Tropp 2011, Algorithm 4.4, on the covariance.
+    The covariance, (d, d), is summed block by block. The largest loading of each direction is positive. Where a gallery
+    has fewer dimensions, the others are 0.
     """
     dim = gallery.spec.embedding_dim
-    start = np.random.default_rng(seed).standard_normal((dim, min(dim, count + _SPARE)))
-    basis, before = np.linalg.qr(start)[0], np.zeros(min(dim, count))
-    for _ in range(_MOST_PASSES):
-        product, mean, variance = _covariance_times(gallery, basis)
-        variances, turn = np.linalg.eigh(basis.T @ product)
-        found = np.maximum(variances[::-1][: len(before)], 0)
-        directions = basis @ turn[:, ::-1][:, : len(before)]
-        if np.abs(found - before).max() <= _TOLERANCE * max(found[0], variance * 1e-9):
-            break
-        before, basis = found, np.linalg.qr(product)[0]
-    directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(len(before))])
+    total, products, kept = np.zeros(dim), np.zeros((dim, dim)), min(dim, count)
+    origin = gallery.ranking_vectors(gallery.ids[:1]).astype(np.float64)  # near the mean, so that no digits cancel
+    for vectors in _blocks(gallery, origin):
+        total += vectors.sum(0)
+        products += vectors.T @ vectors
+    mean = total / len(gallery)
+    covariance = products / len(gallery) - np.outer(mean, mean)
+    variances, directions = eigh(covariance, subset_by_index=(dim - kept, dim - 1))
+    found, directions = np.maximum(variances[::-1], 0), directions[:, ::-1]
+    directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(kept)])
     points = np.zeros((len(gallery), count), np.float32)
     row = 0
-    for vectors in _blocks(gallery):
-        points[row : row + len(vectors), : len(before)] = (vectors - mean) @ directions
+    for vectors in _blocks(gallery, origin):
+        points[row : row + len(vectors), :kept] = (vectors - mean) @ directions
         row += len(vectors)
-    return points, np.pad(found / variance if variance > 0 else found * 0, (0, count - len(before)))
+    variance = float(covariance.trace())
+    return points, np.pad(found / variance if variance > 0 else found * 0, (0, count - kept))
 
 
-def _covariance_times(gallery: GalleryReader, basis: Doubles) -> tuple[Doubles, Doubles, float]:
-    """Covariance times some directions, (d, w); the mean, (d,); and the variance in all."""
-    product, total, squares = np.zeros_like(basis), np.zeros(len(basis)), 0.0
-    for vectors in _blocks(gallery):
-        product += vectors.T @ (vectors @ basis)
-        total += vectors.sum(0)
-        squares += float(np.vdot(vectors, vectors))
-    mean = total / len(gallery)
-    product = product / len(gallery) - np.outer(mean, mean @ basis)
-    return product, mean, squares / len(gallery) - float(mean @ mean)
-
-
-def _blocks(gallery: GalleryReader) -> Iterator[Doubles]:
+def _blocks(gallery: GalleryReader, origin: Doubles) -> Iterator[Doubles]:
     step = max(1, _BLOCK_BYTES // (8 * gallery.spec.embedding_dim))
     for start in range(0, len(gallery), step):
-        yield gallery.ranking_vectors(gallery.ids[start : start + step]).astype(np.float64)
+        yield gallery.ranking_vectors(gallery.ids[start : start + step]) - origin
 
 
 def _fifth_distances(gallery: GalleryReader, progress: Progress | None) -> Floats | None:

@@ -1,4 +1,4 @@
-"""What is measured on a gallery and kept with it: the threshold of a match, the scale of lines, the index."""
+"""What is measured on a gallery: the threshold of a match, the scale of lines, the index; questions about its data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..remarks import counted
+from .inspection.findings import COPIES_RATE, LABELS_RATE, MOST, OUTLIERS_RATE
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
 from .storage.background import MapChoice
@@ -14,11 +15,14 @@ from .storage.hdf5 import Array
 if TYPE_CHECKING:
     from ..metrics.fusion import LineScale, VerifyGain
     from ..progress import Progress
+    from .atlas import Atlas, Method
     from .faiss.tuning import TuningReport
+    from .inspection.findings import Findings
+    from .inspection.inspection import Inspection
 
 
 class MeasuredGallery(GalleryReader):
-    """A gallery on disk that is measured and keeps what was found."""
+    """A gallery on disk that is measured, keeps what was found, and can be asked about its data."""
 
     def calibrate(
         self,
@@ -128,3 +132,51 @@ class MeasuredGallery(GalleryReader):
                 self._cache.attach(search)
             self.close()  # the next search maps the index that was stored
         return report
+
+    # --- Questions about its data; `inspect` spares several of them the search of one another -------------------------
+
+    def inspect(self, *, look: bool = True, progress: Progress | None = None) -> Inspection:
+        """The gallery under inspection; see `Inspection` for the options and questions."""
+        from .inspection.inspection import Inspection
+
+        return Inspection(self, look=look, progress=progress)
+
+    def duplicates(self, *, rate: float = COPIES_RATE, look: bool = True, progress: Progress | None = None) -> Findings:
+        """Equal files, images that are the same but for size and compression, and crops of one another.
+
+        Args:
+            rate: expected share of wrong ones among the findings, in (0, 1).
+            look: open the images of pairs that may be copies; without, vectors decide, which find fewer and no crops.
+            progress: called with the number of images done and in all, once for each pass.
+        """
+        return self.inspect(look=look, progress=progress).duplicates(rate=rate)
+
+    def leaks(
+        self, other: GalleryReader, *, rate: float = COPIES_RATE, look: bool = True, progress: Progress | None = None
+    ) -> Findings:
+        """Images of another gallery, such as a test set, that this one shows too; options as of `duplicates`."""
+        return self.inspect(look=look, progress=progress).leaks(other, rate=rate)
+
+    def outliers(self, *, rate: float = OUTLIERS_RATE, progress: Progress | None = None) -> Findings:
+        """Images far from all of their class that no other class claims."""
+        return self.inspect(progress=progress).outliers(rate=rate)
+
+    def mislabels(self, *, rate: float = LABELS_RATE, progress: Progress | None = None) -> Findings:
+        """Labels that the neighbours outvote, the clearest first; `rate` is the expected share of right ones."""
+        return self.inspect(progress=progress).mislabels(rate=rate)
+
+    def hard_negatives(self, *, most: int = MOST, progress: Progress | None = None) -> Findings:
+        """The nearest pairs of two classes, where neighbours do not outvote the labels."""
+        return self.inspect(progress=progress).hard_negatives(most=most)
+
+    def confusions(self, *, most: int = MOST, progress: Progress | None = None) -> Findings:
+        """Pairs of classes by the share of neighbours that are of the other."""
+        return self.inspect(progress=progress).confusions(most=most)
+
+    def atlas(
+        self, method: Method = "pca", *, outliers: bool = True, seed: int = 0, progress: Progress | None = None
+    ) -> Atlas:
+        """The images in two dimensions, (n, 2), by `"pca"` or `"umap"`; see `atlas.atlas_of`."""
+        from .atlas import atlas_of
+
+        return atlas_of(self, method, outliers=outliers, seed=seed, progress=progress)

@@ -23,7 +23,6 @@ from ..remarks import Skipped, counted
 from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder, verify_gallery
 from .filters.matching import hints
 from .filters.tree import Filter, tree_of
-from .inspection.questions import Inspectable
 from .prototypes import PrototypeStore, unit_rows
 from .reports import VerifyReport, describe, gallery_html, read_skipped
 from .search import Hits, Searcher
@@ -40,7 +39,7 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
     from ..images.masks import MaskFolder
 
 
-class GalleryReader(Inspectable):
+class GalleryReader:
     """A gallery on disk, open at one generation; `refresh` moves it to the newest.
 
     Attributes:

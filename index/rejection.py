@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ShapeError
 from ..images.labelling import twins
-from ..metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to
+from ..metrics.distances import Distances, Vectors, check_vectors, comparable, distances_to, rough_distances
 from ..remarks import remark
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def nearest_of_both_kinds(snapshot: Snapshot, probes: Probes, *, column: str | N
     for ids, raw in snapshot.blocks(block_bytes=_BLOCK_BYTES):
         start, stop = stop, stop + len(ids)
         vectors, labels = comparable(spec, raw.embedding), all_labels[start:stop]
-        rough = _rough_distances(spec, probes.vectors, vectors)
+        rough = rough_distances(spec, probes.vectors, vectors)
         is_own = (labels == probes.labels[:, None]) & (labels >= 0)
         is_passed_over = np.zeros_like(is_own)
         if probes.ids is not None:
@@ -206,14 +206,3 @@ def nearest_of_both_kinds(snapshot: Snapshot, probes: Probes, *, column: str | N
             exact = distances_to(spec, probes.vectors, vectors[nearest], which=rows)  # a search would report these
             best[rows] = np.minimum(best[rows], exact)
     return NearestOfBothKinds(same, other)
-
-
-def _rough_distances(spec: SearchSpec, probes: Vectors, vectors: Vectors) -> NDArray[np.floating]:
-    """Distances (p, n) in the order of the true ones but for rounding: one matrix product, but for l1."""
-    if spec.metric == "l1":
-        return np.stack([distances_to(spec, probe, vectors) for probe in probes])
-    product = probes.astype(np.float64) @ vectors.astype(np.float64).T
-    if spec.metric != "l2":
-        return -product
-    squared: NDArray[np.float64] = np.vecdot(vectors, vectors, dtype=np.float64) - 2 * product
-    return squared

@@ -21,7 +21,7 @@ _UNIT_ROUNDOFF = 2.0**-24
 
 @dataclass(frozen=True)
 class Scan:
-    """The `Engine` of one search among the vectors `ids` that `source` reads; every metric but l1."""
+    """The `Engine` of one search among the vectors `ids` that `source` reads; l1 takes one thread, and long."""
 
     spec: SearchSpec
     ids: Ids
@@ -46,7 +46,8 @@ class Scan:
         n = min(n, len(self.ids))
         best, places, radius = self._nearest(queries, n)
         # a sum of d products in any order is off by at most about d·u·|x||y|, and so are the squared lengths
-        slack = (self.spec.dim + 16) * _UNIT_ROUNDOFF * (lengths_of(queries) + radius) ** 2 + 1e-30
+        reach = best.max(axis=1) if self.spec.metric == "l1" else (lengths_of(queries) + radius) ** 2
+        slack = (self.spec.dim + 16) * _UNIT_ROUNDOFF * reach + 1e-30
         if slack.max() > 1e30:  # of lengths that single precision cannot square, nothing is known
             yield from (nothing for _ in queries)
             return
@@ -80,8 +81,13 @@ class Scan:
             if not (squares.min() > _SQUARES[0] and squares.max() < _SQUARES[1]):  # no number, no direction, or far out
                 vectors = comparable(self.spec, *check_vectors(self.spec, vectors))
                 squares = np.vecdot(vectors, vectors)
-            with unforked:
-                scores = towards @ vectors.T  # they grow with the distance
+            if self.spec.metric == "l1":
+                from scipy.spatial.distance import cdist  # its import takes a tenth of a second
+
+                scores = cdist(queries, vectors, "cityblock")
+            else:
+                with unforked:
+                    scores = towards @ vectors.T  # they grow with the distance
             if self.spec.metric == "cosine":
                 scores /= np.sqrt(squares)
             else:

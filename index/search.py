@@ -200,65 +200,42 @@ def small_change(count: int) -> int:
     return max(_SMALL_LEAST, count // _SMALL_SHARE)
 
 
-class MemoryVectors:
-    """Raw vectors held in memory: the `VectorSource` of an index that has no gallery behind it."""
-
-    def __init__(self) -> None:
-        self._vectors: dict[int, Vectors] = {}
-
-    def put(self, ids: Ids, vectors: Vectors) -> None:
-        """Adds or replaces."""
-        self._vectors.update(zip(ids.tolist(), vectors.copy(), strict=True))
-
-    def drop(self, ids: Ids) -> None:
-        """Forgets; unknown ids are no error."""
-        for key in ids.tolist():
-            self._vectors.pop(key, None)
+class MemoryVectors(dict[int, Vectors]):
+    """Raw vectors held in memory by id: the `VectorSource` of an index that has no gallery behind it."""
 
     def __call__(self, ids: Ids, /) -> Vectors:
         """The vectors of `ids`, which must all be there and be at least one."""
-        return np.stack([self._vectors[key] for key in ids.tolist()])
+        return np.stack([self[key] for key in ids.tolist()])
 
 
 class IdMap:
-    """Ids by row, and back; a row is live until its id is deleted or replaced."""
+    """Ids by row, and back; a row is live until its id is deleted or replaced.
+
+    Attributes:
+        ids: id of each row, live or not.
+        live: True for each row that is live.
+        live_count: number of live rows.
+    """
 
     def __init__(self, ids: Ids | None = None, live: Mask | None = None) -> None:
-        self._ids = np.empty(0, np.uint64) if ids is None else ids.copy()
-        self._live = np.empty(0, np.bool_) if live is None else live.copy()
-        self._size = len(self._ids)
-        self._largest = int(self._ids.max(initial=0)) if self._size else -1
+        self.ids = np.empty(0, np.uint64) if ids is None else ids
+        self.live = np.empty(0, np.bool_) if live is None else live
+        self._largest = int(self.ids.max(initial=0)) if len(self.ids) else -1
         # (first id, row of each id of the range), ten times faster on long sorted lists; (sorted ids, their rows) where
         # ids are far apart
         self._lookup: tuple[Ids, Rows] | None = None
         self._live_rows: Rows | None = None
-        self.live_count = int(self._live.sum())
+        self.live_count = int(self.live.sum())
 
     def __len__(self) -> int:
         """Number of rows, live or not."""
-        return self._size
-
-    @property
-    def ids(self) -> Ids:
-        """Id of each row."""
-        return self._ids[: self._size]
-
-    @property
-    def live(self) -> Mask:
-        """True for each row that is live."""
-        return self._live[: self._size]
+        return len(self.ids)
 
     def append(self, ids: Ids) -> None:
         """Add one row for each id; an older row of the same id is masked."""
         self.drop(ids)
-        end = self._size + len(ids)
-        if end > len(self._ids):
-            spare = max(end, 2 * self._size) - self._size
-            self._ids = np.concatenate([self.ids, np.zeros(spare, np.uint64)])
-            self._live = np.concatenate([self.live, np.zeros(spare, np.bool_)])
-        self._ids[self._size : end] = ids
-        self._live[self._size : end] = True
-        self._size = end
+        self.ids = np.concatenate([self.ids, ids])
+        self.live = np.concatenate([self.live, np.ones(len(ids), np.bool_)])
         self._largest = max(self._largest, int(ids.max(initial=0)))
         self.live_count += len(ids)
         self._lookup = self._live_rows = None
@@ -268,7 +245,7 @@ class IdMap:
         if not len(ids) or int(ids.min()) > self._largest:
             return  # the usual batch: ids ascend, so none can be known
         rows = self.rows_of(ids)
-        self._live[rows] = False
+        self.live[rows] = False
         self._live_rows = None
         self.live_count -= len(rows)
 
@@ -305,13 +282,13 @@ class IdMap:
         else:
             places = np.minimum(np.searchsorted(keys, ids), len(keys) - 1)
             found = np.where(keys[places] == ids, rows[places], _NO_ROW)
-        if self.live_count < self._size:
+        if self.live_count < len(self):
             found = np.where(self.live[found], found, _NO_ROW)  # −1 looks at the last row, and stays −1
         return found
 
     def all_live(self) -> Rows | None:
         """The live rows, None where that is every row."""
-        if self.live_count == self._size:
+        if self.live_count == len(self):
             return None
         rows = self._live_rows = np.flatnonzero(self.live) if self._live_rows is None else self._live_rows
         return rows

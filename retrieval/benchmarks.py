@@ -97,7 +97,7 @@ def evaluate_gallery(
     elif origin is None:
         record, overlap = None if gallery.encoder_path is None else TrainedOn.read(gallery.encoder_path), None
         if record is not None:
-            digests = [segment.sha256[rows] for segment, rows in gallery.snapshot.live_parts()]
+            digests = [segment.file_states["sha256"][rows] for segment, rows in gallery.snapshot.live_parts()]
             overlap = record.overlap(labels, record.short(np.concatenate([np.empty((0, 32), np.uint8), *digests])))
         notes = _splits_measured(gallery.folder, records)
         origin = _origin(known, gallery.folder.name, notes=notes, trained_on=overlap)

@@ -72,7 +72,7 @@ class Encodings:
     @property
     def sha256(self) -> NDArray[np.uint8]:
         """Of each image's file, (n, 32)."""
-        return self._segment.sha256
+        return self._segment.file_states["sha256"]
 
     @property
     def has_maps(self) -> bool:

@@ -13,20 +13,12 @@ from typing import Any, Literal, TypeAlias
 import faiss as typed_faiss
 import numpy as np
 
-from ...metrics.distances import (
-    Distances,
-    SearchSpec,
-    Vectors,
-    check_vectors,
-    comparable,
-    distances_to,
-    lengths_of,
-    together,
-)
-from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch
+from ...metrics.distances import Distances, SearchSpec, Vectors, comparable, distances_to, lengths_of, together
+from ..scan import Scan
+from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch, search_exactly
 from .factory import SearchSettings, efforts_of, faiss_metric, inner_index, is_coarse, row_selector, search_parameters
 from .gpu import GPU_MAX_K, GpuIndex
-from .index_store import STAND_IN, IndexStore, Precision, stored_blocks
+from .index_store import STAND_IN, IndexStore, Precision
 from .runtime import searched, threads_for
 
 faiss: Any = typed_faiss
@@ -257,30 +249,14 @@ def ground_truth(
     spec: SearchSpec, ids: Ids, source: VectorSource, *, queries: int, k: int, seed: int = 0
 ) -> GroundTruth:
     """The distances of the k nearest others of some stored vectors, drawn by `seed`, by reading all of them once."""
-    rows = np.sort(np.random.default_rng(seed).permutation(len(ids))[:queries])
-    k = min(k, len(ids) - 1)
-    raw = source(ids[rows]) if len(rows) else np.empty((0, spec.dim), np.float32)
-    if k < 1 or not len(rows):
-        return GroundTruth(ids[rows], raw, np.empty((len(rows), 0)))
-    asked = comparable(spec, *check_vectors(spec, raw))
-    sign = -1.0 if spec.metric in ("cosine", "dot") else 1.0
-    fetch = min(first_fetch(k + 1), len(ids))
-    best = np.full((len(rows), fetch), np.inf, np.float32)  # within float32's rounding
-    places = np.zeros((len(rows), fetch), np.int64)
-    start = 0
-    for some, vectors in stored_blocks(spec, ids, source):
-        with threads_for(len(asked)):
-            numbers, near = faiss.knn(asked, vectors, min(fetch, len(some)), metric=faiss_metric(spec, "Flat"))
-        both = np.concatenate([best, sign * numbers], axis=1)
-        where = np.concatenate([places, near + start], axis=1)
-        order = np.argpartition(both, fetch - 1, axis=1)[:, :fetch]
-        best, places = np.take_along_axis(both, order, axis=1), np.take_along_axis(where, order, axis=1)
-        start += len(some)
-    distances = np.empty((len(rows), k))
-    for number, (row, found) in enumerate(zip(rows, places, strict=True)):
-        exact = distances_to(spec, asked[number], comparable(spec, source(ids[found[found != row]])))
-        distances[number] = np.sort(exact)[:k]
-    return GroundTruth(ids[rows], raw, distances)
+    asked = ids[np.sort(np.random.default_rng(seed).permutation(len(ids))[:queries])]
+    k = max(0, min(k, len(ids) - 1))
+    raw = source(asked) if len(asked) else np.empty((0, spec.dim), np.float32)
+    distances = np.empty((len(asked), k))
+    if distances.size:
+        found = search_exactly(spec, raw, k + 1, engine=Scan(spec, ids, source))
+        distances[:] = [hits.distances[hits.ids != own][:k] for own, hits in zip(asked, found, strict=True)]
+    return GroundTruth(asked, raw, distances)
 
 
 def measured_settings(

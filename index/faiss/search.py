@@ -34,7 +34,7 @@ class FaissSearch:
         self.spec = store.spec
         self.factory = factory
         self.store = store
-        self._source = source or MemoryVectors()
+        self._source: VectorSource = MemoryVectors() if source is None else source
         self._gpu = GpuCopy(device)
         make_forks_safe()
 
@@ -67,8 +67,7 @@ class FaissSearch:
         for ids, vectors in batches:
             raw, _ = check_vectors(spec, vectors)
             keys.append(check_ids(ids, count=len(raw)))
-            if isinstance(search._source, MemoryVectors):
-                search._source.put(keys[-1], raw)
+            search._remember(keys[-1], raw)
         stored = np.unique(np.concatenate(keys))
         return cls.from_source(spec, stored, search._source, factory=search.factory, device=device, seed=seed)
 
@@ -169,15 +168,20 @@ class FaissSearch:
         self.store.add(keys, stored)
         if not self.store.tail.ntotal:
             self._gpu.drop()
+        self._remember(keys, raw)
+
+    def _remember(self, keys: Ids, raw: Vectors) -> None:
+        """Keep raw vectors where nobody else does."""
         if isinstance(self._source, MemoryVectors):
-            self._source.put(keys, raw)
+            self._source.update(zip(keys.tolist(), raw.copy(), strict=True))
 
     def delete(self, ids: npt.ArrayLike) -> None:
         """Mask ids; unknown ones are no error. Their memory comes back with a rebuild."""
         keys = check_ids(ids)
         self.store.id_map.drop(keys)
         if isinstance(self._source, MemoryVectors):
-            self._source.drop(keys)
+            for key in keys.tolist():
+                self._source.pop(key, None)
 
     def get(self, ids: npt.ArrayLike) -> Vectors:
         """Raw stored vectors in the order asked for; InputError for an id that is not stored."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
+from scipy.stats import false_discovery_control
 
 Values = NDArray[np.float64]
 
@@ -48,8 +49,4 @@ def shares_wrong(p: Values) -> Values:
     >>> shares_wrong(np.array([0.001, 0.9, 0.02, 0.5]))
     array([0.004     , 0.9       , 0.04      , 0.66666667])
     """
-    order = np.argsort(p, kind="stable")
-    share = p[order] * len(p) / np.arange(1, len(p) + 1)
-    found = np.empty(len(p))
-    found[order] = np.minimum(np.minimum.accumulate(share[::-1])[::-1], 1.0)
-    return found
+    return np.asarray(false_discovery_control(p)) if len(p) else p

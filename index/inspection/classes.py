@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
-from ...metrics.distances import SearchSpec, comparable
+from ...metrics.distances import SearchSpec, comparable, rough_distances
 from .neighbours import Neighbours
 
 if TYPE_CHECKING:
@@ -64,22 +63,13 @@ def distances_to_classes(snapshot: Snapshot, labels: Codes, *, places: NDArray[n
         known = comparable(spec, snapshot.embeddings(snapshot.ids[members]))
         for some in np.split(rows, range(_BLOCK, len(rows), _BLOCK)):
             asked = comparable(spec, snapshot.embeddings(snapshot.ids[places[some]]))
-            distances = _distances(spec, asked, known)
+            distances = rough_distances(spec, asked, known)
             distances[places[some][:, None] == members] = np.inf
             others = np.isfinite(distances).sum(1)
             distances.sort(1)
             kth = distances[np.arange(len(some)), np.clip(others, 1, NEAREST) - 1]
             found[some] = np.where(others > 0, kth, np.inf)
     return found
-
-
-def _distances(spec: SearchSpec, asked: NDArray[np.float32], known: NDArray[np.float32]) -> Values:
-    """Distances (q, m) by a matrix product, within its rounding; of l1 exact."""
-    if spec.metric == "l1":
-        return np.asarray(cdist(asked, known, "cityblock"))
-    first, second = (np.vecdot(each, each).astype(np.float64) for each in (asked, known))
-    squared: Values = np.maximum(first[:, None] + second - 2.0 * (asked @ known.T), 0)
-    return np.sqrt(squared) if spec.metric == "l2" else squared / 2
 
 
 def share_right(scores: Values, made_wrong: Values, outvoted: NDArray[np.intp]) -> Values:

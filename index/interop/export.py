@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from ...errors import GalleryError, GalleryExistsError, InputError
 from ...files import Storage
 from ...progress import Progress
 from ...remarks import counted, remark
-from ..storage.segments import located
 from ..storage.snapshot import Ids
 from .tables import BLOCK_ROWS, ENCODER_FILE, EXPORT_FILE, parquet
 
@@ -119,13 +118,30 @@ def written_aside(target: Path) -> Iterator[Path]:
         raise GalleryError(f"{target}: cannot be written ({reason}); is the disk full or write-protected?") from error
 
 
+def own_columns(gallery: Gallery, *, taken: Collection[str]) -> dict[str, str]:
+    """The gallery's other columns by their names in an export: `column_…` where a name is taken there."""
+    names = [name for name in gallery.column_names if name not in ("path", "label")]
+    return {f"column_{name}" if name in taken else name: name for name in names}
+
+
+def record_columns(gallery: Gallery, ids: Ids, names: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Some images as columns; `image_path` is where the file lies, for tools that know no root, or its address."""
+    records = gallery.records(ids)
+    return {
+        "id": [record.id for record in records],
+        "path": [record.path for record in records],
+        "image_path": [record.path if "://" in record.path else str(gallery.file(record)) for record in records],
+        "label": [record.label for record in records],
+        **{name: [record.columns.get(own) for record in records] for name, own in names.items()},
+    }
+
+
 class _Writing:
     def __init__(self, gallery: Gallery, folder: Path, *, half: bool) -> None:
         self._gallery = gallery
         self._folder = folder
         self._dtype = "<f2" if half else "<f4"
-        names = [name for name in gallery.column_names if name not in ("path", "label")]
-        self._columns = {f"column_{name}" if name in _OWN_COLUMNS else name: name for name in names}
+        self._columns = own_columns(gallery, taken=_OWN_COLUMNS)
         self._snapshot = gallery.snapshot
         for name in ("img_emb", "metadata", *(() if gallery.spec.embedding_is_pooled else ("pooled",))):
             (folder / name).mkdir()
@@ -181,15 +197,9 @@ class _Writing:
             file.flush()
 
     def _table(self, ids: Ids) -> dict[str, list[Any]]:
-        records = self._gallery.records(ids)
         states = [self._snapshot.file_state(place) for place in self._snapshot.places(ids).tolist()]
-        root = self._gallery.root
-        return {  # tools that know no root need the whole path; addresses stay as they are
-            "image_path": [item.path if "://" in item.path else str(located(item.path, root)) for item in records],
-            "path": [record.path for record in records],
-            "label": [record.label for record in records],
-            **{column: [record.columns.get(name) for record in records] for column, name in self._columns.items()},
-            "id": [record.id for record in records],
+        return {
+            **record_columns(self._gallery, ids, self._columns),
             "sha256": [sha256.hex() for sha256, _, _ in states],
             "size": [size for _, size, _ in states],
             "mtime_ns": [mtime_ns for _, _, mtime_ns in states],

@@ -16,7 +16,7 @@ from ...images.items import split_item
 from ...progress import Progress
 from ...remarks import counted, remark
 from ..storage.hdf5 import Array
-from .export import written_aside
+from .export import own_columns, record_columns, written_aside
 from .tables import BLOCK_ROWS
 
 if TYPE_CHECKING:
@@ -51,47 +51,28 @@ def export_rows(
         raise InputError(f"to={to!r} is not known; choose one of csv, {', '.join(STORES)}")
     if not len(gallery):
         raise InputError(f"{gallery.folder} holds no image to export")
-    blocks = _blocks(gallery, progress)
-    if "://" in str(out) and to == "qdrant":
-        _to_qdrant(gallery, str(out), blocks)
-    elif to == "csv":
-        _to_csv(Path(out), blocks)
-    else:
-        with written_aside(Path(out)) as folder:
-            STORES[to](gallery, str(folder), blocks)
-    return {"to": to, "out": str(out), "images": len(gallery), "columns": list(_names(gallery))}
+    names = own_columns(gallery, taken=_OWN)
+    blocks = _blocks(gallery, names, progress)
+    try:
+        if "://" in str(out) and to == "qdrant":
+            _to_qdrant(gallery, str(out), blocks)
+        elif to == "csv":
+            _to_csv(Path(out), blocks)
+        else:
+            with written_aside(Path(out)) as folder:
+                STORES[to](gallery, str(folder), blocks)
+    except ImportError as error:
+        raise MissingExtraError(f"--to {to} needs its library: pip install 'distcam[{to}]' ({error})") from error
+    return {"to": to, "out": str(out), "images": len(gallery), "columns": list(names)}
 
 
-def _names(gallery: Gallery) -> dict[str, str]:
-    """The gallery's other columns by their names in an export."""
-    names = [name for name in gallery.column_names if name not in ("path", "label")]
-    return {f"column_{name}" if name in _OWN else name: name for name in names}
-
-
-def _blocks(gallery: Gallery, progress: Progress | None) -> _Blocks:
+def _blocks(gallery: Gallery, names: Mapping[str, str], progress: Progress | None) -> _Blocks:
     """Some rows at a time, as columns, with their vectors."""
-    names = _names(gallery)
     for start in range(0, len(gallery), BLOCK_ROWS):
         ids = gallery.ids[start : start + BLOCK_ROWS]
-        records = gallery.records(ids)
-        columns: dict[str, list[Any]] = {
-            "id": [record.id for record in records],
-            "path": [record.path for record in records],
-            "image_path": [record.path if "://" in record.path else str(gallery.file(record)) for record in records],
-            "label": [record.label for record in records],
-            **{name: [record.columns.get(own) for record in records] for name, own in names.items()},
-        }
-        yield columns, gallery.embeddings(ids)
+        yield record_columns(gallery, ids, names), gallery.embeddings(ids)
         if progress is not None:
             progress(start + len(ids), len(gallery))
-
-
-def _rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _missing(name: str, error: ImportError) -> MissingExtraError:
-    return MissingExtraError(f"--to {name} needs its library: pip install 'distcam[{name}]' ({error})")
 
 
 def _to_csv(out: Path, blocks: _Blocks) -> None:
@@ -108,13 +89,12 @@ def _to_csv(out: Path, blocks: _Blocks) -> None:
 
 
 def _to_lancedb(gallery: Gallery, out: str, blocks: _Blocks) -> None:
-    try:
-        import lancedb
-        import pyarrow as pa
-    except ImportError as error:
-        raise _missing("lancedb", error) from error
+    import lancedb
+    import pyarrow as pa
+
     dim = gallery.spec.embedding_dim
-    fields = [("id", pa.uint64()), *((name, pa.string()) for name in ("path", "image_path", "label", *_names(gallery)))]
+    names = ("path", "image_path", "label", *own_columns(gallery, taken=_OWN))
+    fields = [("id", pa.uint64()), *((name, pa.string()) for name in names)]
     schema = pa.schema([*fields, ("vector", pa.list_(pa.float32(), dim))])
 
     def batches() -> Iterator[Any]:
@@ -126,10 +106,8 @@ def _to_lancedb(gallery: Gallery, out: str, blocks: _Blocks) -> None:
 
 
 def _to_qdrant(gallery: Gallery, out: str, blocks: _Blocks) -> None:
-    try:
-        from qdrant_client import QdrantClient, models
-    except ImportError as error:
-        raise _missing("qdrant", error) from error
+    from qdrant_client import QdrantClient, models
+
     kinds = {"cosine": "COSINE", "dot": "DOT", "l2": "EUCLID", "l1": "MANHATTAN"}
     client = QdrantClient(url=out) if "://" in out else QdrantClient(path=out)
     try:
@@ -139,16 +117,15 @@ def _to_qdrant(gallery: Gallery, out: str, blocks: _Blocks) -> None:
         client.create_collection(name, models.VectorParams(size=gallery.spec.embedding_dim, distance=distance))
         for columns, vectors in blocks:
             numbers = columns.pop("id")
-            client.upload_collection(name, vectors, payload=_rows(columns), ids=numbers, wait=True)
+            payload = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            client.upload_collection(name, vectors, payload=payload, ids=numbers, wait=True)
     finally:
         client.close()
 
 
 def _to_datasets(_gallery: Gallery, out: str, blocks: _Blocks) -> None:
-    try:
-        import datasets
-    except ImportError as error:
-        raise _missing("datasets", error) from error
+    import datasets
+
     parts, gone = [], []
     for columns, vectors in blocks:
         files = [path if os.path.isfile(path) else None for path in columns["image_path"]]  # noqa: PTH113 - plain text

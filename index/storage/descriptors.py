@@ -147,14 +147,9 @@ class OpenFile:
 def _fill(number: int, pieces: Iterable[tuple[int, Any, int]]) -> bool:
     """Fill buffers; False if the file ends before that."""
     for offset, buffer, size in pieces:
-        done = _read_at(number, buffer, offset)
-        if done == size:
-            continue
-        view = memoryview(buffer).cast("B")
-        while 0 < done < size:  # systems read up to 2 GiB at once
-            more = _read_at(number, view[done : done + _PIECE], offset + done)
-            if not more:
-                return False
+        done = more = _read_at(number, buffer, offset)
+        while more and done < size:  # systems read up to 2 GiB at once
+            more = _read_at(number, memoryview(buffer).cast("B")[done : done + _PIECE], offset + done)
             done += more
         if done != size:
             return False

@@ -229,8 +229,8 @@ class Segment:
         self.pooled: StoredArray = self._stored["pooled"]
         self.embedding: StoredArray = self._stored.setdefault("embedding", self.pooled)
         self.paths: Strings = file.strings("path", n)
-        for name, (dtype, width) in _FILE_STATES.items():
-            file.array(name, dtype, (n, *width))
+        states = _FILE_STATES.items()
+        self._stored_states = {name: file.array(name, dtype, (n, *width)) for name, (dtype, width) in states}
 
     @classmethod
     def of(cls, folder: Path, entry: FileEntry, spec: Spec) -> Segment:
@@ -249,19 +249,9 @@ class Segment:
         return self.stored_ids.read()
 
     @cached_property
-    def sha256(self) -> Array:
-        """The checksums of the image files, (n, 32); kept once they were asked for, like the next two."""
-        return self.file.array("sha256", "|u1", (len(self), 32)).read()
-
-    @cached_property
-    def size(self) -> Array:
-        """The lengths of the image files, in bytes."""
-        return self.file.array("size", "<u8", (len(self),)).read()
-
-    @cached_property
-    def mtime_ns(self) -> Array:
-        """The times of change of the image files, in ns."""
-        return self.file.array("mtime_ns", "<i8", (len(self),)).read()
+    def file_states(self) -> dict[str, Array]:
+        """Checksums (n, 32), lengths in bytes and times of change in ns of the image files; kept once asked for."""
+        return {name: stored.read() for name, stored in self._stored_states.items()}
 
     @cached_property
     def column_names(self) -> tuple[str, ...]:
@@ -290,9 +280,7 @@ class Segment:
         return Entries(
             ids=self.stored_ids[rows],
             paths=self.paths.take(rows),
-            sha256=self.sha256[rows],
-            size=self.size[rows],
-            mtime_ns=self.mtime_ns[rows],
+            **{name: array[rows] for name, array in self.file_states.items()},
             columns={name: Categorical(c.values, c.codes[rows]).strings() for name, c in self.columns.items()},
         )
 

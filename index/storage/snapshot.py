@@ -149,7 +149,7 @@ class Snapshot:
 
     def paths(self, places: Array) -> Iterator[str]:
         """The stored paths of images given by place."""
-        for segment, row in self._rows(places):
+        for segment, row in self.stored_rows(places):
             yield segment.paths[row]
 
     def all_paths(self) -> list[str]:
@@ -157,7 +157,8 @@ class Snapshot:
         stored = [path for segment in self.segments for path in segment.paths]
         return [stored[position] for position in self._positions.tolist()]
 
-    def _rows(self, places: Array) -> Iterator[tuple[Segment, int]]:
+    def stored_rows(self, places: Array) -> Iterator[tuple[Segment, int]]:
+        """The segment of each image given by place, and its row there."""
         positions = self._positions[places]
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
         for number, row in zip(numbers.tolist(), (positions - self._starts[numbers]).tolist(), strict=True):
@@ -191,7 +192,7 @@ class Snapshot:
             raise InputError(f"{self.folder} keeps no feature maps; build it with --store-maps")
         places = self.places(ids)
         out = np.empty((len(places), self.spec.pooled_dim, *self.spec.map_shape), np.float32)
-        for at, (segment, row) in enumerate(self._rows(places)):
+        for at, (segment, row) in enumerate(self.stored_rows(places)):
             out[at] = segment.maps(np.array([row]))[0]
         return out
 
@@ -200,7 +201,7 @@ class Snapshot:
         if self.spec.fine_shape is None:
             raise InputError(f"{self.folder} keeps no fine maps; build it with --store-lines")
         places = self.places(ids)
-        found = [segment.fine_maps(np.array([row])) for segment, row in self._rows(places)]
+        found = [segment.fine_maps(np.array([row])) for segment, row in self.stored_rows(places)]
         return np.concatenate([np.empty((0, *self.spec.fine_shape), np.float32), *found])
 
     def _gather(self, arrays: Sequence[StoredArray], ids: Iterable[int] | Array, shape: tuple[int, ...]) -> Array:
@@ -277,7 +278,7 @@ class Snapshot:
     def preload(self) -> None:
         """Read everything that is known of the images besides vectors, before a writer merges the files away."""
         for segment in self.segments:
-            assert len(segment.sha256) == len(segment.size) == len(segment.mtime_ns)
+            assert segment.file_states  # which keeps them
         for name in self.column_names[1:]:
             self.column(name)
 
@@ -288,7 +289,7 @@ class Snapshot:
 
     @cached_property
     def _file_states(self) -> tuple[Array, Array, Array]:
-        parts = [(segment.sha256, segment.size, segment.mtime_ns) for segment in self.segments]
+        parts = [segment.file_states.values() for segment in self.segments]
         sha256, size, mtime_ns = (np.concatenate(column)[self._positions] for column in zip(*parts, strict=True))
         return sha256, size, mtime_ns
 

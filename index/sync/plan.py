@@ -5,6 +5,7 @@ Contents decide, by SHA-256; size and time of change only spare reading. Files t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections import defaultdict
@@ -12,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import ImageError, InputError
 from ...images.boxes.cutting import GivenBoxes, list_items
@@ -26,7 +28,6 @@ from ...remarks import Skipped
 from ..building.ingest import Offer, reason_of, status_of, stored_names
 from ..reports import SyncKind
 from ..storage.snapshot import Snapshot
-from .rows import Carry, content_of, digest_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,30 @@ class SyncSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.max_vanishing <= 1:
             raise InputError(f"expected a share from 0 to 1 that may vanish, got {self.max_vanishing}")
+
+
+class Carry(NamedTuple):
+    """A new row with the vectors of the image at a place of the snapshot, whose path is `origin`."""
+
+    kind: SyncKind
+    place: int
+    offer: Offer
+    origin: str
+
+
+def content_of(sha256: bytes, path: str) -> bytes:
+    """What two images with the same vectors have in common: their file's contents and their box."""
+    box = split_item(path)[1]
+    return sha256 if box is None else sha256 + item_of("", box).encode()
+
+
+def digest_of(file: Path) -> bytes:
+    """The SHA-256 of a file; ImageError if it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise ImageError(file, reason_of(error)) from error
 
 
 class SyncFolder:
@@ -134,8 +159,9 @@ class SyncPlan:
                 f"{snapshot.folder} pools its images under masks, which a sync does not follow; "
                 "use `distcam index add` and `distcam index remove`"
             )
-        self.folder, self.settings = folder, settings
-        self.known = rows_of(snapshot)
+        self.snapshot, self.folder, self.settings = snapshot, folder, settings
+        self.known = snapshot.places_by_path()
+        self._column_names = snapshot.column_names[1:]  # without "path"
         self.carries: list[Carry] = []  # rows that need no encoding
         self.offers: list[Offer] = []  # files that must be encoded
         self.twins: list[tuple[Offer, str]] = []  # files with the contents of an offer, by its path: they follow it
@@ -158,7 +184,7 @@ class SyncPlan:
             file, box = split_item(path)
             if box is not None:
                 self._items[file].append(path)
-                self._boxes[self.known[path].sha256].append(box)
+                self._boxes[self._sha256_of(path)].append(box)
         self._look(list_folder(folder.folder, settings.labels, settings.boxes), progress)
         self._find_gone()
         self._resolve(doubtful)
@@ -182,10 +208,20 @@ class SyncPlan:
             if progress is not None:
                 progress(number, max(number, len(self._inside)))
 
+    def _sha256_of(self, path: str) -> bytes:
+        """The checksum that the gallery has of an image's file."""
+        return self.snapshot.file_state(self.known[path])[0]
+
+    def _columns_of(self, place: int) -> dict[str, str]:
+        """Label and columns of an image of the gallery, as far as it has values."""
+        named = ((name, self.snapshot.value(name, place)) for name in self._column_names)
+        return {name: value for name, value in named if value is not None}
+
     def _compare(self, path: str, record: ImageRecord) -> None:
         status = status_of(f"{self._place}/{record.path}")
-        row = self.known.get(path)
-        is_as_before = row is not None and row.state == (status.st_size, status.st_mtime_ns)
+        place = self.known.get(path)
+        sha256, *state = (b"",) if place is None else self.snapshot.file_state(place)
+        is_as_before = state == [status.st_size, status.st_mtime_ns]
         if is_as_before and self._keeps_labels and not self.settings.checksum:
             self.unchanged += 1
             return
@@ -194,22 +230,22 @@ class SyncPlan:
             return
         offer = Offer(self.folder.folder / record.path, path, record.label, box=split_item(path)[1])
         offer.size, offer.mtime_ns = status.st_size, status.st_mtime_ns
-        is_trusted = row is not None and is_as_before and not self.settings.checksum
-        offer.sha256 = row.sha256 if row is not None and is_trusted else digest_of(offer.file)
-        if row is None:
+        offer.sha256 = sha256 if is_as_before and not self.settings.checksum else digest_of(offer.file)
+        if place is None:
             if self._keeps_labels:
                 named = record.label if record.box is not None else self.folder.label_of(path)
                 offer.label = named if self._has_labels or not self.known else None
             offer.columns = {**record.columns, **(self.folder.columns_of(path) if self._keeps_labels else {})}
             self._wanted += self._of_boxes(offer)
             return
-        offer.columns, offer.replaces = row.columns, row.id
-        label = offer.columns.pop("label", None)
+        columns = self._columns_of(place)
+        label = columns.pop("label", None)
+        offer.columns, offer.replaces = columns, int(self.snapshot.ids[place])
         offer.label = label if self._keeps_labels or offer.label is None else offer.label
-        if offer.sha256 != row.sha256:
+        if offer.sha256 != sha256:
             self._wanted.append(offer)
         elif offer.label != label:
-            self.carries.append(Carry("relabelled", row, offer, offer.path))
+            self.carries.append(Carry("relabelled", place, offer, offer.path))
         else:
             self.unchanged += 1
 
@@ -227,7 +263,7 @@ class SyncPlan:
         for path in sorted(self._inside - self._seen):
             name, box = split_item(path)
             file = self.folder.root / name
-            content = content_of(self.known[path].sha256, path)
+            content = content_of(self._sha256_of(path), path)
             try:
                 file.stat()
                 if box is not None and self.settings.boxes is not None:  # that file does not say it any more
@@ -243,8 +279,8 @@ class SyncPlan:
     def _resolve(self, doubtful: Collection[str] | None) -> None:
         """Find for every wanted file where its vectors come from; decide what becomes of the images that are gone."""
         wanted = {offer.sha256 for offer in self._wanted}
-        same = ((path, row.sha256) for path, row in self.known.items() if row.sha256 in wanted) if wanted else ()
-        sources = {content_of(sha256, path): path for path, sha256 in same}
+        known = ((path, self._sha256_of(path)) for path in (self.known if wanted else ()))
+        sources = {content_of(sha256, path): path for path, sha256 in known if sha256 in wanted}
         first: dict[bytes, str] = {}
         for offer in self._wanted:
             if self._is_moved(offer):
@@ -267,7 +303,7 @@ class SyncPlan:
         if self.settings.keep_missing:
             self.missing = gone
         else:
-            self.removed = [(self.known[path].id, path) for path in gone]
+            self.removed = [(int(self.snapshot.ids[self.known[path]]), path) for path in gone]
 
     def _is_moved(self, offer: Offer) -> bool:
         """Carry over an image that is gone and had the same contents, if possible under the same name; False: none."""
@@ -277,8 +313,8 @@ class SyncPlan:
         name = Path(offer.path).name
         old = next((path for path in paths if Path(path).name == name), paths[0])
         paths.remove(old)
-        row = self.known[old]
-        columns = row.columns
+        place = self.known[old]
+        columns = self._columns_of(place)
         label = columns.pop("label", None)
         if self._keeps_labels:
             came_from_folder = label is not None and label == self.folder.label_of(old)
@@ -286,6 +322,6 @@ class SyncPlan:
             columns |= self.folder.columns_of(offer.path)
         elif offer.label is None:
             offer.label = label
-        offer.columns, offer.replaces = columns, row.id
-        self.carries.append(Carry("moved", row, offer, old))
+        offer.columns, offer.replaces = columns, int(self.snapshot.ids[place])
+        self.carries.append(Carry("moved", place, offer, old))
         return True

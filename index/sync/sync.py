@@ -27,8 +27,7 @@ from ..reports import Change, SyncKind, SyncReport
 from ..storage.segments import BLOCK_BYTES
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
-from .plan import SyncFolder, SyncPlan, SyncSettings
-from .rows import Carry, rows_of
+from .plan import Carry, SyncFolder, SyncPlan, SyncSettings
 
 if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ...encoders import Encoder
@@ -97,7 +96,7 @@ def sync_folder(
     skipped = list(plan.skipped)
     if settings.strict and skipped:
         raise ImageError(skipped[0].path, skipped[0].reason)
-    _carry(writer, plan.carries)
+    _carry(writer, before, plan.carries)
     changes = _carried(plan.carries)
     if plan.offers:
         from ..building.build import InferenceSettings, encoding_stream
@@ -108,8 +107,9 @@ def sync_folder(
         refused = {item.path for item in report.skipped}
         skipped += report.skipped
         changes += [_change(offer) for offer in plan.offers if offer.path not in refused]
-    twins, lonely = _resolve_twins(writer, plan, skipped)
-    _carry(writer, twins)
+    after = Snapshot(writer.folder, writer.manifest, verify=False)
+    twins, lonely = _resolve_twins(after, plan, skipped)
+    _carry(writer, after, twins)
     changes += [_change(carry.offer, carry.origin) for carry in twins]
     skipped += lonely
     if plan.removed:
@@ -134,35 +134,31 @@ def _refusal(plan: SyncPlan) -> str | None:
     )
 
 
-def _carry(writer: GalleryWriter, carries: Iterable[Carry]) -> None:
+def _carry(writer: GalleryWriter, snapshot: Snapshot, carries: Sequence[Carry]) -> None:
     """Write rows again under another path or label, each in one commit with the departure of the old one."""
-    by_segment = sorted(carries, key=lambda carry: carry.source.segment.file.path)
-    for segment, group in groupby(by_segment, key=lambda carry: carry.source.segment):
+    rows_at = snapshot.stored_rows(np.array([carry.place for carry in carries], np.int64))
+    placed = [(segment, row, carry.offer) for (segment, row), carry in zip(rows_at, carries, strict=True)]
+    placed.sort(key=lambda each: each[0].file.path)
+    for segment, group in groupby(placed, key=lambda each: each[0]):
         these = list(group)
         row_bytes = max(1, segment.file.bytes // max(1, len(segment)))
         step = max(1, min(_CARRIED_AT_ONCE, BLOCK_BYTES // row_bytes))
         for start in range(0, len(these), step):
-            block = these[start : start + step]
-            offers = [carry.offer for carry in block]
+            _, rows, offers = zip(*these[start : start + step], strict=True)
             replaced = [offer.replaces for offer in offers if offer.replaces is not None]
-            rows = np.array([carry.source.row for carry in block])
-            writer.append(entries_of(offers), segment.vectors(rows), replaces=replaced)
+            writer.append(entries_of(offers), segment.vectors(np.array(rows)), replaces=replaced)
     writer.commit()
 
 
-def _resolve_twins(
-    writer: GalleryWriter, plan: SyncPlan, skipped: Sequence[Skipped]
-) -> tuple[list[Carry], list[Skipped]]:
+def _resolve_twins(snapshot: Snapshot, plan: SyncPlan, skipped: Sequence[Skipped]) -> tuple[list[Carry], list[Skipped]]:
     """Files with the same contents as one that has just been encoded; or not, and then they share its fate."""
-    if not plan.twins:
-        return [], []
-    rows = rows_of(Snapshot(writer.folder, writer.manifest, verify=False))
+    places = snapshot.places_by_path(first for _, first in plan.twins)
     reasons = {item.path: item.reason for item in skipped}
     carries, lonely = [], []
     for offer, first in plan.twins:
-        row = rows.get(first)
-        if row is not None and row.sha256 == offer.sha256:
-            carries.append(Carry(_change(offer, first).kind, row, offer, first))
+        place = places.get(first)
+        if place is not None and snapshot.file_state(place)[0] == offer.sha256:
+            carries.append(Carry(_change(offer, first).kind, place, offer, first))
         else:
             lonely.append(Skipped(offer.path, reasons.get(first, "changed while it was read; sync again")))
     return carries, lonely

@@ -12,9 +12,7 @@ from distcam.errors import InputError
 from distcam.index import scan as scanning
 from distcam.index.scan import Scan
 from distcam.index.search import Hits, search_exactly
-from distcam.metrics.distances import Metric, SearchSpec
-
-SCANNED: tuple[Metric, ...] = ("cosine", "l2", "dot")
+from distcam.metrics.distances import METRICS, Metric, SearchSpec
 
 
 def scanned(vectors: np.ndarray, queries: np.ndarray, k: int, metric: Metric) -> list[Hits]:
@@ -23,7 +21,7 @@ def scanned(vectors: np.ndarray, queries: np.ndarray, k: int, metric: Metric) ->
     return search_exactly(engine.spec, queries, k, engine=engine)
 
 
-@given(st.sampled_from(SCANNED), st.integers(1, 40), st.integers(0, 99), st.sampled_from([1e-12, 1.0, 1e3, 1e18, 1e30]))
+@given(st.sampled_from(METRICS), st.integers(1, 40), st.integers(0, 99), st.sampled_from([1e-12, 1.0, 1e3, 1e18, 1e30]))
 @settings(max_examples=40, deadline=None)
 def test_a_scan_finds_the_true_neighbours(metric: Metric, k: int, seed: int, size: float) -> None:
     rng = np.random.default_rng(seed)
@@ -36,7 +34,7 @@ def test_a_scan_finds_the_true_neighbours(metric: Metric, k: int, seed: int, siz
     assert_same(found, [true_hits(metric, query, vectors, k) for query in queries])
 
 
-@pytest.mark.parametrize("metric", SCANNED)
+@pytest.mark.parametrize("metric", METRICS)
 def test_a_scan_of_more_neighbours_than_there_are_names_all(metric: Metric) -> None:
     vectors = blobs(7, 5)
     assert_same(scanned(vectors, vectors[:2], 9, metric), [true_hits(metric, row, vectors, 9) for row in vectors[:2]])

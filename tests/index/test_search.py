@@ -22,7 +22,7 @@ from distcam.index.faiss import index_store as faiss_bytes
 from distcam.index.faiss.factory import SearchSettings, choose_factory
 from distcam.index.faiss.search import FaissSearch
 from distcam.index.search import UNKNOWN_FLOOR, Proposal, search_exactly
-from distcam.metrics.distances import METRICS, Metric, SearchSpec, comparable, distances_to
+from distcam.metrics.distances import METRICS, Metric, SearchSpec, comparable, distances_to, rough_distances
 
 # --- Distances -------------------------------------------------------------------------------------------------------
 
@@ -50,6 +50,14 @@ def test_a_distance_does_not_depend_on_the_other_rows(d: int, metric: Metric, se
     together = distances_to(spec, query, unit)
     alone = [distances_to(spec, query, unit[i : i + 1])[0] for i in range(37)]
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rough_distances_are_the_true_ones_but_for_rounding(metric: Metric) -> None:
+    spec = SearchSpec(12, metric)
+    queries, vectors = (comparable(spec, blobs(count, 12)) for count in (5, 37))
+    true = np.stack([distances_to(spec, query, vectors) for query in queries])
+    np.testing.assert_allclose(rough_distances(spec, queries, vectors), true, rtol=1e-9, atol=1e-6)
 
 
 def test_cosine_of_parallel_vectors_is_zero_and_of_opposite_ones_two() -> None:

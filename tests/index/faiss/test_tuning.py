@@ -57,7 +57,7 @@ def tuned(
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_truth_read_block_by_block_is_that_of_brute_force(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distcam.index.faiss.index_store._BLOCK_BYTES", 4 * 12 * 97)  # 97 vectors at a time
+    monkeypatch.setattr("distcam.index.scan._BLOCK_BYTES", 4 * 12 * 97)  # 97 vectors at a time
     vectors = blobs(1000, 12)
     vectors[500:520] = vectors[3]
     ids = np.arange(10, 1010, dtype=np.uint64)
