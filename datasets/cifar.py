@@ -77,4 +77,6 @@ def _content(file: Path, key: str) -> Any:
 
 
 def _text(name: object) -> str:
-    return name.decode("latin1") if isinstance(name, bytes) else str(name)
+    if not isinstance(name, str | bytes):
+        raise InputError(f"expected the name of a class or column, got {type(name).__name__}")
+    return name.decode("latin1") if isinstance(name, bytes) else name

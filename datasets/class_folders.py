@@ -11,15 +11,9 @@ from ..errors import InputError
 from ..images import ImageRecord, Listing, list_images
 from ..images.joining import Names, likely_cause
 from ..images.splits import overlooked_column, split_column, split_name, split_of_row
-from ..images.tables import header_of, rows_of, text_of
+from ..images.tables import header_of, lines_of, rows_of, text_of
 from ..remarks import remark
 from .few_shot import PARTS, FewShotData, data_of_files
-from .layouts import lines_of
-
-_ALIASES = {"base": "base", "train": "base", "val": "val", "valid": "val", "validation": "val"} | {
-    "novel": "novel",
-    "test": "novel",
-}
 
 
 def folder(root: Path, split: str | None = None) -> FewShotData:
@@ -129,9 +123,10 @@ _SPLIT_OF = {"train": "train", "base": "train", "val": "val"} | dict.fromkeys(
 
 def part_of(name: str, where: str) -> str:
     """The part that a name means: train is base, test is novel."""
-    if name.strip().lower() not in _ALIASES:
-        raise InputError(f"{where}: expected a part out of {', '.join(_ALIASES)}; got {name!r}")
-    return _ALIASES[name.strip().lower()]
+    split = _SPLIT_OF.get(split_name(name) or name.strip().lower())
+    if split is None:
+        raise InputError(f"{where}: expected a part out of base, train, val, novel, test; got {name!r}")
+    return {"train": "base", "val": "val", "test": "novel"}[split]
 
 
 def class_folders(root: Path) -> list[str]:
@@ -163,7 +158,7 @@ def read_class_lists(folder_of_lists: Path, suffix: str = ".json") -> dict[str, 
     for stem in ("train", "val", "test", "base", "novel"):
         file = folder_of_lists / f"{stem}{suffix}"
         if file.is_file():
-            content = [line.strip() for _, line in lines_of(file)] if suffix != ".json" else _json(file)
+            content = [line for _, line in lines_of(file)] if suffix != ".json" else _json(file)
             if isinstance(content, dict):
                 content = content.get("class_roots", content.get("class_names", content.get("label_names")))
             if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):

@@ -102,8 +102,9 @@ def _tiered_labels(images: Path) -> list[str]:
     numbers = array_of(content["label_specific"], f"{file}: label_specific").tolist()
     texts = content.get("label_specific_str")
     stem = images.name.partition("_")[0]  # the numbers start at 0 in every part
-    if isinstance(texts, list) and numbers and len(texts) > max(numbers):
-        return [f"{stem}/{number:03d} {texts[number]}" for number in numbers]
+    named = texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else []
+    if numbers and len(named) > max(numbers):
+        return [f"{stem}/{number:03d} {named[number]}" for number in numbers]
     return [f"{stem}/{number:03d}" for number in numbers]
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..images.tables import lines_of
 
 Role = Literal["query", "gallery", "both"]
 
@@ -58,23 +59,12 @@ class Layout:
         return ", or ".join(" and ".join(files) for files in self.markers)
 
 
-def lines_of(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is not blank."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: expected UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
-    yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
 def fields_of(file: Path, *columns: str, skip: int = 0) -> Iterator[list[str]]:
     """The fields of every line after the first `skip`; as many as there are columns, the last may hold blanks."""
-    for number, line in list(lines_of(file))[skip:]:
-        fields = line.strip().split(maxsplit=len(columns) - 1)
+    for number, line in lines_of(file)[skip:]:
+        fields = line.split(maxsplit=len(columns) - 1)
         if len(fields) != len(columns):
-            raise InputError(f"{file} line {number}: expected {' '.join(columns)}; got {line.strip()[:80]!r}")
+            raise InputError(f"{file} line {number}: expected {' '.join(columns)}; got {line[:80]!r}")
         yield fields
 
 
@@ -173,13 +163,13 @@ def _read_cars(root: Path) -> tuple[DatasetRecord, ...]:
 def _whole(root: Path) -> list[_Car]:
     """The one archive `car_ims`, with the labels of all images in one file."""
     file = root / "cars_annos.mat"
-    names = _mat(file, "class_names")
-    return [_car(str(row["relative_im_path"]), int(row["class"]), names, file) for row in _mat(file, "annotations")]
+    names, rows = mat_list(file, "class_names"), mat_list(file, "annotations")
+    return [_car(str(row["relative_im_path"]), int(row["class"]), names, file) for row in rows]
 
 
 def _tables(root: Path) -> list[_Car]:
     """The Kaggle copy: tables without a header (file, box, class), and a folder for each class."""
-    names = [line.strip().strip('"') for _, line in lines_of(root / "names.csv")]
+    names = [line.strip('"') for _, line in lines_of(root / "names.csv")]
     inside = "car_data/car_data" if (root / "car_data" / "car_data").is_dir() else "car_data"
     found = []
     for half in ("train", "test"):
@@ -193,12 +183,13 @@ def _tables(root: Path) -> list[_Car]:
 def _devkit(root: Path) -> list[_Car]:
     """The archives `cars_train`, `cars_test` and `devkit`, with the labels of the test images beside or in the kit."""
     kit, labels = root / "devkit", "cars_test_annos_withlabels.mat"
-    names = _mat(kit / "cars_meta.mat", "class_names")
+    names = mat_list(kit / "cars_meta.mat", "class_names")
     found = []
     for folder, file in (("cars_train", kit / "cars_train_annos.mat"), ("cars_test", root / labels)):
         file = file if file.exists() else kit / labels
         inside = f"{folder}/{folder}" if (root / folder / folder).is_dir() else folder  # as Kaggle packs it
-        found += [_car(f"{inside}/{row['fname']}", int(row["class"]), names, file) for row in _mat(file, "annotations")]
+        rows = mat_list(file, "annotations")
+        found += [_car(f"{inside}/{row['fname']}", int(row["class"]), names, file) for row in rows]
     return found
 
 
@@ -208,13 +199,14 @@ def _car(path: str, number: int, names: Sequence[str], file: Path) -> _Car:
     return path, number, str(names[number - 1])
 
 
-def _mat(file: Path, name: str) -> Any:
-    """A variable of a MATLAB file, as an array of one axis."""
+def mat_list(file: Path, name: str, kind: type | None = None) -> list[Any]:
+    """A variable of a MATLAB file, as a list; InputError where it is not there, or not of this kind."""
     from scipy.io import loadmat  # a third of a second, which most layouts can do without
 
     try:
-        return np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=[name])[name])
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        found = np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=[name])[name])
+        return list(found if kind is None else found.astype(kind).ravel().tolist())
+    except Exception as error:  # a damaged file raises whatever it likes
         raise InputError(f"{file}: expected a MATLAB file with {name!r}; {error}") from error
 
 
@@ -238,9 +230,9 @@ CARS = Layout(
 def _read_dogs(root: Path) -> tuple[DatasetRecord, ...]:
     lists = root if (root / "train_list.mat").exists() else root / "lists"
     return tuple(
-        DatasetRecord(f"Images/{path}", str(path).partition("/")[0], split)
+        DatasetRecord(f"Images/{path}", path.partition("/")[0], split)
         for split in ("train", "test")
-        for path in _mat(lists / f"{split}_list.mat", "file_list").tolist()
+        for path in mat_list(lists / f"{split}_list.mat", "file_list", str)
     )
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from ..errors import InputError
-from ..images import ImageRecord
+from ..images import ImageRecord, Listing
 from ..images.boxes.annotations import read_file
+from ..images.image_sources import RecordSource
 from ..images.joining import Join, Names
 from ..images.masks import MaskFolder
-from ..images.tables import text_of
+from ..images.tables import lines_of
 from .masked_images import Entry, Found, read_names
 
 VOC_CLASSES = (
@@ -53,7 +51,7 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
     if class_names is None:
         own = root / "classes.txt"
         class_names = read_names(own) if own.is_file() else VOC_CLASSES
-    names = [name for line in text_of(chosen).splitlines() if (name := line.strip())]
+    names = [name for _, name in lines_of(chosen)]
     if not names:
         raise InputError(f"{chosen} lists no image")
     folder = root / "JPEGImages"
@@ -84,8 +82,7 @@ def _shown_in(file: Path, class_names: Sequence[str]) -> tuple[int, ...] | None:
     """The classes of an image by its XML file; None without one."""
     if not file.is_file():
         return None
-    table = read_file(file)
-    labels = {label for name in table.names for _, label in table.annotation(name).boxes if label is not None}
+    labels = {each.label for each in read_file(file).boxes if each.label is not None}
     if unknown := sorted(labels.difference(class_names)):
         raise InputError(
             f"{file}: the object {unknown[0]!r} is none of the {len(class_names)} classes; name them in classes.txt"
@@ -93,29 +90,17 @@ def _shown_in(file: Path, class_names: Sequence[str]) -> tuple[int, ...] | None:
     return tuple(sorted(map(class_names.index, labels)))
 
 
-@dataclass(frozen=True)
-class VocLabels:
-    """VOC's images with the classes they show, as the source of a listing: one list trains, `val` is the test."""
-
-    root: Path
-    train: str = "train"
-    column_names: ClassVar[tuple[str, ...]] = ("labels", "split")
-
-    @cached_property
-    def _records(self) -> tuple[ImageRecord, ...]:
-        found = []
-        for split, listed in (("train", self.train), ("test", "val")):
-            entries, names = in_voc(self.root, listed, None)
-            for entry in entries:
-                if entry.shown is None:
-                    raise InputError(f"{entry.image}: expected its classes in Annotations/{entry.name}.xml")
-                columns = {"labels": ";".join(names[c] for c in entry.shown), "split": split}
-                found.append(ImageRecord(entry.image.relative_to(self.root).as_posix(), None, columns))
-        return tuple(found)
-
-    def scan(self, report: object) -> Iterator[ImageRecord]:  # noqa: ARG002  (what is missing is remarked on)
-        """The images of both lists."""
-        yield from self._records
+def voc_labels(root: Path, train: str = "train") -> Listing:
+    """VOC's images with the classes they show: the list `train` is for training, `val` is the test."""
+    found = []
+    for split, listed in (("train", train), ("test", "val")):
+        entries, names = in_voc(root, listed, None)
+        for entry in entries:
+            if entry.shown is None:
+                raise InputError(f"{entry.image}: expected its classes in Annotations/{entry.name}.xml")
+            columns = {"labels": ";".join(names[c] for c in entry.shown), "split": split}
+            found.append(ImageRecord(entry.image.relative_to(root).as_posix(), None, columns))
+    return Listing.of(RecordSource(root, ("labels", "split"), tuple(found)))
 
 
 def in_cityscapes(root: Path, split: str) -> tuple[Found, bool]:

@@ -20,7 +20,7 @@ from ..images.joining import Join, Names, spelled
 from ..images.listing import quiet_listing
 from ..images.masks import VOID, Mask, MaskFolder
 from ..images.splits import split_column, split_name
-from ..images.tables import rows_of, text_of
+from ..images.tables import lines_of, rows_of
 
 if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet
@@ -153,7 +153,7 @@ def read_names(file: str | Path | Sequence[str]) -> tuple[str, ...]:
     """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out."""
     if not isinstance(file, str | Path):
         return tuple(file)
-    names = tuple(name for line in text_of(Path(file)).splitlines() if (name := line.strip()))
+    names = tuple(name for _, name in lines_of(Path(file)))
     names = names[1:] if names[:1] == ("background",) else names
     if not names:
         raise InputError(f"{file}: expected the classes' names, one per line; it is empty")

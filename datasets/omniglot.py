@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,12 +37,11 @@ _ENTRY = re.compile(r"images_(background|evaluation)/([^/]+)/(character\d\d)/(\d
 _CLASS = re.compile(r"([^/]+/character\d\d)(?:/rot(000|090|180|270))?")
 
 
-class _Drawing(NamedTuple):
-    """One drawing."""
+class _Source(NamedTuple):
+    """All drawings of both sets."""
 
-    character: str  # Alphabet/characterNN
-    file: str  # 0001_01: number of the character, number of the drawer
-    quarter_turns: int  # counter-clockwise
+    drawings: dict[str, dict[str, Callable[[], Ink]]]  # by character, Alphabet/characterNN, and file, 0001_01
+    background: set[str]  # the characters of that set
 
 
 def omniglot(root: Path, split: str | None = None) -> FewShotData:
@@ -58,10 +58,10 @@ def omniglot(root: Path, split: str | None = None) -> FewShotData:
     if split == "runs":
         return _runs(root / "all_runs.zip")
     name = f"omniglot:{split}"
-    source = _Npz(root) if (root / "images_background.npz").is_file() else _Zips(root)
+    source = _of_npz(root) if (root / "images_background.npz").is_file() else _of_zips(root)
     if split == "lake":
         classes: dict[str, list[tuple[str, int | None]]] = {
-            part: [(character, None) for character in source.files if (character in source.background) == is_base]
+            part: [(character, None) for character in source.drawings if (character in source.background) == is_base]
             for part, is_base in (("base", True), ("novel", False))
         }
     else:
@@ -76,20 +76,21 @@ def omniglot(root: Path, split: str | None = None) -> FewShotData:
     return FewShotData(name, parts)
 
 
-def _split(name: str, source: _Npz | _Zips, classes: list[tuple[str, int | None]], root: Path) -> Split:
-    drawings, labels = [], []
+def _split(name: str, source: _Source, classes: list[tuple[str, int | None]], root: Path) -> Split:
+    names, labels, drawn = list[str](), list[str](), list[tuple[Callable[[], Ink], int]]()
     for character, turn in classes:
-        if character not in source.files:
+        if character not in source.drawings:
             raise InputError(f"{name}: the split names {character}, which is not among the images in {root}")
         label = character if turn is None else f"{character}/rot{90 * turn:03d}"
-        for file in source.files[character]:
-            drawings.append(_Drawing(character, file, turn or 0))
+        for file, ink in source.drawings[character].items():
+            names.append(f"{label}/{file}")
             labels.append(label)
+            drawn.append((ink, turn or 0))
 
     def load(index: int) -> NDArray[np.uint8]:
-        return _pixels(np.rot90(source.ink(drawings[index]), drawings[index].quarter_turns))
+        ink, quarter_turns = drawn[index]
+        return _pixels(np.rot90(ink(), quarter_turns))
 
-    names = [f"{label}/{drawing.file}" for label, drawing in zip(labels, drawings, strict=True)]
     return Split(name, np.array(names), np.array(labels), ArrayImages(root, load))
 
 
@@ -113,66 +114,57 @@ def _read_list(file: Path, *, is_turned: bool) -> Iterator[tuple[str, int | None
             yield match[1], None
 
 
-class _Npz:
-    """Two archives of all drawings, and the table that says which characters they are."""
+def _of_npz(root: Path) -> _Source:
+    """Two archives of all drawings, each read when one of its own is asked for, and the table of the characters."""
+    table = root / "alphabets.csv"
+    try:
+        with table.open(encoding="utf-8", newline="") as lines:
+            rows = [(r["alphabet"], int(r["first_id"]), int(r["last_id"]), r["set"]) for r in csv.DictReader(lines)]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{table}: expected first_id,last_id,alphabet,set ({error})") from error
+    count = {group: sum(last - first + 1 for _, first, last, own in rows if own == group) for *_, group in rows}
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._row: dict[str, tuple[str, int]] = {}
-        self._ink: dict[str, Ink] = {}
-        self.files: dict[str, list[str]] = {}  # names of the 20 drawings of each character
-        table = root / "alphabets.csv"
-        try:
-            with table.open(encoding="utf-8", newline="") as lines:
-                rows = [(r["alphabet"], int(r["first_id"]), int(r["last_id"]), r["set"]) for r in csv.DictReader(lines)]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{table}: expected first_id,last_id,alphabet,set ({error})") from error
-        start: dict[str, int] = {}
-        for alphabet, first, last, group in rows:
-            start.setdefault(group, first)
-            for number in range(first, last + 1):
-                character = f"{alphabet}/character{number - first + 1:02d}"
-                self._row[character] = (group, number - start[group])
-                self.files[character] = [f"{number:04d}_{drawer:02d}" for drawer in range(1, N_DRAWERS + 1)]
-        self.background = {character for character, (group, _) in self._row.items() if group == "background"}
-
-    def ink(self, drawing: _Drawing) -> Ink:
-        group, row = self._row[drawing.character]
-        if group not in self._ink:
-            file = self._root / f"images_{group}.npz"
-            with Npz(file) as arrays:
-                if not arrays.files:
-                    raise InputError(f"{file}: is empty")
-                all_ink: Ink = arrays[arrays.files[0]]
-            n_expected = sum(own == group for own, _ in self._row.values())
-            if all_ink.dtype != bool or all_ink.ndim != 4 or all_ink.shape[:2] != (n_expected, N_DRAWERS):
-                got = f"{all_ink.dtype} {all_ink.shape}"
-                raise InputError(f"{file}: expected booleans ({n_expected}, {N_DRAWERS}, rows, columns), got {got}")
-            self._ink[group] = all_ink
-        ink: Ink = self._ink[group][row, int(drawing.file[-2:]) - 1]
+    @cache
+    def archive(group: str) -> Ink:
+        file = root / f"images_{group}.npz"
+        with Npz(file) as arrays:
+            if not arrays.files:
+                raise InputError(f"{file}: is empty")
+            ink: Ink = arrays[arrays.files[0]]
+        if ink.dtype != bool or ink.ndim != 4 or ink.shape[:2] != (count[group], N_DRAWERS):
+            expected = f"booleans ({count[group]}, {N_DRAWERS}, rows, columns)"
+            raise InputError(f"{file}: expected {expected}, got {ink.dtype} {ink.shape}")
         return ink
 
+    def ink(group: str, row: int, drawer: int) -> Ink:
+        own: Ink = archive(group)[row, drawer]
+        return own
 
-class _Zips:
+    source, start = _Source({}, set()), dict[str, int]()
+    for alphabet, first, last, group in rows:
+        for number in range(first, last + 1):
+            row, character = number - start.setdefault(group, first), f"{alphabet}/character{number - first + 1:02d}"
+            source.drawings[character] = {
+                f"{number:04d}_{drawer + 1:02d}": partial(ink, group, row, drawer) for drawer in range(N_DRAWERS)
+            }
+            if group == "background":
+                source.background.add(character)
+    return source
+
+
+def _of_zips(root: Path) -> _Source:
     """The two archives as Lake published them."""
-
-    def __init__(self, root: Path) -> None:
-        self._entry: dict[tuple[str, str], tuple[zipfile.ZipFile, str]] = {}
-        self.background: set[str] = set()
-        self.files: dict[str, list[str]] = {}
-        for group in ("background", "evaluation"):
-            archive = open_zip(root / f"images_{group}.zip", "it, or images_background.npz and images_evaluation.npz")
-            for entry in sorted(archive.namelist()):
-                if (match := _ENTRY.fullmatch(entry)) and match[1] == group:
-                    character = f"{match[2]}/{match[3]}"
-                    self.files.setdefault(character, []).append(match[4])
-                    self._entry[character, match[4]] = archive, entry
-                    if group == "background":
-                        self.background.add(character)
-
-    def ink(self, drawing: _Drawing) -> Ink:
-        archive, entry = self._entry[drawing.character, drawing.file]
-        return _paper(read_member(archive, entry, file=Path(f"{drawing.character}/{drawing.file}"), most=_MAX_DRAWING))
+    source = _Source({}, set())
+    for group in ("background", "evaluation"):
+        archive = open_zip(root / f"images_{group}.zip", "it, or images_background.npz and images_evaluation.npz")
+        for entry in sorted(archive.namelist()):
+            if (match := _ENTRY.fullmatch(entry)) and match[1] == group:
+                character = f"{match[2]}/{match[3]}"
+                drawing = partial(_drawing, archive, entry, file=Path(f"{character}/{match[4]}"))
+                source.drawings.setdefault(character, {})[match[4]] = drawing
+                if group == "background":
+                    source.background.add(character)
+    return source
 
 
 def _runs(file: Path) -> FewShotData:
@@ -199,7 +191,7 @@ def _runs(file: Path) -> FewShotData:
         query.append(np.arange(start + 1, len(names), 2))
 
     def load(index: int) -> NDArray[np.uint8]:
-        return _pixels(_paper(read_member(archive, names[index], file=file, most=_MAX_DRAWING)))
+        return _pixels(_drawing(archive, names[index], file=file))
 
     if not support or len({len(run) for run in support}) != 1:
         raise InputError(f"{file}: expected runs with equally many classes, run01/class_labels.txt and so on")
@@ -215,6 +207,7 @@ def _pixels(paper: Ink) -> NDArray[np.uint8]:
     return np.repeat((~paper).astype(np.uint8)[:, :, None] * np.uint8(255), 3, axis=2)
 
 
-def _paper(png: bytes) -> Ink:
+def _drawing(archive: zipfile.ZipFile, entry: str, *, file: Path) -> Ink:
+    png = read_member(archive, entry, file=file, most=_MAX_DRAWING)
     paper: Ink = np.asarray(read_image(png).convert("L")) > 127
     return paper

@@ -17,9 +17,10 @@ import numpy as np
 from ..errors import InputError
 from ..images import IMAGE_SUFFIXES
 from ..images.joining import spelled
+from ..images.tables import lines_of
 from ..remarks import remark
-from .layouts import lines_of, whole_number
-from .reid_records import FormatName, Identity, Protocol, ReidData, ReidImage, Role, tell_unusable, usable
+from .layouts import mat_list, whole_number
+from .reid_records import FormatName, Identity, Protocol, ReidData, ReidImage, Role, usable
 
 _NAME = re.compile(r"(-?\d+)_c(\d+)(?:s(\d+))?(?:_f?(\d+))?(?:_(\d+))?[^/]*")
 _ROLES: dict[FormatName, dict[str, Role]] = {
@@ -142,13 +143,12 @@ def _folders(root: Path, roles: Mapping[str, Role]) -> tuple[tuple[ReidImage, ..
     if misplaced and len(misplaced) >= len(images):  # folders that are no identities, rather than images astray
         raise InputError(f"{root}: {misplaced[0]}")
     if misplaced:
-        remark(f"{len(misplaced):,} images of {root} are left out, the first: {misplaced[0]}", stacklevel=5)
+        remark(f"{len(misplaced):,} images of {root} are left out, the first: {misplaced[0]}")
     strange = [path for path in ignored if Path(path).suffix.lower() in IMAGE_SUFFIXES]
     if images and strange:
         remark(
             f"{len(strange):,} images of {root} are passed over, such as {strange[0]}: their names do not begin with "
-            "identity and camera, as 0002_c1s1_000451_03.jpg does",
-            stacklevel=5,
+            "identity and camera, as 0002_c1s1_000451_03.jpg does"
         )
     return tuple(images), tuple(ignored)
 
@@ -176,26 +176,18 @@ def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
     table = root / f"cuhk03_new_protocol_config_{boxes}.mat"
     if not table.is_file():
         raise InputError(f"{root}: expected {table.name}, the table of the new protocol")
-    from scipy.io import loadmat
-
-    try:
-        values = loadmat(table)
-        names = [str(np.ravel(name)[0]) for name in np.ravel(values["filelist"])]
-        labels, cameras = (np.ravel(values[key]) for key in ("labels", "camId"))
-        splits = {role: np.ravel(values[f"{role}_idx"]).astype(np.intp) - 1 for role in _CUHK03_ROLES}
-    except Exception as error:  # a damaged table raises whatever it likes
-        keys = ", ".join(("filelist", "labels", "camId", *(f"{role}_idx" for role in _CUHK03_ROLES)))
-        raise InputError(f"{table}: expected a MATLAB table with {keys}; {error!r}") from error
+    names, labels = mat_list(table, "filelist", str), mat_list(table, "labels", int)
+    cameras = mat_list(table, "camId", int)
+    splits = {role: mat_list(table, f"{role}_idx", int) for role in _CUHK03_ROLES}
     if not (n := len(names)) == len(labels) == len(cameras):
         raise InputError(f"{table}: expected {n} labels and cameras, one per file name")
-    for indices in splits.values():
-        if indices.size and not (indices.min() >= 0 and indices.max() < n):
-            raise InputError(f"{table}: expected indices from 1 to {n}, got {indices.min() + 1} to {indices.max() + 1}")
+    if strange := [place for places in splits.values() for place in places if not 1 <= place <= n]:
+        raise InputError(f"{table}: expected indices from 1 to {n}, got {strange[0]}")
     folder = f"images_{boxes}/" if (root / f"images_{boxes}").is_dir() else ""
     images = [
-        ReidImage(folder + names[i], int(labels[i]), int(cameras[i]) - 1, role)
-        for role, indices in splits.items()
-        for i in indices.tolist()
+        ReidImage(folder + names[place - 1], labels[place - 1], cameras[place - 1] - 1, role)
+        for role, places in splits.items()
+        for place in places
     ]
     note = f"{boxes} boxes, the 767/700 split"
     return ReidData("cuhk03", root, tuple(images), Protocol(), known=_CUHK03[boxes], notes=(note,))
@@ -214,29 +206,24 @@ def read_msmt17(root: Path) -> ReidData:
     and train and test count their identities independently. A third field per line (the camera) is allowed.
     """
     version = "v2" if (root / _MSMT17_FOLDERS["v2"][0]).is_dir() else "v1"
-    images: list[ReidImage] = []
-    problems: list[str] = []
-    for name, role in _MSMT17_ROLES.items():
+    lines: list[tuple[str, Path, int, str]] = []
+    for name in _MSMT17_ROLES:
         file = root / f"list_{name}.txt"
         if not file.is_file():
             if name == "val":
                 continue
             expected = "list_train.txt, list_query.txt and list_gallery.txt"
             raise InputError(f"{root}: expected {expected}; {file.name} is missing")
-        folder = _MSMT17_FOLDERS[version][role != "train"]
-        images += usable(
-            lines_of(file),
-            lambda numbered: _msmt17_image(numbered, file, root / folder, role=role, listed=name),  # noqa: B023  (used at once)
-            problems,
-        )
-    tell_unusable(problems, images)
+        lines += [(name, file, number, line) for number, line in lines_of(file)]
+    images = usable(lines, lambda line: _msmt17_image(*line, folders=_MSMT17_FOLDERS[version]))
     notes = (f"version {version[1]}", "train holds list_train and list_val; some codes train on list_train alone")
     return ReidData("msmt17", root, tuple(images), Protocol(), known=_MSMT17, notes=notes, has_common_identities=False)
 
 
-def _msmt17_image(numbered: tuple[int, str], file: Path, folder: Path, *, role: Role, listed: str) -> ReidImage:
+def _msmt17_image(listed: str, file: Path, line: int, text: str, *, folders: tuple[str, str]) -> ReidImage:
     """`0001/0001_019_07_0303morning_0020_1.jpg`: the camera is the third field of the name."""
-    line, fields = numbered[0], numbered[1].split()
+    role, fields = _MSMT17_ROLES[listed], text.split()
+    folder = file.parent / folders[role != "train"]
     if len(fields) < 2:
         raise InputError(f"{file} line {line}: expected a path and an identity, got {' '.join(fields)!r}")
     path = spelled(folder, fields[0]).replace("\\", "/")
@@ -260,10 +247,8 @@ def read_vehicleid(root: Path, *, test: str = "800", seed: int | None = 0) -> Re
     if not tested.is_file():
         there = sorted(file.stem.removeprefix("test_list_") for file in lists.glob("test_list_*.txt"))
         raise InputError(f"{lists}: expected {tested.name}; there are lists for {', '.join(there) or 'nothing'}")
-    problems: list[str] = []
-    images = [replace(image, role="train") for image in _vehicles(lists / "train_list.txt", problems)]
-    listed = _vehicles(tested, problems)
-    tell_unusable(problems, listed)
+    images = [replace(image, role="train") for image in _vehicles(lists / "train_list.txt")]
+    listed = _vehicles(tested)
     if seed is None:
         images += listed
         note = "no gallery drawn: read the single-gallery-shot CMC"
@@ -278,7 +263,7 @@ def read_vehicleid(root: Path, *, test: str = "800", seed: int | None = 0) -> Re
     return ReidData("vehicleid", root, tuple(images), Protocol(same_camera="keep"), notes=(f"test {test}", note))
 
 
-def _vehicles(file: Path, problems: list[str]) -> list[ReidImage]:
+def _vehicles(file: Path) -> list[ReidImage]:
     def read(numbered: tuple[int, str]) -> ReidImage:
         line, fields = numbered[0], numbered[1].split()
         if len(fields) != 2:
@@ -287,4 +272,4 @@ def _vehicles(file: Path, problems: list[str]) -> list[ReidImage]:
         name = name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.jpg"
         return ReidImage(f"image/{name}", whole_number(fields[1], f"{file} line {line}"), None, "test")
 
-    return usable(lines_of(file) if file.is_file() else [], read, problems)
+    return usable(lines_of(file) if file.is_file() else [], read)

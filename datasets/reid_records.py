@@ -191,23 +191,19 @@ Columns = Mapping[str, str | None]  # by what they hold
 T = TypeVar("T")
 
 
-def usable(lines: Iterable[T], read: Callable[[T], ReidImage], problems: list[str]) -> list[ReidImage]:
-    """The images of the lines that say who is on one; what is wrong with the others becomes problems."""
-    images = []
+def usable(lines: Iterable[T], read: Callable[[T], ReidImage]) -> list[ReidImage]:
+    """The images of the lines that say who is on one; the others are remarked on, or refused if there is no image."""
+    images, problems = list[ReidImage](), list[str]()
     for line in lines:
         try:
             images.append(read(line))
         except InputError as error:
             problems.append(str(error))
-    return images
-
-
-def tell_unusable(problems: list[str], images: list[ReidImage]) -> None:
-    """Say what was passed over."""
     if problems and not images:
         raise InputError(problems[0])
     if problems:
-        remark(f"{len(problems):,} lines cannot be used and are left out, the first: {problems[0]}", stacklevel=5)
+        remark(f"{len(problems):,} lines cannot be used and are left out, the first: {problems[0]}")
+    return images
 
 
 def read_csv(
@@ -250,9 +246,7 @@ def read_folder(root: Path) -> ReidData:
 
 
 def _listed(form: FormatName, source: Path, listing: Listing, columns: Columns, notes: list[str]) -> ReidData:
-    problems: list[str] = []
-    images = usable(listing, lambda record: _table_image(source, record, columns), problems)
-    tell_unusable(problems, images)
+    images = usable(listing, lambda record: _table_image(source, record, columns))
     images.sort(key=lambda image: list(_ROLE_NAMES.values()).index(image.role))  # stable: else as listed
     if columns["camera"] is None:
         notes.append("no cameras: choose same_camera=keep, or missing_camera=distinct")

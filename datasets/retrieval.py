@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import InputError
 from ..images.given.inputs import is_given
-from ..images.image_sources import ImageRecord
+from ..images.image_sources import ImageRecord, RecordSource
 from ..images.joining import is_plain, near_file, spelled
 from ..images.labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
 from ..images.listing import Listing, quiet_listing
@@ -44,7 +44,6 @@ class Dataset:
     records: tuple[DatasetRecord, ...]
     problems: tuple[str, ...] = ()
     shared_classes: int = 0
-    column_names: ClassVar[tuple[str, ...]] = ("split", "role")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -61,12 +60,10 @@ class Dataset:
 
     def listing(self) -> Listing:
         """The images as encoders and galleries take them, with the columns `split` and `role`."""
-        return Listing.of(self)
-
-    def scan(self, report: object) -> Iterator[ImageRecord]:  # noqa: ARG002  (what is missing was left out before)
-        """The images as the source of a listing gives them."""
-        for record in self.records:
-            yield ImageRecord(record.path, record.label, {"split": record.split, "role": record.role})
+        records = [
+            ImageRecord(path, label, {"split": split, "role": role}) for path, label, split, role in self.records
+        ]
+        return Listing.of(RecordSource(self.root, ("split", "role"), tuple(records)))
 
 
 def dataset_layouts() -> tuple[str, ...]:

@@ -231,6 +231,23 @@ class TableSource:
             yield ImageRecord(_under(self.root, path), label or None, row)
 
 
+@dataclass(frozen=True)
+class RecordSource:
+    """Images that are known one by one, and what was left out, a line `path: reason` each."""
+
+    root: Path
+    column_names: tuple[str, ...]
+    records: tuple[ImageRecord, ...]
+    problems: tuple[str, ...] = ()
+
+    def scan(self, report: Report) -> Iterator[ImageRecord]:
+        """The images as they are."""
+        for problem in self.problems:
+            path, _, reason = problem.partition(": ")
+            report(path, reason)
+        yield from self.records
+
+
 def _under(root: Path, path: str) -> str:
     """The path relative to the root with forward slashes where it lies under it, else absolute; `..` is worked out."""
     absolute = Path(os.path.normpath(root / spelled(root, path)))

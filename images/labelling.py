@@ -13,7 +13,7 @@ from unicodedata import normalize
 from ..errors import InputError
 from ..remarks import remark
 from .joining import near_file
-from .tables import LABEL_NAMES, look_alike
+from .tables import LABEL_NAMES, look_alike, missing_column
 
 # fmt: off
 _PLACEHOLDERS = frozenset({
@@ -125,9 +125,7 @@ def require_labels(table: str, names: Sequence[str], bare: Sequence[str], *, cou
     if not bare:
         return
     if "label" not in names:
-        similar = look_alike(names, LABEL_NAMES)
-        hint = "" if similar is None else f"; rename {similar!r}, if that is it"
-        raise InputError(f"{table}: expected a column 'label'; got {', '.join(map(repr, names))}{hint}")
+        raise missing_column(table, "label", got=names)
     raise InputError(
         f"{table}: expected a label for every image; {len(bare):,} of {count:,} have none, such as {bare[0]}"
     )
@@ -144,7 +142,7 @@ class Tally:
         self.count = self.labelled = self.boxed = 0
         self.labels: Counter[str] = Counter()
         self.columns = tuple(column_names)
-        self._boxes = box_columns(self.columns)
+        self.box_columns = box_columns(self.columns)
         self.unlabelled: str | None = None
         self.first: list[str] = []
 
@@ -159,8 +157,8 @@ class Tally:
             self.labelled += 1
             if label in self.labels or len(self.labels) < _MOST_LABELS or is_placeholder(label):
                 self.labels[label] += 1
-        if self._boxes:
-            self.boxed += all(columns.get(name) for name in self._boxes)
+        if self.box_columns:
+            self.boxed += all(columns.get(name) for name in self.box_columns)
 
     def tell_missing(self, table: str, root: Path, *, strict: bool = False) -> None:
         """Say which file a path of a table probably means that is nowhere; only the first paths are looked up."""
@@ -171,14 +169,9 @@ class Tally:
                 remark(f"{message}; {path} and {near[0]}, which is, {near[1]}", strict=strict)
                 return
 
-    def tell_boxes(self, *, strict: bool = False) -> None:
-        """Say how many boxes are not cut out."""
-        if self.boxed:
-            remark(uncut_boxes(self.boxed, self._boxes), strict=strict)
-
     def tell_labels(self, table: str, *, has_column: bool, strict: bool = False) -> None:
         """Say how many lines of a table have no label; of a table without any, which column looks like one."""
-        others = [name for name in self.columns if name not in self._boxes]
+        others = [name for name in self.columns if name not in self.box_columns]
         similar = None if has_column or "labels" in others else look_alike(others, LABEL_NAMES)
         if has_column and self.count != self.labelled:
             lacking = self.count - self.labelled

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from ..errors import InputError
 from ..remarks import remark
 from .given.inputs import given_source
 from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable
-from .joining import Join, Names, likely_cause, spelled
-from .labelling import Tally, remark_on_placeholders, remark_on_twins
+from .joining import Join, Names, spelled
+from .labelling import Tally, remark_on_placeholders, remark_on_twins, uncut_boxes
 from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from .tables import header_of, rows_of
@@ -121,8 +120,8 @@ class Listing:
         labels, strict = self._labels, self._strict
         table = self._source.table if isinstance(self._source, TableSource) else None
         if table is not None:
-            if not self._needs_no_cut:
-                tally.tell_boxes(strict=strict)
+            if tally.boxed and not self._needs_no_cut:
+                remark(uncut_boxes(tally.boxed, tally.box_columns), strict=strict)
             tally.tell_missing(table.name, self.root, strict=strict)
         if labels.table is not None:
             file = Path(labels.kind)
@@ -224,22 +223,13 @@ def quiet_listing(
     own, needs_no_cut = None if named is not None else labels, needs_no_cut or is_cut
     resolved = given_source(source, own, keep=keep, strict=strict, is_cut=is_cut)
     listing = Listing(resolved, _labels(resolved, named, strict=strict), strict=strict, needs_no_cut=needs_no_cut)
-    first = next(iter(listing), None)
-    if first is None:
+    if next(iter(listing), None) is None:
         where = listing.name if isinstance(resolved, TableSource) else source
         what = f"no image in {where}: {'none can be used' if listing.problems else 'it is empty'}"
         if isinstance(resolved, FolderSource):
             what = f"no image in {source}; looked for the suffixes {' '.join(sorted(IMAGE_SUFFIXES))} in any case"
         raise InputError("; ".join([what, *listing.problems[:3]]))
-    table = listing._labels.table
-    if table is not None and not listing.has_labels:
-        known = next((name for name, label in table.items() if label), "no labelled path")
-        pair = likely_cause(table, [record.path for record in islice(listing, 500)])
-        raise InputError(
-            f"{labels}: expected paths such as {first.path!r}; got {known!r}, and no image has a label"
-            + ("" if pair is None else f"; {pair[2]}")
-        )
-    if table is not None or isinstance(resolved, TableSource):
+    if listing._labels.table is not None or isinstance(resolved, TableSource):
         _ = len(listing)  # a table was read from end to end already; folders of millions wait until they are counted
     return listing
 

@@ -188,6 +188,12 @@ def text_of(file: Path) -> str:
         return stream.read()
 
 
+def lines_of(file: Path) -> list[tuple[int, str]]:
+    """Number and text, without the blanks around it, of every line that is not blank; encodings see `text_of`."""
+    lines = (line.strip() for line in re.split(r"\r\n?|\n", text_of(file)))
+    return [(number, line) for number, line in enumerate(lines, 1) if line]
+
+
 def look_alike(names: Iterable[str], wanted: Sequence[str]) -> str | None:
     """The column that is likeliest what `PATH_NAMES` or `LABEL_NAMES` mean, whatever its case and marks.
 
@@ -196,6 +202,15 @@ def look_alike(names: Iterable[str], wanted: Sequence[str]) -> str | None:
     """
     known = {re.sub(r"[\W_]", "", name).lower(): name for name in reversed(list(names))}
     return next((known[one] for one in wanted if one in known), None)
+
+
+def missing_column(where: str, *names: str, got: Sequence[str]) -> InputError:
+    """The error of a table that has none of the named columns; it names the column that is likeliest meant."""
+    usual = {"path": PATH_NAMES, "label": LABEL_NAMES}.get(names[0], ())
+    nearest = look_alike(got, usual) or next(iter(get_close_matches(names[0], got, n=1, cutoff=0.5)), None)
+    hint = f"; rename {nearest!r}, if that is it" if nearest else ""
+    listed = ", ".join(map(repr, got)) or "an empty line"
+    return InputError(f"{where}: expected a column {' or '.join(map(repr, names))}; got {listed}{hint}")
 
 
 def _opened(table: Path, encoding: str, *, skipped: int = 0) -> IO[str]:
@@ -259,11 +274,7 @@ def _check_header(header: Sequence[str], table: Path | RowTable, needed: Sequenc
     where = f"{table} line 1" if isinstance(table, Path) else table.name
     for name in needed:
         if name not in header:
-            got = ", ".join(map(repr, header)) or "an empty line"
-            usual = {"path": PATH_NAMES, "label": LABEL_NAMES}.get(name, ())
-            nearest = look_alike(header, usual) or next(iter(get_close_matches(name, header, n=1, cutoff=0.5)), None)
-            hint = f"; rename {nearest!r}, if that is it" if nearest else ""
-            raise InputError(f"{where}: expected a column {name!r}; got {got}{hint}")
+            raise missing_column(where, name, got=header)
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise InputError(f"{where}: expected every column once; got {twice!r} twice")

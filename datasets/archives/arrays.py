@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -24,7 +24,7 @@ from ..few_shot import ArrayImages, FewShotData, Split
 from .restricted_pickle import array_of, read_pickle
 
 _MAX_RATIO, _FREE_BYTES = 200, 64 << 20  # so many times its packed size, where it is larger than this
-_HEADER_BYTES: Final = 10_000  # as NumPy itself allows
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _BROKEN = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -48,12 +48,11 @@ def read_member(archive: zipfile.ZipFile, name: str, *, file: Path, most: int | 
     try:
         with archive.open(info) as stream:
             data = stream.read(info.file_size)
-            if len(data) < info.file_size or stream.read(1):
-                raise InputError(f"{file}: {name} has another length than the zip says")
-    except InputError:
-        raise
+            is_whole = len(data) == info.file_size and not stream.read(1)
     except _BROKEN as error:
         raise InputError(f"{file}: {name} cannot be read ({error})") from error
+    if not is_whole:
+        raise InputError(f"{file}: {name} has another length than the zip says")
     return data
 
 
@@ -76,29 +75,19 @@ class Npz(AbstractContextManager["Npz"]):
         names = [each for each in (f"{name}.npy", name) if each in self._archive.namelist()]
         if not names:
             raise InputError(f"{self._file}: holds no array {name!r}; it has {', '.join(self.files) or 'none'}")
+        data = read_member(self._archive, names[0], file=self._file)
         try:
-            shape, is_fortran, dtype, start = self._header(names[0])
-            claimed, size = math.prod(shape) * dtype.itemsize, self._archive.getinfo(names[0]).file_size - start
+            head = io.BytesIO(data)
+            if (version := npy.read_magic(head)) not in _HEADERS:
+                raise ValueError(f"version {version} of the format")
+            shape, is_fortran, dtype = _HEADERS[version](head)
+            claimed, size = math.prod(shape) * dtype.itemsize, len(data) - head.tell()
             if dtype.hasobject or min(shape, default=0) < 0 or claimed != size:
                 what = "objects" if dtype.hasobject else f"{claimed:,} bytes in {size:,}"
                 raise ValueError(f"it claims {what}; expected plain numbers or texts")
-            data = read_member(self._archive, names[0], file=self._file)
-            return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if is_fortran else "C")
-        except InputError:
-            raise
+            return np.frombuffer(data, dtype, offset=head.tell()).reshape(shape, order="F" if is_fortran else "C")
         except Exception as error:  # NumPy reads headers as Python, which can fail in any way
             raise InputError(f"{self._file}: holds no array {name!r} that can be read: {error}") from error
-
-    def _header(self, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-        """Shape, order, type, and the byte at which the numbers start."""
-        with self._archive.open(name) as stream:
-            head = io.BytesIO(stream.read(_HEADER_BYTES + 12))
-        version = npy.read_magic(head)
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-        if read is None:
-            raise ValueError(f"version {version} of the format")
-        shape, is_fortran, dtype = read(head)
-        return shape, is_fortran, dtype, head.tell()
 
 
 Archive = tuple[Callable[[int], NDArray[np.uint8]], Sequence[str]]  # pixels of one image, labels of all
@@ -141,7 +130,8 @@ def read_pickled_images(file: Path) -> Archive:
     if "data" in content and "labels" in content:
         images = _images(array_of(content["data"], f"{file}: data"), file)
         names = content.get("catname2label")
-        name_of = {number: str(name) for name, number in names.items()} if isinstance(names, dict) else {}
+        known = names.items() if isinstance(names, dict) else ()
+        name_of = {number: str(name) for name, number in known if isinstance(number, int)}
         numbers = array_of(content["labels"], f"{file}: labels").tolist()
         return images.__getitem__, _checked([name_of.get(number, f"{number}") for number in numbers], images, file)
     got = ", ".join(map(str, content))

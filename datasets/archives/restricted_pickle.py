@@ -4,8 +4,7 @@ A pickle is a program. This reader lets it build dictionaries, lists, tuples, st
 that an array needs stand for inert objects of ours, and every other name ends the reading. NumPy's own reconstruction
 trusts its arguments, so arrays are made afterwards from their bytes, for plain number types only.
 
-Before it is run, the program is read through: nine bytes can name a place in memory that costs gigabytes, tuples nested
-a hundred thousand times end the process, and hashing shared tuples, or many keys of one hash, never ends.
+It is Python's own reader in Python: the one in C takes gigabytes for nine bytes that name a place in its memory.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import io
 import math
 import os
 import pickle
-import pickletools
 import re
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,181 +26,113 @@ from ...errors import InputError
 
 _MAX_REASON = 200
 _NUMBERS = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248])")
-_ARRAY_MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
-_BUFFER_MODULES = {"numpy.core.numeric", "numpy._core.numeric"}
+_MAX_DEPTH = 100  # of tuples in a key
+_MAX_HASHED = 10_000  # parts of all keys that are tuples; they may share parts, and all have one hash
+_MAX_BITS = 64  # of a whole number as a key; larger ones can have all one hash
+_KEYS = {  # which of the values that an operation finds are hashed
+    pickle.SETITEM: slice(-2, -1),
+    pickle.SETITEMS: slice(0, None, 2),
+    pickle.DICT: slice(0, None, 2),
+    pickle.FROZENSET: slice(None),
+    pickle.ADDITEMS: slice(None),
+}
 
 
-class _Dtype:
-    """A number type in a pickle."""
+class _Inert:
+    """An array or number type, as a pickle tells it: what it is made of, and its state, which nobody has looked at."""
 
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: object) -> None:
-        self.code = code
-        self.order = "|"
-
-    def __setstate__(self, state: object) -> None:
-        # (version, byte order, subarray, field names, fields, …): anything but a plain number type is refused.
-        if not isinstance(state, tuple) or len(state) < 5 or state[2:5] != (None, None, None):
-            raise pickle.UnpicklingError("only arrays of plain numbers are read")
-        self.order = str(state[1])
-
-    def resolve(self) -> np.dtype[Any]:
-        code = self.code if isinstance(self.code, str) else ""
-        if not _NUMBERS.fullmatch(code) or self.order not in ("<", ">", "=", "|"):
-            raise InputError(f"an array of type {code!r}; only plain numbers are read")
-        return np.dtype(code) if self.order == "|" else np.dtype(code).newbyteorder(self.order)  # type: ignore[arg-type]
+    def __init__(self, code: object = None, state: object = None) -> None:
+        self.code, self.state = code, state
 
 
-class _Array:
-    """An array in a pickle: shape, type and bytes."""
+class _Reader(pickle._Unpickler):
+    read: Callable[[int], bytes]
+    stack: list[Any]
+    memo: dict[int, Any]
 
-    __slots__ = ("state",)
-
-    def __init__(self, state: object = None) -> None:
-        self.state = state
-
-    def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise pickle.UnpicklingError("an array's state has five entries")
-        self.state = state[1:]
-
-    def resolve(self) -> NDArray[Any]:
-        match self.state:
-            case (tuple(shape), _Dtype() as dtype, bool() | int() as is_fortran, bytes() | bytearray() | str() as data):
-                pass
-            case _:
-                raise InputError("an array without shape, type or bytes")
-        kind = dtype.resolve()
-        raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote strings
-        is_shape = all(isinstance(side, int) and side >= 0 for side in shape)
-        if not is_shape or math.prod(shape) * kind.itemsize != len(raw):
-            raise InputError(f"an array of shape {shape} with {len(raw)} bytes of {kind}")
-        return np.frombuffer(raw, kind).reshape(shape, order="F" if is_fortran else "C")
-
-
-class _Call:
-    """A function that a pickle may call, and whose state it cannot set."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        self._function = function
-
-    def __call__(self, *arguments: object) -> object:
-        return self._function(*arguments)
-
-    def __setstate__(self, state: object) -> NoReturn:
-        raise pickle.UnpicklingError("a pickle may not change this object")
-
-
-def _only_an_argument(*_: object) -> NoReturn:
-    """Stands for `numpy.ndarray`."""
-    raise pickle.UnpicklingError("an array is made of its bytes alone")
-
-
-class _Value(NamedTuple):
-    """A value before it is made: the depth of tuples nested in it, and the parts that hashing it visits."""
-
-    depth: int = 0
-    weight: int = 1
-
-
-_PLAIN, _MARK = _Value(), _Value(-1, 0)
-_MAX_DEPTH = 100  # of tuples in tuples; an array has three
-_MAX_HASHED = 10_000  # visited for all keys that are tuples; they may share parts, and all have one hash
-_MAX_BITS = 64  # of a whole number; larger ones can have all one hash
-_MEMORY_WRITES = {"PUT", "BINPUT", "LONG_BINPUT"}
-_MEMORY_READS = {"GET", "BINGET", "LONG_BINGET"}
-_NESTING = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}  # what Python hashes by what is inside, without end
-_KEYS = {"SETITEM": slice(-2, -1), "SETITEMS": slice(0, None, 2), "DICT": slice(0, None, 2)}
-_KEYS |= {"FROZENSET": slice(None), "ADDITEMS": slice(None)}  # which of the values that an operation takes are hashed
-
-
-def _require_bounded(data: bytes) -> None:
-    """Read the program without running it: it ends, and asks for no more than a pickle of its length needs."""
-    stack: list[_Value] = []
-    memory: dict[int, _Value] = {}
-    hashed = 0
-    for number, (op, argument, _) in enumerate(pickletools.genops(data)):
-        name = op.name
-        if name in _MEMORY_WRITES or name == "MEMOIZE":
-            place = len(memory) if name == "MEMOIZE" else int(argument or 0)
-            if not 0 <= place <= number + 1:
-                raise pickle.UnpicklingError(f"it names the place {place:,} of its memory after {number:,} steps")
-            memory[place] = stack[-1] if stack else _PLAIN
-        elif name == "FRAME" and int(argument or 0) > len(data):
-            raise pickle.UnpicklingError("it is cut off")
-        elif isinstance(argument, int) and argument.bit_length() > _MAX_BITS and name != "FRAME":
-            raise pickle.UnpicklingError(f"it holds a whole number of more than {_MAX_BITS} bits")
-        elif name in _MEMORY_READS:
-            stack.append(memory.get(int(argument or 0), _PLAIN))
-        elif name == "DUP":
-            stack.append(stack[-1] if stack else _PLAIN)
-        else:
-            taken = _taken(stack, op)
-            hashed += sum(key.weight for key in taken[_KEYS.get(name, slice(0))] if key.depth > 0)
-            if hashed > _MAX_HASHED:
-                raise pickle.UnpicklingError(f"its keys are tuples of more than {_MAX_HASHED:,} parts together")
-            made = _PLAIN
-            if name in _NESTING:
-                made = _Value(1 + max((part.depth for part in taken), default=0), 1 + sum(p.weight for p in taken))
-                if made.depth > _MAX_DEPTH:
-                    raise pickle.UnpicklingError(f"it nests tuples more than {_MAX_DEPTH} deep")
-            stack += [_MARK if what.name == "mark" else made for what in op.stack_after]
-
-
-def _taken(stack: list[_Value], op: pickletools.OpcodeInfo) -> list[_Value]:
-    """Take from the stack what an operation takes; the values above its mark, or all where it needs none."""
-    names = [what.name for what in op.stack_before]
-    if "mark" not in names:
-        start = max(0, len(stack) - len(names))
-        taken = stack[start:]
-        del stack[start:]
-        return taken
-    above = []
-    while stack and (value := stack.pop()) is not _MARK:
-        above.append(value)
-    del stack[max(0, len(stack) - names.index("mark")) :]
-    return above[::-1]
-
-
-class _Reader(pickle.Unpickler):
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
+        self._length = len(data)
         self._left = 2 * len(data) + 1024  # bytes that it may still make out of others
+        self._hashed = 0
 
-    def _spend(self, value: object) -> None:
-        self._left -= len(value) if isinstance(value, str | bytes | bytearray) else 0
+    def require_plain(self, keys: Iterable[object]) -> None:
+        """Refuse keys that take long to be hashed: tuples nested deep, or sharing parts, and keys of one hash."""
+        level = list(keys)
+        for _ in range(_MAX_DEPTH):
+            if any(isinstance(key, int) and key.bit_length() > _MAX_BITS for key in level):
+                raise pickle.UnpicklingError(f"a key is a whole number of more than {_MAX_BITS} bits")
+            nested = [key for key in level if isinstance(key, tuple | frozenset)]
+            self._hashed += sum(1 + len(key) for key in nested)
+            if self._hashed > _MAX_HASHED:
+                raise pickle.UnpicklingError(f"its keys are tuples of more than {_MAX_HASHED:,} parts together")
+            if not (level := [part for key in nested for part in key]):
+                return
+        raise pickle.UnpicklingError(f"it nests tuples more than {_MAX_DEPTH} deep in a key")
+
+    def spent(self, value: object) -> object:
+        """The value, whose bytes are made into others."""
+        self._left -= len(value) if isinstance(value, str | bytes) else 0
         if self._left < 0:
             raise pickle.UnpicklingError("it makes more of its bytes than it has")
+        return value
 
-    def _encoded(self, text: object, encoding: object = "latin1") -> bytes:
-        self._spend(text)
-        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+    def encoded(self, text: str, encoding: str = "latin1") -> bytes:
+        """The bytes that a text stands for."""
+        if encoding not in ("latin1", "latin-1"):
             raise pickle.UnpicklingError("only latin1 text is turned into bytes")
-        return text.encode("latin1")
+        return str(self.spent(text)).encode("latin1")
 
-    def _of_buffer(self, buffer: object, dtype: object, shape: object, order: object) -> _Array:
-        self._spend(buffer)
-        return _Array((shape, dtype, order == "F", bytes(buffer) if isinstance(buffer, bytes | bytearray) else None))
+    def load_frame(self) -> None:
+        """A frame's length, which must be there; its content is read on as it comes."""
+        if struct.unpack("<Q", self.read(8))[0] > self._length:
+            raise pickle.UnpicklingError("it is cut off")
+
+    def load_build(self) -> None:
+        """The state of an array or number type; nothing else has one."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Inert):
+            raise pickle.UnpicklingError("a pickle may not change this object")
+        self.stack[-1].state = state
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in _ARRAY_MODULES and name == "_reconstruct":
-            return _Call(lambda *_: _Array())
-        if module in _BUFFER_MODULES and name == "_frombuffer":
-            return _Call(self._of_buffer)
-        if module in _ARRAY_MODULES and name == "scalar":
-            return _Call(lambda dtype, data: _Array(((), dtype, False, data)))
-        if (module, name) == ("numpy", "ndarray"):
-            return _Call(_only_an_argument)
-        if (module, name) == ("numpy", "dtype"):
-            return _Call(lambda code, *_: _Dtype(code))
-        if (module, name) == ("_codecs", "encode"):
-            return _Call(self._encoded)
-        if (module, name) in (("builtins", "bytes"), ("__builtin__", "bytes")):
-            return _Call(lambda: b"")  # how protocol 2 writes an empty one
+        """What stands for the functions that make arrays."""
+        match module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins"), name:
+            case "numpy.core.multiarray", "_reconstruct":
+                return lambda *_: _Inert()
+            case "numpy.core.numeric", "_frombuffer":
+                return lambda data, kind, shape, order: _Inert(None, (1, shape, kind, order == "F", self.spent(data)))
+            case "numpy.core.multiarray", "scalar":
+                return lambda kind, data: _Inert(None, (1, (), kind, False, data))
+            case "numpy", "dtype":
+                return lambda code, *_: _Inert(code)
+            case "numpy", "ndarray":
+                return "numpy.ndarray"  # an argument, which cannot be called
+            case "_codecs", "encode":
+                return self.encoded
+            case "builtins", "bytes":
+                return lambda: b""  # how protocol 2 writes an empty one
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _with_keys(load: Callable[[Any], None], keys: slice) -> Callable[[_Reader], None]:
+    """An operation that looks before at what it hashes."""
+
+    def checked(reader: _Reader) -> None:
+        reader.require_plain(reader.stack[keys])
+        load(reader)
+
+    return checked
+
+
+_KNOWN = pickle._Unpickler.dispatch
+_OWN: dict[int, Any] = {
+    **{code[0]: _with_keys(_KNOWN[code[0]], keys) for code, keys in _KEYS.items()},
+    pickle.BYTEARRAY8[0]: _KNOWN[pickle.BINBYTES8[0]],
+    pickle.FRAME[0]: _Reader.load_frame,
+    pickle.BUILD[0]: _Reader.load_build,
+}
+_Reader.dispatch = {**_KNOWN, **_OWN}
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
@@ -212,8 +143,11 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from error
     try:
-        _require_bounded(data)
-        return _Reader(data).load()
+        reader = _Reader(data)
+        content = reader.load()
+        if (place := max(reader.memo, default=0)) > len(data):
+            raise pickle.UnpicklingError(f"it names the place {place:,} of its memory")
+        return content
     except Exception as error:  # a hostile program can fail in any way
         reason = str(error)[:_MAX_REASON]  # Python quotes a number however long it is
         raise InputError(
@@ -225,12 +159,36 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
 def array_of(value: object, what: str) -> NDArray[Any]:
     """A NumPy array from what `read_pickle` found: an array, or a list of numbers."""
     try:
-        if isinstance(value, _Array):
-            return value.resolve()
+        if isinstance(value, _Inert):
+            return _array(value)
         if isinstance(value, list) and value:
-            numbers = [each.resolve().item() if isinstance(each, _Array) else each for each in value]
+            numbers = [_array(each).item() if isinstance(each, _Inert) else each for each in value]
             if all(isinstance(number, int | float) for number in numbers):
                 return np.array(numbers)
     except (InputError, ValueError) as error:
         raise InputError(f"{what}: {error}") from error
     raise InputError(f"{what}: expected an array of numbers, got {type(value).__name__.strip('_')}")
+
+
+def _array(made: _Inert) -> NDArray[Any]:
+    match made.state:
+        case (_, tuple(shape), _Inert() as of, int() as is_fortran, bytes() | str() as data) if all(
+            isinstance(side, int) and side >= 0 for side in shape
+        ):
+            kind = _number_type(of)
+        case _:
+            raise InputError("an array without shape, type or bytes")
+    raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote strings
+    if math.prod(shape) * kind.itemsize != len(raw):
+        raise InputError(f"an array of shape {shape} with {len(raw)} bytes of {kind}")
+    return np.frombuffer(raw, kind).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _number_type(made: _Inert) -> np.dtype[Any]:
+    code = made.code if isinstance(made.code, str) else ""
+    match made.state:
+        case None if _NUMBERS.fullmatch(code):
+            return np.dtype(code)
+        case (_, ("<" | ">" | "=" | "|") as order, None, None, None, *_) if _NUMBERS.fullmatch(code):
+            return np.dtype(code) if order == "|" else np.dtype(code).newbyteorder(order)
+    raise InputError(f"an array of type {code!r}; only plain numbers are read")

@@ -6,13 +6,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from ...errors import InputError
 from ...remarks import remark
-from ..tables import text_of
+from ..tables import lines_of, text_of
 from .fitting import SHARES, Annotation, BoxTable, LabelledBox, Order, Size, absolute, as_float, box_of
 
 MAX_XML = 1_000_000  # bytes of an image's annotation; ILSVRC's largest has 20,000
@@ -28,10 +29,9 @@ class _Found:
         self.source = source
         self.problems: list[str] = []
         self.boxes: dict[str, list[LabelledBox]] = {}
-        self.sizes: dict[str, Size | None] = {}
-        self.confidences: dict[str, list[float | None]] = {}
+        self.sizes: dict[str, Size] = {}  # of the images that they were drawn on; (0, 0) where the file does not say
 
-    def name(self, name: str, size: Size | None) -> str:
+    def name(self, name: str, size: Size) -> str:
         """The key of an image, which may turn out to have no box."""
         key = absolute(self.source.parent / name.replace("\\", "/"))
         self.boxes.setdefault(key, [])
@@ -46,19 +46,14 @@ class _Found:
         except InputError as error:
             self.problems.append(str(error))
         else:
-            self.boxes.setdefault(key, []).append(LabelledBox(box, None if label is None else str(label)))
-            self.confidences.setdefault(key, []).append(None if confidence is None else float(confidence))
-
-    def annotation(self, key: str) -> Annotation:
-        """The boxes of an image."""
-        return Annotation(tuple(self.boxes.get(key, ())), self.sizes.get(key))
+            sure = None if confidence is None else float(confidence)
+            self.boxes.setdefault(key, []).append(LabelledBox(box, None if label is None else str(label), sure))
 
     def table(self, **more: Any) -> BoxTable:
         """All of them."""
-        found = {key: self.annotation(key) for key in self.boxes}
-        has_any = any(each is not None for own in self.confidences.values() for each in own)
-        known = self.confidences if has_any else {}
-        return BoxTable(self.source, found, problems=tuple(self.problems), confidences=known, **more)
+        sizes = {key: size for key, size in self.sizes.items() if min(size) > 0}
+        found = {key: Annotation(tuple(own), sizes.get(key)) for key, own in self.boxes.items()}
+        return BoxTable(self.source, found, problems=tuple(self.problems), **more)
 
 
 def read_file(path: Path) -> BoxTable:
@@ -88,32 +83,30 @@ def read_folder(folder: Path) -> BoxTable:
         files = [file for file in sorted(folder.rglob(f"*{suffix}")) if file.stem not in ("classes", "train", "val")]
         if files:
             table = _of_folder(folder, files, read)
-            is_named = suffix == ".txt" and any(each.boxes for each in table.by_stem.values())
-            return _with_names(table) if is_named else table
+            return _with_names(table) if suffix == ".txt" and any(table.boxes) else table
     raise InputError(
         f"{folder}: expected CUB's bounding_boxes.txt, ILSVRC's *.xml, Labelme's *.json or YOLO's *.txt in it, found "
         "neither"
     )
 
 
-def _of_folder(folder: Path, files: Sequence[Path], read: Callable[[Path, _Found], Size | None]) -> BoxTable:
+def _of_folder(folder: Path, files: Sequence[Path], read: Callable[[Path, _Found], Size]) -> BoxTable:
     found = _Found(folder)
-    stems: dict[str, Annotation] = {}
     for file in files:
-        if file.stem in stems:
+        if file.stem in found.sizes:
             raise InputError(f"{file}: a second annotation of {file.stem}; name one folder of annotations")
         try:
             found.sizes[file.stem] = read(file, found)
-            stems[file.stem] = found.annotation(file.stem)
+            found.boxes.setdefault(file.stem, [])
         except (InputError, *_WRONG) as error:
             found.problems.append(str(error) if isinstance(error, InputError) else f"{file}: {error}")
-            if not stems and len(found.problems) >= MAX_BROKEN:
+            found.boxes.pop(file.stem, None)
+            if not found.sizes and len(found.problems) >= MAX_BROKEN:
                 raise InputError(f"{found.problems[0]}; and so on for {MAX_BROKEN} files") from None
-    known = found.table()
-    return BoxTable(folder, by_stem=stems, problems=known.problems, confidences=known.confidences)
+    return found.table(is_by_stem=True)
 
 
-def _voc(path: Path, found: _Found) -> Size | None:
+def _voc(path: Path, found: _Found) -> Size:
     """Add the boxes of ILSVRC's and Pascal VOC's XML; the size of the image they were drawn on."""
     root = _xml(path, MAX_XML)
     if root.tag != "annotation":
@@ -127,10 +120,10 @@ def _voc(path: Path, found: _Found) -> Size | None:
         corners = [item.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
         label = (item.findtext("name") or "").strip() or None
         found.add(path.stem, corners, f"{path}, object {number}", label=label)
-    return (width, height) if width > 0 and height > 0 else None
+    return width, height
 
 
-def _labelme(path: Path, found: _Found) -> Size | None:
+def _labelme(path: Path, found: _Found) -> Size:
     """Add the boxes around Labelme's shapes; the size of the image they were drawn on."""
     content = _json(path)
     try:
@@ -145,8 +138,7 @@ def _labelme(path: Path, found: _Found) -> Size | None:
                 found.problems.append(f"{where}: a {kind} has no box")
                 continue
             found.add(path.stem, _around(points), where, label=shape.get("label"))
-        size = int(content.get("imageWidth") or 0), int(content.get("imageHeight") or 0)
-        return size if min(size) > 0 else None
+        return int(content.get("imageWidth") or 0), int(content.get("imageHeight") or 0)
     except _WRONG as error:
         raise InputError(f"{path}: is not built as Labelme writes it ({error!r})") from None
 
@@ -154,7 +146,7 @@ def _labelme(path: Path, found: _Found) -> Size | None:
 def _yolo(path: Path, found: _Found) -> Size:
     """Add YOLO's boxes: class, middle and size as shares of the image, perhaps a confidence; or class and polygon."""
     limit_size(path, MAX_XML)
-    for number, line in enumerate(text_of(path).splitlines(), start=1):
+    for number, line in lines_of(path):
         words, where = line.split(), f"{path}, line {number}"
         if len(words) in (5, 6):
             confidence = words[5] if len(words) == 6 else None
@@ -162,7 +154,7 @@ def _yolo(path: Path, found: _Found) -> Size:
         elif len(words) >= 7:
             numbers = [as_float(word) for word in words[1 : len(words) - (len(words) - 1) % 2]]
             found.add(path.stem, _around(zip(numbers[::2], numbers[1::2], strict=True)), where, label=words[0])
-        elif words:
+        else:
             found.problems.append(f"{where}: expected a class and four numbers, got {line!r}")
     return SHARES
 
@@ -187,15 +179,14 @@ def _with_names(table: BoxTable) -> BoxTable:
         number = int(box.label) if box.label is not None and box.label.isdigit() else len(names)
         return box._replace(label=names[number]) if number < len(names) else box
 
-    stems = {stem: each._replace(boxes=tuple(map(named, each.boxes))) for stem, each in table.by_stem.items()}
-    return BoxTable(table.source, by_stem=stems, problems=table.problems, confidences=table.confidences)
+    stems = {stem: each._replace(boxes=tuple(map(named, each.boxes))) for stem, each in table.annotations.items()}
+    return replace(table, annotations=stems)
 
 
 def _coco(path: Path, content: Any) -> BoxTable:
     found = _Found(path)
-    sizes = {each["id"]: (int(each.get("width") or 0), int(each.get("height") or 0)) for each in content["images"]}
     keys = {
-        each["id"]: found.name(each["file_name"], sizes[each["id"]] if min(sizes[each["id"]]) > 0 else None)
+        each["id"]: found.name(each["file_name"], (int(each.get("width") or 0), int(each.get("height") or 0)))
         for each in content["images"]
     }
     names = {each["id"]: each["name"] for each in content.get("categories", ())}
@@ -263,13 +254,10 @@ def _around(points: Iterable[tuple[float, float]]) -> list[float]:
 
 
 def _xml(path: Path, limit: int) -> ElementTree.Element:
-    limit_size(path, limit)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _content(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is no UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise InputError(f"{path}: has a document type or entities, which annotations never need; refused")
     try:
@@ -279,11 +267,16 @@ def _xml(path: Path, limit: int) -> ElementTree.Element:
 
 
 def _json(path: Path) -> Any:
-    limit_size(path, MAX_FILE)
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(_content(path, MAX_FILE))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no sound JSON ({error})") from error
+
+
+def _content(path: Path, limit: int) -> bytes:
+    limit_size(path, limit)
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 

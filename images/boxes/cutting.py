@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import ImageError, InputError
 from ...remarks import remark
-from ..image_sources import ImageRecord, Report
+from ..image_sources import ImageRecord, RecordSource
 from ..items import item_of, whole_pixels
 from ..listing import GivenLabels, Listing, list_images, quiet_listing
 from ..loading import image_size
-from .fitting import Annotation, BoxTable, Drawn, LabelledBox, Order, absolute, fitted
+from .fitting import BoxTable, Drawn, Order, absolute, fitted
 from .formats import BoxColumns, BoxRow, Unit, boxes_of_rows, read_boxes, usable
 from .joined import drawn_on
 
@@ -60,23 +59,6 @@ class BoxSource:
 GivenBoxes = BoxSource | str | os.PathLike[str] | None
 
 
-@dataclass(frozen=True)
-class _Items:
-    """Boxes as a source of images: those of a file behind one another."""
-
-    root: Path
-    column_names: tuple[str, ...]
-    records: tuple[ImageRecord, ...]
-    problems: tuple[str, ...]
-
-    def scan(self, report: Report) -> Iterator[ImageRecord]:
-        """The boxes; those that cannot be used are reported."""
-        for problem in self.problems:
-            path, _, reason = problem.partition(": ")
-            report(path, reason)
-        yield from self.records
-
-
 def list_items(
     source: Any,
     *,
@@ -116,97 +98,86 @@ def list_items(
         return listing
     problems: list[str] = []
     if columns is not None:
-        facts, drawn = _of_columns(listing, columns, given, Path(listing.name), problems, strict=strict)
+        cuts = _of_columns(listing, columns, given, problems, strict=strict)
     else:
-        facts, drawn = _of_file(listing, given, problems, has_labels=labels is not None, strict=strict)
-    records = _cut_out(facts, drawn, problems)
+        cuts = _of_file(listing, given, problems, has_labels=labels is not None, strict=strict)
+    records = _cut_out(cuts, problems)
     if not records:
         raise InputError(f"no box of {given.file or listing.name} can be used; {next(iter(problems), 'there is none')}")
     names = tuple(dict.fromkeys(name for record in records for name in record.columns))
-    return Listing.of(_Items(listing.root, names, records, tuple(problems)))
+    return Listing.of(RecordSource(listing.root, names, records, tuple(problems)))
 
 
-_Cuts = tuple[list[ImageRecord], list[Drawn]]  # what is said of each box, and the boxes, labelled with places in it
+_Cuts = list[tuple[Drawn, list[ImageRecord]]]  # the boxes of each image, and what is said of each of them
 
 
-def _of_columns(
-    listing: Listing, columns: BoxColumns, given: BoxSource, table: Path, problems: list[str], *, strict: bool
-) -> _Cuts:
-    records = list(listing)
-    facts, rows = [], []
-    for place, record in enumerate(records):
-        others = {name: value for name, value in record.columns.items() if name not in columns.names}
-        facts.append(record._replace(columns=others))
-        rows.append(BoxRow(absolute(listing.file(record)), record.path, record.columns, str(place)))
+def _of_columns(listing: Listing, columns: BoxColumns, given: BoxSource, problems: list[str], *, strict: bool) -> _Cuts:
+    table, records = Path(listing.name), list(listing)
+    rows = [
+        BoxRow(absolute(listing.file(record)), record.path, record.columns, label=str(place))
+        for place, record in enumerate(records)
+    ]
     found = usable(boxes_of_rows(table, rows, columns, strict=strict), unit=given.reading["unit"], strict=strict)
     problems += found.problems
     paths = {row.file: row.where for row in rows}
-    drawn = [Drawn(paths[file], Path(file), annotation) for file, annotation in found.by_file.items()]
-    fits = fitted(drawn, table, strict=strict, left_out=problems)
-    return facts, [each._replace(annotation=fit) for each, fit in zip(drawn, fits, strict=True)]
+    drawn = [Drawn(paths[file], Path(file), annotation) for file, annotation in found.annotations.items()]
+    cuts: _Cuts = []
+    for each in fitted(drawn, table, strict=strict, left_out=problems):
+        own = [records[int(box.label or 0)] for box in each.annotation.boxes]
+        others = [{name: cell for name, cell in row.columns.items() if name not in columns.names} for row in own]
+        cuts.append((each, [row._replace(columns=cells) for row, cells in zip(own, others, strict=True)]))
+    return cuts
 
 
-_Said = list[tuple[str | None, float | None]]  # label and confidence of each box
-
-
-def _numbered(table: BoxTable, least: float) -> tuple[BoxTable, _Said]:
-    """The boxes that are sure enough, called by their places in a list of what is said of them."""
-    said: _Said = []
-
-    def numbered(name: str, annotation: Annotation) -> Annotation:
-        sure = table.confidences.get(name, [None] * len(annotation.boxes))
-        first = len(said)
-        pairs = [pair for pair in zip(annotation.boxes, sure, strict=True) if pair[1] is None or pair[1] >= least]
-        said.extend((box.label, confidence) for box, confidence in pairs)
-        boxes = (LabelledBox(box.box, str(first + place)) for place, (box, _) in enumerate(pairs))
-        return annotation._replace(boxes=tuple(boxes))
-
-    files, stems = (
-        {name: numbered(name, each) for name, each in side.items()} for side in (table.by_file, table.by_stem)
-    )
-    return replace(table, by_file=files, by_stem=stems), said
+def _sure_enough(table: BoxTable, confidence: float | None) -> BoxTable:
+    """The boxes with a confidence of this or more; without one, of `LEAST_CONFIDENCE`, which is remarked on."""
+    boxes = list(table.boxes)
+    if confidence is not None and all(box.confidence is None for box in boxes):
+        raise InputError(f"{table.source}: says no confidence of its boxes; leave out --box-confidence")
+    least = LEAST_CONFIDENCE if confidence is None else confidence
+    sure = {
+        name: each._replace(boxes=tuple(box for box in each.boxes if box.confidence is None or box.confidence >= least))
+        for name, each in table.annotations.items()
+    }
+    kept = replace(table, annotations=sure)
+    if confidence is None and (unsure := len(boxes) - len(list(kept.boxes))):
+        remark(
+            f"{unsure:,} of {len(boxes):,} boxes of {table.source} have a confidence below {least:g} and are "
+            "left out; --box-confidence says from which on they count"
+        )
+    return kept
 
 
 def _of_file(listing: Listing, given: BoxSource, problems: list[str], *, has_labels: bool, strict: bool) -> _Cuts:
     assert given.file is not None
-    table = read_boxes(given.file, strict=strict, **given.reading)
+    table = _sure_enough(read_boxes(given.file, strict=strict, **given.reading), given.confidence)
     problems += table.problems
-    if given.confidence is not None and not table.confidences:
-        raise InputError(f"{given.file}: says no confidence of its boxes; leave out --box-confidence")
-    least = LEAST_CONFIDENCE if given.confidence is None else given.confidence
-    before = sum(len(table.annotation(name).boxes) for name in table.names)
-    table, said = _numbered(table, least)
-    if given.confidence is None and len(said) < before:
-        remark(
-            f"{before - len(said):,} of {before:,} boxes of {table.source} have a confidence below {least:g} and are "
-            "left out; --box-confidence says from which on they count"
-        )
-    drawn, _ = drawn_on(listing, table, strict=strict, left_out=problems)
     images = {record.path: record for record in listing}
-    facts = [ImageRecord("")] * len(said)
+    cuts: _Cuts = []
     others: list[str] = []
-    for path, _, annotation in drawn:
-        for key in (int(key or 0) for _, key in annotation.boxes):
-            record, (label, confidence) = images[path], said[key]
+    for each in drawn_on(listing, table, strict=strict, left_out=problems):
+        record, own = images[each.path], []
+        for _, label, confidence in each.annotation.boxes:
             sure = {} if confidence is None else {"confidence": f"{confidence:g}"}
             if table.label_column != "label":
                 sure, label = {table.label_column: label or "", **sure}, None
             elif label is not None and record.label not in (None, label):
-                others.append(f"{label!r}, not {record.label!r} ({path})")
+                others.append(f"{label!r}, not {record.label!r} ({each.path})")
             wins = record.label if has_labels and record.label is not None else label or record.label
-            facts[key] = ImageRecord(path, wins, {**record.columns, **sure})
+            own.append(ImageRecord(each.path, wins, {**record.columns, **sure}))
+        cuts.append((each, own))
     if others and not has_labels:
         remark(
             f"the class of {len(others):,} boxes is the one that {table.source} says and not that of their image, "
             f"such as {others[0]}; --labels folder, or a CSV, says otherwise"
         )
-    return facts, drawn
+    return cuts
 
 
-def _cut_out(facts: Sequence[ImageRecord], drawn: Sequence[Drawn], problems: list[str]) -> tuple[ImageRecord, ...]:
+def _cut_out(cuts: _Cuts, problems: list[str]) -> tuple[ImageRecord, ...]:
     """A record for each box in pixels of its own image; doubled ones, and those of no image, are problems."""
     records: dict[str, ImageRecord] = {}
-    for path, file, annotation in drawn:
+    for (path, file, annotation), own in cuts:
         across = down = 1.0
         if annotation.size is not None:
             try:
@@ -215,11 +186,11 @@ def _cut_out(facts: Sequence[ImageRecord], drawn: Sequence[Drawn], problems: lis
                 problems.append(f"{path}: {error.reason}")
                 continue
             across, down = width / annotation.size[0], height / annotation.size[1]
-        for box, key in annotation.boxes:
-            whole = whole_pixels(box.scaled(across, down))
+        for each, record in zip(annotation.boxes, own, strict=True):
+            whole = whole_pixels(each.box.scaled(across, down))
             item = item_of(path, whole)
             if item in records:
                 problems.append(f"{item}: the same box once more")
             else:
-                records[item] = facts[int(key or 0)]._replace(box=whole)
+                records[item] = record._replace(box=whole)
     return tuple(records.values())

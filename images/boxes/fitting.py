@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ class LabelledBox(NamedTuple):
 
     box: Box
     label: str | None = None
+    confidence: float | None = None  # of a detector
 
 
 class Annotation(NamedTuple):
@@ -42,46 +43,30 @@ class BoxTable:
     """Boxes by image: by its absolute path, or by its name without folder and suffix where a layout names no more."""
 
     source: Path
-    by_file: Mapping[str, Annotation] = field(default_factory=dict, repr=False)
-    by_stem: Mapping[str, Annotation] = field(default_factory=dict, repr=False)
+    annotations: Mapping[str, Annotation] = field(repr=False)
+    is_by_stem: bool = False
     problems: tuple[str, ...] = ()  # boxes and annotations that cannot be used and are left out: place and reason
-    confidences: Mapping[str, Sequence[float | None]] = field(default_factory=dict, repr=False)  # in the boxes' order
     label_column: str = "label"  # what the boxes' labels are: classes, or of a detector its kinds of object
 
-    def __len__(self) -> int:
-        return len(self.by_file) + len(self.by_stem)
-
-    def of(self, file: Path, *, relative: str = "") -> Annotation | None:
-        """The boxes of an image: by its absolute path, its stem, or the listing's own path for it (`relative`)."""
-        key = self.key(file, relative=relative)
-        return None if key is None else self.annotation(key)
-
-    def key(self, file: Path, *, relative: str = "") -> str | None:
-        """The name under which an image is found, see `of` and `names`; None if it is not."""
-        own = self._files.key(absolute(file)) or self._stems.key(file.stem)
-        return own or (self._files.key(absolute(self.source.parent / relative)) if relative else None)
-
-    def annotation(self, key: str) -> Annotation:
-        """The boxes under one of the `names`."""
-        return self.by_file[key] if key in self.by_file else self.by_stem[key]
+    def key(self, file: Path, *, relative: str) -> str | None:
+        """The name of an image's annotation, by its path or the listing's own path for it (`relative`); or None."""
+        if self.is_by_stem:
+            return self._names.key(file.stem)
+        return self._names.key(absolute(file)) or self._names.key(absolute(self.source.parent / relative))
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The absolute paths and stems that there are boxes for."""
-        return (*self.by_file, *self.by_stem)
+    def boxes(self) -> Iterator[LabelledBox]:
+        """All boxes."""
+        return (box for each in self.annotations.values() for box in each.boxes)
 
     def shown(self, name: str) -> str:
         """A name as the source writes it, more or less."""
         folder = self.source if self.source.is_dir() else self.source.parent
-        return name if name in self.by_stem else os.path.relpath(name, folder)
+        return name if self.is_by_stem else os.path.relpath(name, folder)
 
     @cached_property
-    def _files(self) -> Names[Annotation]:
-        return Names(self.by_file)
-
-    @cached_property
-    def _stems(self) -> Names[Annotation]:
-        return Names(self.by_stem)
+    def _names(self) -> Names[Annotation]:
+        return Names(self.annotations)
 
 
 Order = Literal["xyxy", "xywh", "cxcywh"]
@@ -131,7 +116,7 @@ class Drawn(NamedTuple):
 
 def fitted(
     drawn: Sequence[Drawn], source: object, *, strict: bool = False, left_out: list[str] | None = None
-) -> list[Annotation]:
+) -> list[Drawn]:
     """The annotations in pixels of the upright images they belong to, without the boxes that no image can have.
 
     - A box outside of its image, or smaller than a pixel, is left out; one that reaches beyond is cut at the edge.
@@ -147,7 +132,7 @@ def fitted(
     events: list[_Event] = []
     is_stored = _are_stored(frames)
     pairs = list(zip(drawn, frames, strict=True))
-    results = [each.annotation if own is None else _fit(own, events, is_stored) for each, own in pairs]
+    results = [each if own is None else each._replace(annotation=_fit(own, events, is_stored)) for each, own in pairs]
     for kind, frame, box in events:
         if left_out is not None and kind in ("outside", "tiny"):
             what = "lies outside of its image" if kind == "outside" else "covers less than a pixel of its image"
@@ -161,7 +146,7 @@ def fitted(
         shown = f"({edges}) of {frame.path} ({frame.size[0]}x{frame.size[1]} pixels{given})"
         remark(_SENTENCES[kind].format(n=f"{count:,}", source=source, example=shown), strict=strict)
     plain = [frame for frame in frames if frame is not None and frame.given in (None, frame.size)]
-    shares = [(box.right / f.size[0], box.bottom / f.size[1], max(box)) for f in plain for box, _ in f.boxes]
+    shares = [(box.right / f.size[0], box.bottom / f.size[1], max(box)) for f in plain for box, *_ in f.boxes]
     if len(shares) < _MANY or min(min(frame.size) for frame in plain if frame.boxes) < _LARGE:
         return results
     across, down, edge = map(max, zip(*shares, strict=True))
@@ -200,7 +185,7 @@ class _Frame:
         return self.size if self.orientation < 5 else (self.size[1], self.size[0])
 
     def holds(self, size: Size) -> bool:
-        return all(not _exceeds(box, size) for box, _ in self.boxes)
+        return all(not _exceeds(each.box, size) for each in self.boxes)
 
 
 _Event = tuple[str, _Frame, Box]  # a kind out of `_SENTENCES`, with an example
@@ -238,7 +223,7 @@ def _fit(frame: _Frame, events: list[_Event], is_stored: bool | None) -> Annotat
     if frame.orientation != 1 and boxes:
         if is_stored and given != SHARES:
             canvas = frame.stored if frame.given is None else given
-            boxes = tuple(LabelledBox(turned(box, frame.orientation, canvas), label) for box, label in boxes)
+            boxes = tuple(each._replace(box=turned(each.box, frame.orientation, canvas)) for each in boxes)
             given = canvas if frame.orientation < 5 else (canvas[1], canvas[0])
             events.append(("turned", frame, boxes[0].box))
         elif is_stored is None:
@@ -249,17 +234,17 @@ def _fit(frame: _Frame, events: list[_Event], is_stored: bool | None) -> Annotat
         events.append((kind, frame, boxes[0].box))
         given = swapped if kind == "exchanged" else given
     kept = []
-    for box, label in boxes:
-        seen = box.clipped(*given)
+    for each in boxes:
+        box, seen = each.box, each.box.clipped(*given)
         if seen.area <= 0:
             events.append(("outside", frame, box))
         elif seen.scaled(frame.size[0] / given[0], frame.size[1] / given[1]).area < 1:
             events.append(("tiny", frame, box))
         elif given != SHARES and _exceeds(box, given):
             events.append(("beyond", frame, box))
-            kept.append(LabelledBox(seen, label))
+            kept.append(each._replace(box=seen))
         else:
-            kept.append(LabelledBox(box, label))
+            kept.append(each)
     return Annotation(tuple(kept), None if given == frame.size else given)
 
 

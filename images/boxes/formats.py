@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ from ...errors import ImageError, InputError
 from ...remarks import remark
 from ..labelling import box_columns
 from ..loading import image_size
-from ..tables import LABEL_NAMES, header_of, look_alike, rows_of, text_of
+from ..tables import LABEL_NAMES, header_of, lines_of, look_alike, rows_of
 from .annotations import limit_size, read_file, read_folder
 from .fitting import SHARES, Annotation, BoxTable, LabelledBox, Order, Size, absolute, as_float, box_of
 
@@ -74,13 +74,13 @@ def read_boxes(
 
 def usable(table: BoxTable, *, unit: Unit | None = None, strict: bool = False) -> BoxTable:
     """A table whose problems are remarked on, and whose boxes are shares of their images if they look like it."""
-    boxes = [box for name in table.names for box, _ in table.annotation(name).boxes]
+    boxes = [box for box, *_ in table.boxes]
     if table.problems and not boxes:
         raise InputError(table.problems[0])
     if table.problems:
         message = f"{len(table.problems):,} boxes or annotations of {table.source} cannot be used and are left out, "
         remark(f"{message}the first: {table.problems[0]}", strict=strict)
-    is_said = any(table.annotation(name).size == SHARES for name in table.names)
+    is_said = any(each.size == SHARES for each in table.annotations.values())
     if unit == "pixel" or is_said or not boxes:
         return table
     if unit is None:
@@ -91,10 +91,8 @@ def usable(table: BoxTable, *, unit: Unit | None = None, strict: bool = False) -
             "not as pixels",
             strict=strict,
         )
-    files, stems = (
-        {name: each._replace(size=SHARES) for name, each in side.items()} for side in (table.by_file, table.by_stem)
-    )
-    return replace(table, by_file=files, by_stem=stems)
+    shares = {name: each._replace(size=SHARES) for name, each in table.annotations.items()}
+    return replace(table, annotations=shares)
 
 
 def read_synsets(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -104,7 +102,7 @@ def read_synsets(path: str | os.PathLike[str]) -> dict[str, str]:
     line i is that of `ILSVRC2012_val_%08d`.
     """
     classes: dict[str, str] = {}
-    for number, line in _lines(Path(path)):
+    for number, line in lines_of(Path(path)):
         words = line.split()
         if len(words) not in (1, 2) or not re.fullmatch(r"n\d{8}", words[-1]):
             raise InputError(f"{path}, line {number}: expected `IMAGE n01751748` or `n01751748`, got {line!r}")
@@ -188,7 +186,7 @@ def boxes_of_rows(source: Path, rows: Sequence[BoxRow], columns: BoxColumns, *, 
             boxes.setdefault(row.file, []).append(LabelledBox(box, row.label))
             sizes[row.file] = _whole_size([row.cells[name] for name in given])
     if all(
-        size is None or any(abs(box.width - size[0]) <= 1 and abs(box.height - size[1]) <= 1 for box, _ in boxes[file])
+        size is None or any(abs(box.width - size[0]) <= 1 and abs(box.height - size[1]) <= 1 for box, *_ in boxes[file])
         for file, size in sizes.items()
     ):
         sizes = {}  # they are those of the boxes
@@ -279,12 +277,7 @@ def _read_cub(folder: Path, split: Split) -> BoxTable:
             label = names.get(classes.get(number, ""))
             if number not in corners or label is None:
                 raise InputError(f"{where}: has no line in bounding_boxes.txt, image_class_labels.txt, or classes.txt")
-            cells = corners[number].split()
-            if len(cells) != 4:
-                raise InputError(
-                    f"{where}: expected x, y, width, height in bounding_boxes.txt, got {corners[number]!r}"
-                )
-            box = box_of(cells, where, order="xywh")
+            box = box_of(corners[number].split(), f"{where} of bounding_boxes.txt (x, y, width, height)", order="xywh")
         except InputError as error:
             problems.append(str(error))
         else:
@@ -294,17 +287,12 @@ def _read_cub(folder: Path, split: Split) -> BoxTable:
 
 def _numbered(path: Path, problems: list[str]) -> dict[str, str]:
     """A table of CUB's: a number, a space, the rest of the line."""
+    limit_size(path, MAX_TABLE)
     table = {}
-    for number, line in _lines(path):
+    for number, line in lines_of(path):
         key, _, value = line.partition(" ")
         if not key.isdecimal() or not value.strip():
             problems.append(f"{path}, line {number}: expected a number and a value, got {line!r}")
         else:
             table[key] = value.strip()
     return table
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    limit_size(path, MAX_TABLE)
-    lines = (line.strip() for line in text_of(path).splitlines())
-    return ((number, line) for number, line in enumerate(lines, start=1) if line)

@@ -28,13 +28,13 @@ class BoxedImage:
     def boxes_of(self, label: str, width: int, height: int) -> list[Box]:
         """The boxes of a class in pixels of the image at this size; boxes without a class are of the image's own."""
         across, down = (1.0, 1.0) if self.size is None else (width / self.size[0], height / self.size[1])
-        return [box.scaled(across, down) for box, own in self.boxes if (self.label if own is None else own) == label]
+        own = [each.box for each in self.boxes if (self.label if each.label is None else each.label) == label]
+        return [box.scaled(across, down) for box in own]
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes that have boxes, the image's own first."""
-        others = dict.fromkeys(own for _, own in self.boxes if own not in (None, self.label))
-        return (self.label, *(label for label in others if label is not None))
+        return tuple(dict.fromkeys([self.label, *(each.label for each in self.boxes if each.label is not None)]))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def boxed_images(
     found: list[BoxedImage] = []
     unlabelled: list[str] = []
     strange: list[str] = []
-    drawn, count = drawn_on(listing, boxes, strict=strict)
+    drawn = drawn_on(listing, boxes, strict=strict)
     known = {listing.file(record): record.label for record in listing}
     if labels is not None:
         join = Join()
@@ -77,7 +77,7 @@ def boxed_images(
         if (fit := join.fit(labels)).fitting:
             fit.tell(what="a class in the list", lines="lines of the list of classes", strict=strict)
     for path, file, annotation in drawn:
-        own = {label for _, label in annotation.boxes}
+        own = {each.label for each in annotation.boxes}
         given = (labels or {}).get(file.stem)
         label = given or (known[file] if own == {None} or known[file] in own else None)
         label = label or (next(iter(own)) if len(own) == 1 else None)
@@ -89,22 +89,25 @@ def boxed_images(
             )
         else:
             found.append(BoxedImage(path, file, label, annotation.boxes, annotation.size))
-    if not found:
-        raise InputError(_no_match(listing, boxes, unlabelled, strange))
+    messages = []
     if unlabelled:
-        remark(
-            f"{len(unlabelled):,} images have boxes in {boxes.source} and no class, such as {unlabelled[0]}",
-            strict=strict,
+        messages.append(
+            f"{len(unlabelled):,} images have boxes in {boxes.source} and no class, such as {unlabelled[0]}; put them "
+            "into a folder for each class, or say which class each has"
         )
     if strange:
-        remark(f"{len(strange):,} images have boxes of other classes only, such as {strange[0]}", strict=strict)
-    return BoxedImages(tuple(found), count - len(drawn) + len(strange), len(unlabelled))
+        messages.append(f"{len(strange):,} images have boxes of other classes only, such as {strange[0]}")
+    if not found:
+        raise InputError(messages[0])
+    for message in messages:
+        remark(message, strict=strict)
+    return BoxedImages(tuple(found), len(known) - len(drawn) + len(strange), len(unlabelled))
 
 
 def drawn_on(
     listing: Listing, boxes: BoxTable, *, strict: bool = False, left_out: list[str] | None = None
-) -> tuple[list[Drawn], int]:
-    """The images of a listing that have a usable box, as `fitted` leaves them; and how many images there are."""
+) -> list[Drawn]:
+    """The images of a listing that have a usable box, as `fitted` leaves them."""
     join = Join()
     drawn: list[Drawn] = []
     fitting: dict[str, str] = {}
@@ -112,16 +115,16 @@ def drawn_on(
     for record in listing:
         file = listing.file(record)
         key = boxes.key(file, relative=record.path)
-        annotation = Annotation(()) if key is None else boxes.annotation(key)
-        wanted = file.stem if boxes.by_stem else None
-        if key is not None and key in boxes.by_stem and (first := fitting.setdefault(key, record.path)) != record.path:
+        annotation = Annotation(()) if key is None else boxes.annotations[key]
+        wanted = file.stem if boxes.is_by_stem else None
+        if wanted and key is not None and (first := fitting.setdefault(key, record.path)) != record.path:
             shared.append((first, record.path))
         join.add(record.path, key, wanted=wanted, is_empty=not annotation.boxes)
         if annotation.boxes:
             drawn.append(Drawn(record.path, file, annotation))
     if not drawn:
-        raise InputError(_no_match(listing, boxes, [], []))
-    fit = join.fit(boxes.names, shown=boxes.shown, is_there=os.path.lexists)
+        raise InputError(_no_match(listing, boxes))
+    fit = join.fit(boxes.annotations, shown=boxes.shown, is_there=os.path.lexists)
     fit.tell(what="a box", lines=f"names in {boxes.source.name}", strict=strict)
     if shared:
         remark(
@@ -129,29 +132,21 @@ def drawn_on(
             f"{' and '.join(shared[0])}; it can be right for one of them only",
             strict=strict,
         )
-    own = fitted(drawn, boxes.source, strict=strict, left_out=left_out)
-    kept = [each._replace(annotation=left) for each, left in zip(drawn, own, strict=True) if left.boxes]
+    kept = [each for each in fitted(drawn, boxes.source, strict=strict, left_out=left_out) if each.annotation.boxes]
     if not kept:
         raise InputError(
             f"{boxes.source}: no box lies in its image; see the remarks before, and whether boxes are in pixels"
         )
-    return kept, join.images
+    return kept
 
 
-def _no_match(listing: Listing, boxes: BoxTable, unlabelled: list[str], strange: list[str]) -> str:
-    if unlabelled:
-        return (
-            f"{len(unlabelled)} images of {listing.root} have boxes in {boxes.source}, but no class; "
-            "put them into a folder for each class, or say which class each has"
-        )
-    if strange:
-        return f"{len(strange)} images have boxes of other classes only, such as {strange[0]}"
-    if not any(boxes.annotation(name).boxes for name in boxes.names):
-        return f"{boxes.source}: there is no box in it, in {len(boxes):,} annotations"
-    known = next(iter(boxes.names), "none at all")
+def _no_match(listing: Listing, boxes: BoxTable) -> str:
+    if not any(boxes.boxes):
+        return f"{boxes.source}: there is no box in it, in {len(boxes.annotations):,} annotations"
+    known = next(iter(boxes.annotations))
     paths = [record.path for record, _ in zip(listing, range(500), strict=False)]
     seen = str(listing.root / paths[0]) if paths else "no image"
-    pair = likely_cause(map(boxes.shown, boxes.names), paths)
+    pair = likely_cause(map(boxes.shown, boxes.annotations), paths)
     return f"{boxes.source} has boxes for {known}, …, but the images are {seen}, …: no image has a box of its class" + (
         "" if pair is None else f"; {pair[2]}"
     )

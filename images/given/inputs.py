@@ -22,7 +22,7 @@ from ...remarks import refusing, remark
 from ..geometry import as_rgb
 from ..image_sources import Source, TableSource, source_of
 from ..loading import IMAGE_SUFFIXES
-from ..tables import PATH_NAMES, TABLE_SUFFIXES, RowTable, TableFormat, look_alike, rows_of
+from ..tables import TABLE_SUFFIXES, RowTable, TableFormat, missing_column, rows_of
 from .archives import in_archives, named, sample_of
 from .arrays import INTENSITIES, image_of_array, is_array, is_of_floats
 from .remote import fetch, is_url
@@ -240,10 +240,7 @@ class _Rows:
     def _image_column(self, row: _Row) -> str:
         if (column := next((name for name in _IMAGE_COLUMNS if name in row), None)) is not None:
             return column
-        names = list(map(str, row))
-        near = look_alike(names, PATH_NAMES)
-        hint = "" if near is None else f"; rename {near!r}, if that is it"
-        raise InputError(f"{self.name}: expected a column 'path' or 'image'; got {', '.join(map(repr, names))}{hint}")
+        raise missing_column(self.name, "path", "image", got=list(map(str, row)))
 
     def _cells(self, others: _Row, number: int, image: Any, content: str | bytes | Exception) -> list[dict[str, str]]:
         """The one row of an image, or none."""

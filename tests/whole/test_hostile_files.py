@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from distcam.datasets.archives.arrays import Npz, open_zip, read_member
+from distcam.datasets.archives.arrays import Npz, open_zip, read_member, read_pickled_images
 from distcam.datasets.archives.restricted_pickle import array_of, read_pickle
 from distcam.encoders import Encoder
 from distcam.errors import DistcamError, InputError, WeightsError
@@ -71,6 +71,26 @@ def test_a_small_pickle_stays_small(tmp_path, name):
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+DEEP = b")" + b"\x85" * 200_000
+WIDE = b"N" + b"2\x86" * 60  # a tuple in itself, twice, and so on
+IMAGES = pickle.dumps(np.zeros((2, 4, 4, 3), np.uint8), protocol=2)[2:-1]
+
+
+@pytest.mark.parametrize("value", [DEEP, WIDE], ids=["deep", "wide"])
+def test_values_that_never_end_are_neither_hashed_nor_shown(tmp_path, value):
+    file = tmp_path / "x.pkl"
+    file.write_bytes(b"}(Vdata\n" + IMAGES + b"Vlabels\n](K\x00K\x00eVcatname2label\n}Va\n" + value + b"su.")
+    assert list(read_pickled_images(file)[1]) == ["0", "0"]
+    for program in (
+        call("numpy", "dtype", value),
+        call("numpy._core.numeric", "_frombuffer", b"C\x01a", DTYPE, value, b"X\x01\0\0\0C"),
+        call("numpy._core.multiarray", "scalar", call("numpy", "dtype", value), b"C\x01a"),
+    ):
+        file.write_bytes(program + b".")
+        with pytest.raises(InputError, match="an array"):
+            array_of(read_pickle(file), "x")
 
 
 def test_what_a_pickle_is_refused_for_is_said_briefly(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ...datasets.cifar import CIFAR, read_cifar
-from ...datasets.mask_benchmarks import VocLabels
+from ...datasets.mask_benchmarks import voc_labels
 from ...datasets.retrieval import LAYOUTS, load_dataset
 from ...errors import InputError
 from ...files import content_digest
@@ -35,7 +35,7 @@ def named_benchmark(images: str, base: Path) -> tuple[str, Path, str] | None:
 def benchmark_listing(kind: str, folder: Path, split: str, *, strict: bool, quiet: bool) -> Listing:
     """The images of a data set with the column `split`; what its copy lacks is remarked on."""
     if kind == "voc":
-        return Listing.of(VocLabels(folder, split or "train"))
+        return voc_labels(folder, split or "train")
     found = load_dataset(folder, layout=kind, strict=strict)
     if found.problems and not quiet:
         remark(f"{folder}: {'; '.join(found.problems)}")

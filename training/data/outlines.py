@@ -94,7 +94,7 @@ def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
     drawn_in: dict[Path, DrawnBoxes] = {}
     if boxes or problems:
         table = usable(BoxTable(listing.root, boxes, problems=tuple(problems)))
-        drawn_in = {file: annotation for _, file, annotation in drawn_on(listing, table)[0]}
+        drawn_in = {file: annotation for _, file, annotation in drawn_on(listing, table)}
     found: dict[Path, list[Outline]] = {}
     for record in listing if has_mask or corners else ():
         drawn = drawn_in.get(listing.file(record))
@@ -109,10 +109,9 @@ def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
 
 def boxes_from(source: str | Path, listing: Listing) -> dict[Path, list[Outline]]:
     """The boxes that a file or folder has for the images of a listing; for the layouts see `read_boxes`."""
-    drawn, _ = drawn_on(listing, read_boxes(source))
     return {
-        file: [Outline(label, box, size=annotation.size) for box, label in annotation.boxes]
-        for _, file, annotation in drawn
+        file: [Outline(each.label, each.box, size=annotation.size) for each in annotation.boxes]
+        for _, file, annotation in drawn_on(listing, read_boxes(source))
     }
 
 

@@ -107,7 +107,7 @@ def test_ilsvrc_in_one_folder_with_a_list_of_synsets(tmp_path: Path) -> None:
         labels = read_synsets(tmp_path / "synsets.txt")
         boxed = boxed_images(list_images(tmp_path / "val"), read_boxes(tmp_path), labels=labels)
         assert [image.label for image in boxed] == ["n01440764", "n02102040"]
-    with pytest.raises(InputError, match=r"2 images of .* have boxes in .*, but no class"):
+    with pytest.raises(InputError, match=r"2 images of .* have boxes in .* and no class, .*put them"):
         boxed_images(list_images(tmp_path / "val"), read_boxes(tmp_path))
 
 
@@ -192,8 +192,8 @@ def test_broken_cub_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="split='val' is not known"):
         read_boxes(folder, split="val")  # type: ignore[arg-type]
     for boxes, reason in (
-        ("1 1 2 3\n2 1 1 1 1\n3 1 1 1 1\n", "image 1: expected x, y, width, height"),
-        ("1 1 1 -1 1\n2 1 1 1 1\n3 1 1 1 1\n", "image 1: the box .* is empty"),
+        ("1 1 2 3\n2 1 1 1 1\n3 1 1 1 1\n", r"image 1 of bounding_boxes.txt \(x, y, width, height\): expected four"),
+        ("1 1 1 -1 1\n2 1 1 1 1\n3 1 1 1 1\n", "image 1 of .*: the box .* is empty"),
         ("2 1 1 1 1\n3 1 1 1 1\n", "image 1: has no line"),
     ):
         (folder / "bounding_boxes.txt").write_text(boxes)
