@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -179,9 +178,9 @@ def evaluate(
         nobody = set(map(str, rule.junk))
         tested = [image for image in (*read.queries, *read.gallery) if str(image.identity) not in nobody]
         views = read.of("multi_query") if multi_query else ()
-        encode = partial(encode_data, flip=flip, strict=strict, **vars(running))
         with progress_bar("encoding") as progress:
-            vectors = encode([*tested, *views], read, loaded, progress=progress)
+            every = [*tested, *views]
+            vectors = encode_data(every, read, loaded, flip=flip, strict=strict, progress=progress, **vars(running))
     neighbours_on = None  # NumPy on the CPU
     if reranking is not None and running.device != "cpu":
         import torch

@@ -104,7 +104,8 @@ def evaluate(
     loaded = None if encoder is None else loading.load(encoder)
     encode = partial(
         sources.features_of, encoder=loaded, folder=features or out_file.with_suffix(".features"),
-        overwrite=overwrite, strict=strict, **vars(running),
+        batch_size=running.batch_size, workers=running.workers, device=running.device, overwrite=overwrite,
+        strict=strict,
     )  # fmt: skip
     manifest = sources.manifest_of(opened, part, episodes_file, draw)
     manifest.rows_in(tested.names)  # missing images now, not after the encoding
