@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+from typing import Literal
 
 from ..errors import InputError
 from ..metrics import Metric
+from . import library
 from .command import Commands, refuse_unused
-from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, say
-from .options import AsJson, Device, EncoderName, Fit, ImageSize, Layer, Readout, ReadsImages, Strict, Weights
+from .console import answer, progress_bar, require_images
+from .options import AsJson, Device, EncoderName, Loading, ReadsImages, Strict, argument, option
 
 EXAMPLE = "Example: `distcam benchmark explanations photos.gallery --html explanations.html`"
 
@@ -25,39 +24,26 @@ def _group() -> None:
 
 @app.command(name="explanations", cls=ReadsImages, epilog=EXAMPLE)
 def explanations(
-    subject: Annotated[
-        Path, typer.Argument(metavar="GALLERY|FOLDER", help="A gallery, or labelled images (class = sub-folder).")
-    ],
-    queries: Annotated[
-        str | None,
-        typer.Option(help="Labelled images to ask with. Default: some of the gallery's or folder's, held out."),
-    ] = None,
-    boxes: Annotated[
-        Path | None,
-        typer.Option(help="Boxes around the objects of --queries, see `localize`: adds V2, peak and energy."),
-    ] = None,
+    subject: Path = argument(..., "A gallery, or labelled images (class = sub-folder).", metavar="GALLERY|FOLDER"),
+    *,
+    queries: str | None = option(
+        None, "Labelled images to ask with. Default: some of the gallery's or folder's, held out."
+    ),
+    boxes: Path | None = option(
+        None, "Boxes around the objects of --queries, see `localize`: adds V2, peak and energy."
+    ),
     encoder: EncoderName = "resnet50",
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
-    metric: Annotated[Metric, typer.Option(help="How embeddings are compared.")] = "cosine",
-    reference: Annotated[
-        Literal["prototypes", "nearest"], typer.Option(help="Compare with class prototypes, or with the nearest image.")
-    ] = "prototypes",
-    methods: Annotated[
-        str | None, typer.Option(help="Separated by commas. Default: all weightings, CAM, and torchcam if installed.")
-    ] = None,
-    composites: Annotated[int, typer.Option(min=2, help="How many of two photographs, and how many of four.")] = 40,
-    faithful: Annotated[
-        int, typer.Option(min=0, help="Images for insertion and deletion, 22 passes for each method; 0: none.")
-    ] = 8,
-    html: Annotated[
-        Path | None, typer.Option(help="Also write the table and some composites as one HTML FILE.")
-    ] = None,
+    loading: Loading,
+    metric: Metric = option("cosine", "How embeddings are compared."),
+    reference: Literal["prototypes", "nearest"] = option(
+        "prototypes", "Compare with class prototypes, or with the nearest image."
+    ),
+    methods: str | None = option(None, "Separated by commas. Default: all weightings, CAM, and torchcam if installed."),
+    composites: int = option(40, "How many of two photographs, and how many of four.", min=2),
+    faithful: int = option(8, "Images for insertion and deletion, 22 passes for each method; 0: none.", min=0),
+    html: Path | None = option(None, "Also write the table and some composites as one HTML FILE."),
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws and the intervals.")] = 0,
+    seed: int = option(0, "Of the draws and the intervals.", min=0),
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -68,13 +54,9 @@ def explanations(
     """
     from dataclasses import replace
 
-    from ..encoders import Inference
-    from ..images import list_images
     from ..images.boxes.formats import read_boxes
     from ..images.boxes.joined import boxed_images
-    from ..index import Gallery
     from ..index.storage.manifest import MANIFEST_NAME
-    from ..retrieval import localise, read_classifier
     from ..retrieval.localisation.explanations import benchmark_explanations, from_gallery, from_images, gallery_encoder
     from ..retrieval.localisation.maps import FLOORS
 
@@ -82,25 +64,23 @@ def explanations(
     if boxes is not None and queries is None:
         raise InputError("--boxes are around the objects of --queries; add them")
     require_images([subject, *([queries] if queries else [])] if not (subject / MANIFEST_NAME).is_file() else [])
-    given = None if queries is None else list_images(queries)
+    given = None if queries is None else library.images.list_images(queries)
     classifier = None
     if (subject / MANIFEST_NAME).is_file():
-        refuse_unused(
-            "with a gallery, which has them", "encoder", "weights", "layer", "readout", "fit", "image_size", "metric"
-        )
-        opened = Gallery.open(subject)
+        refuse_unused("with a gallery, which has them", "encoder", Loading, "metric")
+        opened = library.index.Gallery.open(subject)
         loaded = gallery_encoder(opened)
         asked, references = from_gallery(opened, given, 2 * composites, seed=seed)
     else:
-        require_encoder(encoder, weights, layer)
-        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
-        if weights is not None:
-            classifier = read_classifier(encoder, weights, pooled_dim=loaded.pooled_dim)
+        loading.require(encoder)
+        loaded = loading.load(encoder)
+        if loading.weights is not None:
+            classifier = library.retrieval.read_classifier(encoder, loading.weights, pooled_dim=loaded.pooled_dim)
         with progress_bar("references") as progress:
             asked, references = from_images(
-                list_images(subject),
+                library.images.list_images(subject),
                 given,
-                Inference(loaded, device=device),
+                library.encoders.Inference(loaded, device=device),
                 2 * composites,
                 metric=metric,
                 seed=seed,
@@ -124,7 +104,7 @@ def explanations(
         )
     if boxes is not None and given is not None:
         with progress_bar("images with boxes") as progress:
-            boxed = localise(
+            boxed = library.retrieval.localise(
                 boxed_images(given, read_boxes(boxes)),
                 loaded,
                 references,
@@ -139,10 +119,6 @@ def explanations(
         table = replace(table, boxes=boxed)
     if html is not None:
         table.save(html)
-    if as_json:
-        print_json(table.to_dict())
-        return
-    say(table.table())
     best, lead = table.best()
     said = "nothing leads the default" if lead is None else f"{best} leads the default by {lead} in the right of two"
-    say(f"\n{said}" + (f"\nwritten: {html}" if html is not None else ""))
+    answer(table.to_dict(), f"{table.table()}\n\n{said}", as_json=as_json, written=[html])

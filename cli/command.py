@@ -6,8 +6,11 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from inspect import Parameter, Signature, signature
+from itertools import chain
+from typing import Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -59,7 +62,36 @@ class Commands(typer.Typer):
 
     def command(self, *args: Any, **options: Any) -> Callable[[Function], Function]:
         """Register one."""
-        return super().command(*args, **{"cls": Command, **options})
+        register = super().command(*args, **{"cls": Command, **options})
+
+        def command(function: Function) -> Function:
+            register(_expanded(function))
+            return function
+
+        return command
+
+
+def _expanded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as typer reads it: of each group of options that it takes, a dataclass, it sees the fields."""
+    groups: dict[str, Any] = {}
+    parameters: list[Parameter] = []
+    for name, each in signature(function, eval_str=True).parameters.items():
+        kind = each.annotation
+        if is_dataclass(kind):
+            groups[name], hints = kind, get_type_hints(kind, include_extras=True)
+            own = [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default) for f in fields(kind)]
+            parameters += [field.replace(annotation=hints[field.name]) for field in own]
+        else:
+            parameters.append(each.replace(kind=Parameter.KEYWORD_ONLY))
+
+    def command(**values: Any) -> Any:
+        """Calls the function with its groups."""
+        made = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        return function(**values, **made)
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return command
 
 
 class OnDemand(TyperCommand):
@@ -110,8 +142,8 @@ def refuse_beside(option: str) -> None:
     _refuse(list(others), f"with {option}")
 
 
-def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
-    """Refuse options (parameters' names) that were typed and that this branch of the running command does not use.
+def refuse_unused(branch: str, *options: str | type[Any], remedy: str = "") -> None:
+    """Refuse options (parameters' names, or groups) that were typed and that this branch of the command does not use.
 
     `branch` goes on after "is not used": "without --explain"; `remedy` by default is to leave them out.
     """
@@ -119,8 +151,9 @@ def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
     if context is None:  # called from Python
         return
     by_name = {parameter.name: parameter for parameter in context.command.params}
+    names = [[each] if isinstance(each, str) else [field.name for field in fields(each)] for each in options]
     typed = []
-    for option in (by_name[name] for name in options):
+    for option in (by_name[name] for name in chain.from_iterable(names)):
         source = context.get_parameter_source(str(option.name))
         if source is not None and source.name == "COMMANDLINE":
             is_off = bool(option.secondary_opts) and context.params[str(option.name)] is False

@@ -18,11 +18,13 @@ from rich.text import Text
 from .. import progress
 from ..errors import InputError
 from ..remarks import DistcamWarning, Skipped
+from . import library
 from .command import option_names
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
     from ..index import Gallery
+    from ..retrieval import Retriever
     from .options import FitName
 
 
@@ -96,9 +98,20 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
     out.print(table)
 
 
-def answer(content: Any, text: str, *, as_json: bool) -> None:
-    """A result on standard output: as JSON, or in words."""
-    print_json(content) if as_json else say(text)
+def answer(content: Any, text: str, *, as_json: bool, written: Iterable[Path | None] = ()) -> None:
+    """A result on standard output: as JSON, or in words and with the files that were written."""
+    if as_json:
+        print_json(content)
+        return
+    say(text)
+    for file in filter(None, written):
+        say(f"written: {file}")
+
+
+def load_retriever(gallery: Gallery, encoder: str | None, device: str, **options: Any) -> Retriever:
+    """What searches a gallery, with its own encoder or with one that it does not keep."""
+    own = None if encoder is None else library.encoders.Encoder.load(encoder)
+    return library.retrieval.Retriever(gallery, own, device=device, **options)
 
 
 def load_encoder(
@@ -109,12 +122,10 @@ def load_encoder(
     size: int | tuple[int, int] | None = None,
     layer: str | None = None,
     readout: str | None = None,
-) -> Encoder:
+) -> library.encoders.Encoder:
     """The encoder that the options name; an architecture without `--weights` is an error that lists the choices."""
     require_encoder(name, weights, layer)
-    from ..encoders import Encoder
-
-    encoder = Encoder.load(name, weights=weights, layer=layer, readout=readout or "auto")
+    encoder = library.encoders.Encoder.load(name, weights=weights, layer=layer, readout=readout or "auto")
     encoder.transform = encoder.transform.adapted(size=size, fit=fit)
     return encoder
 
@@ -193,12 +204,11 @@ def require_model(path: Path) -> None:
 
 def require_images(sources: Iterable[str | Path]) -> None:
     """Refuse sources that are not there, and patterns that fit no file; URLs are looked up when they are read."""
-    from ..images import list_images
     from ..images.given.inputs import is_given
 
     for source in map(str, sources):
         if not Path(source).exists() and not is_given(source):
-            list_images(source, labels="none")
+            library.images.list_images(source, labels="none")
 
 
 def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
@@ -236,14 +246,13 @@ def listed_images(sources: Sequence[str], *, margin: float | None = None) -> lis
         if margin is None and Path(source).is_file() and not is_table:
             found.append(Path(source))
             continue
-        from ..images import list_items
         from ..images.items import item_of, split_item, widened
 
         if margin is not None and Path(split_item(source)[0]).is_file() and not is_table:
             found.append(widened(source, margin))
             continue
         boxes = "none" if margin is None else None
-        listing = list_items(source, labels="none", boxes=boxes, keep=passing_folder())
+        listing = library.images.list_items(source, labels="none", boxes=boxes, keep=passing_folder())
         found += [widened(item_of(listing.file(record), record.box), margin or 0.0) for record in listing]
         for problem in listing.problems:
             note(problem)

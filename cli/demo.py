@@ -9,18 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..explain.weightings import RECOMMENDED
+from . import library
 from .command import Commands
 from .console import print_json, progress_bar, say
-from .options import AsJson
+from .options import AsJson, option
 
 if TYPE_CHECKING:
-    from ..encoders import Encoder
     from ..explain import Weighting
     from ..retrieval import Matches
     from ..synthetic.scene_set import SceneRecord, SceneSet
@@ -65,8 +63,8 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 @app.command(epilog=EXAMPLE)
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("distcam-demo"),
-    seed: Annotated[int, typer.Option(help="Of the images and the training.")] = 0,
+    folder: Path = option(Path("distcam-demo"), "Where everything goes.", "--out"),
+    seed: int = option(0, "Of the images and the training."),
     as_json: AsJson = False,
 ) -> None:
     """Draw images, train a small encoder, build a gallery of classes it never saw, query it, explain every match."""
@@ -96,8 +94,6 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> dict[st
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
-    from ..index import Gallery
-    from ..retrieval import Retriever, write_report
     from ..synthetic.blueprint import blueprints
     from ..synthetic.scene_set import write_scenes
 
@@ -117,9 +113,11 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> dict[st
 
     place = folder / "novel.gallery"
     with progress_bar("building the gallery") as progress:
-        gallery = Gallery.build(novel.folder / "gallery", encoder, out=place, store_maps=True, progress=progress)
+        gallery = library.index.Gallery.build(
+            novel.folder / "gallery", encoder, out=place, store_maps=True, progress=progress
+        )
     records = novel.of_split("query")
-    retriever = Retriever(gallery, encoder)
+    retriever = library.retrieval.Retriever(gallery, encoder)
     results = retriever.query([novel.file(record) for record in records], k=5)
     answers = list(zip(records, results, strict=True))
     two = [record for record in pairs.records if record.boxes[0][0] != record.boxes[-1][0]]
@@ -138,7 +136,7 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> dict[st
         f"First {len(doubled)} images of two objects, each with the best match of either class: two matches, two maps. "
         f"Then {len(chosen)} queries, each with its five nearest images and its nearest prototype."
     )
-    write_report(
+    library.retrieval.write_report(
         result["report"],
         [
             *(_best_of_each(record, matches).explain() for record, matches in zip(doubled, every, strict=True)),
@@ -151,10 +149,8 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> dict[st
     return {**result, "seconds": time.perf_counter() - started}
 
 
-def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
+def _train(base: SceneSet, size: DemoSize, seed: int) -> library.encoders.Encoder:
     """A four-layer encoder that has seen the base classes only."""
-    from ..encoders import Encoder
-    from ..images import Transform
     from ..training import OptimiserSettings, ScheduleSettings, Settings, fit
     from ..training.data.augment import AugmentSettings
     from ..training.data.batches import TrainingBatches
@@ -162,8 +158,8 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     from ..training.data.training_set import TrainingSet
     from ..training.losses.registry import TermContext, build_objective
 
-    transform = Transform(size=size.side, fit="squash")
-    encoder = Encoder.load(
+    transform = library.images.Transform(size=size.side, fit="squash")
+    encoder = library.encoders.Encoder.load(
         "conv4", weights="random", seed=seed, transform=transform, options={"width": 32, "last_pool": False}
     )
     data = TrainingSet.from_scenes(base, "train", transform)
@@ -187,11 +183,9 @@ def _measure(answers: Answers) -> dict[str, Any]:
         return all(match.label == record.label for match in matches if match.distance == matches[0].distance)
 
     def has_peak_in_box(record: SceneRecord, matches: Matches, weighting: Weighting) -> bool:
-        from ..explain import peak_in_box, upsample
-
         width, height = matches.query.size
-        heat = upsample(matches.explain(weighting=weighting).query_maps[0], (height, width))
-        return peak_in_box(heat, record.boxes[0][1])
+        heat = library.explain.upsample(matches.explain(weighting=weighting).query_maps[0], (height, width))
+        return library.explain.peak_in_box(heat, record.boxes[0][1])
 
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(answers)
@@ -217,7 +211,6 @@ def _measure_crowded(answers: Answers) -> dict[str, Any]:
 
     The latter is its mean rank correlation with the map against an unrelated image: 1 is the same for every match.
     """
-    from ..explain import upsample
     from ..explain.checks.sanity import two_object_preference
     from ..metrics.localisation import box_coverage
 
@@ -228,7 +221,7 @@ def _measure_crowded(answers: Answers) -> dict[str, Any]:
             (one, box), (other, other_box) = record.boxes
             found = [matches.explain(against=f"label:{label}", weighting=weighting) for label in (one, other)]
             width, height = matches.query.size
-            maps = [upsample(each.query_maps[0], (height, width)) for each in found]
+            maps = [library.explain.upsample(each.query_maps[0], (height, width)) for each in found]
             regions = [box_coverage([each], (height, width)) for each in (box, other_box)]
             preferences.append(float(two_object_preference(*maps, *regions)))
             sensitivities += [each.sensitivity for each in found if each.sensitivity is not None]

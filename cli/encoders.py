@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
 from rich.table import Column, Table
 
 from ..errors import InputError
+from . import library
 from .command import Commands, FirstByDefault
-from .console import load_encoder, note, out, print_json, say
-from .options import AsJson, Fit, ImageSize, Layer, Readout, Weights
+from .console import answer, note, out, print_json
+from .options import AsJson, Loading, argument, option
 
 app = Commands(cls=FirstByDefault)
 EXAMPLE = "Example: `distcam encoders dinov2`, `distcam encoders 'vit_small*' --library timm --json`"
@@ -20,10 +20,8 @@ EXAMPLE = "Example: `distcam encoders dinov2`, `distcam encoders 'vit_small*' --
 
 @app.command(name="list", epilog=EXAMPLE)
 def encoders(
-    word: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern such as `vit_small*`.")] = None,
-    library: Annotated[
-        Literal["torchvision", "timm", "hf", "open_clip"] | None, typer.Option(help="Names of one library alone.")
-    ] = None,
+    word: str | None = argument(None, "Part of a name, or a pattern such as `vit_small*`."),
+    library: Literal["torchvision", "timm", "hf", "open_clip"] | None = option(None, "Names of one library alone."),
     as_json: AsJson = False,
 ) -> None:
     """List names for `--encoder`, with the width of the embedding, the input's size, the readout and the licence.
@@ -54,17 +52,12 @@ _CHECKED = 8  # images, at most
 
 @app.command(epilog=EXPORT_EXAMPLE)
 def export(
-    encoder: Annotated[str, typer.Argument(help="A CHECKPOINT, a gallery (its encoder), or an architecture.")],
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    image_size: ImageSize = None,
-    fit: Fit = None,
-    onnx: Annotated[Path | None, typer.Option(help="Write FILE.onnx for ONNX Runtime and kin.")] = None,
-    torch_file: Annotated[Path | None, typer.Option("--torch", help="Write FILE.pt2 for `torch.export.load`.")] = None,
-    images: Annotated[
-        str | None, typer.Option(help="Check on up to eight of these images. Default: on three scenes drawn for it.")
-    ] = None,
+    encoder: str = argument(..., "A CHECKPOINT, a gallery (its encoder), or an architecture."),
+    *,
+    loading: Loading,
+    onnx: Path | None = option(None, "Write FILE.onnx for ONNX Runtime and kin."),
+    torch_file: Path | None = option(None, "Write FILE.pt2 for `torch.export.load`.", "--torch"),
+    images: str | None = option(None, "Check on up to eight of these images. Default: on three scenes drawn for it."),
     as_json: AsJson = False,
 ) -> None:
     """Write an encoder with two outputs, embedding and response map, so that a service elsewhere can explain too."""
@@ -76,11 +69,10 @@ def export(
         raise InputError("nothing to write: give --onnx FILE.onnx, --torch FILE.pt2, or both")
     if Path(encoder).is_dir():
         encoder = _kept_by(Path(encoder))
-    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout).eval()
+    loaded = loading.load(encoder).eval()
     import torch
 
     from ..explain.export import export_encoder
-    from ..images import list_images, read_image
 
     if images is None:
         import numpy as np
@@ -91,25 +83,22 @@ def export(
         drawn = np.random.default_rng(0)
         pictures = [draw_scene([each], generator=drawn, size=256).image for each in blueprints(3)]
     else:
-        listing = list_images(images, labels="none")
-        pictures = [read_image(listing.file(record)) for record in list(listing)[:_CHECKED]]
+        listing = library.images.list_images(images, labels="none")
+        pictures = [library.images.read_image(listing.file(record)) for record in list(listing)[:_CHECKED]]
     pixels = torch.stack([loaded.transform(picture) for picture in pictures])
     written = [export_encoder(loaded, path, pixels) for path in targets.values() if path is not None]
-    if as_json:
-        print_json([{"path": str(each.path), **each.described, "difference": each.difference} for each in written])
-        return
-    for each in written:
-        say(
-            f"{loaded.short_name} written to {each.path}, described in {each.path.with_suffix('.json').name}: the "
-            f"largest difference on {each.images} images is {each.difference:.1e}"
-        )
+    told = [{"path": str(each.path), **each.described, "difference": each.difference} for each in written]
+    lines = [
+        f"{loaded.short_name} written to {each.path}, described in {each.path.with_suffix('.json').name}: the "
+        f"largest difference on {each.images} images is {each.difference:.1e}"
+        for each in written
+    ]
+    answer(told, "\n".join(lines), as_json=as_json)
 
 
 def _kept_by(folder: Path) -> str:
     """The checkpoint that a gallery keeps."""
-    from ..index import Gallery
-
-    with Gallery.open(folder) as gallery:
+    with library.index.Gallery.open(folder) as gallery:
         if gallery.encoder_path is None:
             raise InputError(
                 f"{folder} keeps no copy of its encoder {gallery.manifest.encoder.short_name}; name a file"

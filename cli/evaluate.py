@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError
 from ..files import write_text
+from . import library
 from .command import Commands, refuse_unused
-from .console import answer, load_encoder, note_unfinished_build, progress_bar, require_encoder, resumable
-from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Readout, ReadsImages, Weights, Workers
+from .console import answer, note_unfinished_build, progress_bar, resumable
+from .options import AsJson, Loading, Metric, ReadsImages, Running, argument, option
 
 if TYPE_CHECKING:
     from ..images import Dataset
@@ -26,58 +25,33 @@ Precision = Literal["fp32", "bf16", "auto"]
 
 @app.command(cls=ReadsImages, epilog=EXAMPLE)
 def evaluate(
-    dataset: Annotated[
-        Path,
-        typer.Argument(
-            help="An unpacked benchmark, a folder of classes, a CSV (path,label[,split,is_query,is_gallery]), a "
-            "gallery, or a file written by `distcam encode`."
-        ),
-    ],
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT. Galleries bring theirs."),
-    ] = None,
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    protocol: Annotated[
-        LayoutName, typer.Option(help="The benchmark; `auto` knows CUB, Cars, SOP, In-Shop and Dogs by their files.")
-    ] = "auto",
-    split: Annotated[str | None, typer.Option(help="Default: `test`, or the only one.")] = None,
-    metric: Annotated[
-        Metric | None, typer.Option(help="What ranks. Default: the gallery's metric, else cosine.")
-    ] = None,
-    recall_at: Annotated[
-        str | None, typer.Option(help="The k of R@k, e.g. `1,5,10`. Default: as published, else 1,2,4,8.")
-    ] = None,
-    nmi: Annotated[
-        bool, typer.Option("--nmi/--no-nmi", help="Cluster for NMI, which takes longest by far with many classes.")
-    ] = True,
-    gallery: Annotated[
-        Path | None, typer.Option(help="Search this gallery for DATASET's images, with the gallery's encoder.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Keep the encodings in this HDF5 file, or use those that it holds.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the JSON, with every query's values, to this file.")
-    ] = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
-    precision: Annotated[
-        Precision,
-        typer.Option(
-            help="Of the arithmetic; auto: bf16 where that is faster. fp32 repeats across machines. A --gallery "
-            "has its own."
-        ),
-    ] = "auto",
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop if the copy is not the official one, or an image cannot be read.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the clustering and the bootstrap.")] = 0,
+    dataset: Path = argument(
+        ...,
+        "An unpacked benchmark, a folder of classes, a CSV (path,label[,split,is_query,is_gallery]), a gallery, or a "
+        "file written by `distcam encode`.",
+    ),
+    *,
+    encoder: str | None = option(
+        None, "A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT. Galleries bring theirs."
+    ),
+    loading: Loading,
+    protocol: LayoutName = option(
+        "auto", "The benchmark; `auto` knows CUB, Cars, SOP, In-Shop and Dogs by their files."
+    ),
+    split: str | None = option(None, "Default: `test`, or the only one."),
+    metric: Metric | None = option(None, "What ranks. Default: the gallery's metric, else cosine."),
+    recall_at: str | None = option(None, "The k of R@k, e.g. `1,5,10`. Default: as published, else 1,2,4,8."),
+    nmi: bool = option(True, "Cluster for NMI, which takes longest by far with many classes.", "--nmi/--no-nmi"),
+    gallery: Path | None = option(None, "Search this gallery for DATASET's images, with the gallery's encoder."),
+    cache: Path | None = option(None, "Keep the encodings in this HDF5 file, or use those that it holds."),
+    out: Path | None = option(None, "Also write the JSON, with every query's values, to this file."),
+    precision: Precision = option(
+        "auto",
+        "Of the arithmetic; auto: bf16 where that is faster. fp32 repeats across machines. A --gallery has its own.",
+    ),
+    running: Running,
+    strict: bool = option(False, "Stop if the copy is not the official one, or an image cannot be read.", "--strict"),
+    seed: int = option(0, "Of the clustering and the bootstrap.", min=0),
     as_json: AsJson = False,
 ) -> None:
     """Evaluate an encoder on retrieval; every number comes with its error and its protocol."""
@@ -96,33 +70,27 @@ def evaluate(
     with resumable():
         if is_file or (dataset / MANIFEST_NAME).is_file():
             refuse_unused(
-                f"as {dataset} is encoded already", "encoder", "weights", "layer", "gallery", "cache", "split",
-                "readout", "protocol", "fit", "image_size", "precision", "batch_size", "workers", "device", "strict",
-                "max_pixels",
+                f"as {dataset} is encoded already", "encoder", Loading, "protocol", "split", "gallery", "cache",
+                "precision", Running, "strict", "max_pixels",
             )  # fmt: skip
-            from ..index import Gallery, read_encodings
-            from ..retrieval import Protocol, evaluate_encodings, evaluate_gallery
-
             with progress_bar("ranking") as progress:
                 if dataset.is_dir():
-                    asked = Gallery.open(dataset)
+                    asked = library.index.Gallery.open(dataset)
                     note_unfinished_build(asked)
-                    own = Protocol(**({"metric": asked.metric} | chosen))
-                    result = evaluate_gallery(asked, protocol=own, progress=progress)
+                    own = library.retrieval.Protocol(**({"metric": asked.metric} | chosen))
+                    result = library.retrieval.evaluate_gallery(asked, protocol=own, progress=progress)
                 else:
-                    encodings = read_encodings(dataset)
-                    result = evaluate_encodings(encodings, protocol=Protocol(**chosen), progress=progress)
+                    encodings = library.index.read_encodings(dataset)
+                    result = library.retrieval.evaluate_encodings(
+                        encodings, protocol=library.retrieval.Protocol(**chosen), progress=progress
+                    )
         else:
             if gallery is not None:
                 refuse_unused("with --gallery, which has its own", "precision")
                 if encoder is None:
-                    refuse_unused(
-                        "by the encoder that --gallery brings", "weights", "layer", "readout", "fit", "image_size"
-                    )
+                    refuse_unused("by the encoder that --gallery brings", Loading)
             images = _load(dataset, protocol, split=split, strict=strict)
-            from ..index import Gallery
-
-            searched = None if gallery is None else Gallery.open(gallery)
+            searched = None if gallery is None else library.index.Gallery.open(gallery)
             if encoder is None and searched is None:
                 raise InputError("say what to evaluate: --encoder NAME --weights FILE, or --encoder CHECKPOINT")
             if searched is not None:
@@ -131,18 +99,16 @@ def evaluate(
                     raise InputError(f"{searched.folder} keeps no encoder; pass --encoder CHECKPOINT")
                 encoder = encoder or str(searched.encoder_path)
             assert encoder is not None
-            require_encoder(encoder, weights, layer)
-            from ..retrieval import EncodingSettings, default_protocol, evaluate_dataset
-
-            loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
+            loading.require(encoder)
+            loaded = loading.load(encoder)
             with progress_bar("encoding") as encoding, progress_bar("ranking") as ranking:
-                result = evaluate_dataset(
+                result = library.retrieval.evaluate_dataset(
                     images,
                     loaded,
                     gallery=searched,
-                    protocol=dataclasses.replace(default_protocol(images, searched), **chosen),
+                    protocol=dataclasses.replace(library.retrieval.default_protocol(images, searched), **chosen),
                     cache=cache,
-                    settings=EncodingSettings(batch_size, workers, device, precision, strict),
+                    settings=library.retrieval.EncodingSettings(**vars(running), precision=precision, strict=strict),
                     progress=encoding,
                     ranking_progress=ranking,
                 )
@@ -154,16 +120,15 @@ def evaluate(
 def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:
     """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
     from ..datasets.retrieval import listed_splits, named_split
-    from ..images import load_dataset
     from .console import passing_folder
 
     keep = passing_folder()
     if split is None:
         listed, problems = listed_splits(path, layout=layout, keep=keep)
         if len(listed) == 1:
-            return load_dataset(path, layout=layout, strict=strict, keep=keep)
+            return library.images.load_dataset(path, layout=layout, strict=strict, keep=keep)
         split = named_split("test", listed)
         if split is None:
             also = "".join(f"; {problem}" for problem in problems[:1])
             raise InputError(f"{path} has the splits {', '.join(listed)}; choose one with --split{also}")
-    return load_dataset(path, layout=layout, split=split, strict=strict, keep=keep)
+    return library.images.load_dataset(path, layout=layout, split=split, strict=strict, keep=keep)

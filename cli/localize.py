@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError
 from ..files import write_text
 from ..remarks import remark
-from . import options
+from . import library
 from .command import Commands, refuse_unused
-from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, say
+from .console import answer, progress_bar, require_images
+from .options import AsJson, Device, EncoderName, Images, Loading, Metric, ReadsImages, Running, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,60 +32,41 @@ EXAMPLE = (
 )
 
 
-@app.command(cls=options.ReadsImages, epilog=EXAMPLE)
+@app.command(cls=ReadsImages, epilog=EXAMPLE)
 def localize(
-    images: options.Images,
-    boxes: Annotated[
-        Path,
-        typer.Option(help="A CSV (path,x1,y1,x2,y2[,label]), the folder of CUB-200-2011, or a folder of ILSVRC's XML."),
-    ],
-    references: Annotated[
-        str,
-        typer.Option(
-            help="Labelled images to compare with: a folder of class folders, a CSV with path,label, or a "
-            "GALLERY of the same encoder."
-        ),
-    ],
-    encoder: options.EncoderName = "resnet50",
-    weights: options.Weights = None,
-    reference: Annotated[
-        Literal["prototypes", "nearest"], typer.Option(help="Compare with class prototypes, or with the nearest image.")
-    ] = "prototypes",
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="Separated by commas, e.g. `cam,dist,dist@tau=0.1,hirescam`. The class-agnostic map, a random one, a "
-            "centred box, and the whole image are always there."
-        ),
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="`folder`, `none`, a FILE.csv (path,label), or ILSVRC's list of synsets (.txt).")
-    ] = None,
-    masks: Annotated[
-        Path | None, typer.Option(help="A FOLDER with a mask for each image (same path, .png, not black): adds PxAP.")
-    ] = None,
-    reference_masks: Annotated[
-        Path | None,
-        typer.Option(
-            help="A FOLDER with masks of the references (same path, .png): prototypes of objects, not of images."
-        ),
-    ] = None,
-    split: Annotated[Literal["train", "test", "all"], typer.Option(help="Which part of CUB-200-2011.")] = "test",
-    layer: options.Layer = None,
-    readout: options.Readout = None,
-    fit: options.Fit = None,
-    image_size: options.ImageSize = None,
-    metric: Annotated[options.Metric, typer.Option(help="How embeddings are compared.")] = "cosine",
-    batch_size: options.BatchSize = None,
-    device: options.Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of the random map, the other class, and the intervals.")] = 0,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at what would be left out: an image, a box, a mask, a class.")
-    ] = False,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="Also write the table: FILE.csv, FILE.json, or FILE.md.")
-    ] = None,
-    as_json: options.AsJson = False,
+    images: Images,
+    *,
+    boxes: Path = option(
+        ..., "A CSV (path,x1,y1,x2,y2[,label]), the folder of CUB-200-2011, or a folder of ILSVRC's XML."
+    ),
+    references: str = option(
+        ...,
+        "Labelled images to compare with: a folder of class folders, a CSV with path,label, or a GALLERY of the same "
+        "encoder.",
+    ),
+    encoder: EncoderName = "resnet50",
+    loading: Loading,
+    reference: Literal["prototypes", "nearest"] = option(
+        "prototypes", "Compare with class prototypes, or with the nearest image."
+    ),
+    methods: str | None = option(
+        None,
+        "Separated by commas, e.g. `cam,dist,dist@tau=0.1,hirescam`. The class-agnostic map, a random one, a centred "
+        "box, and the whole image are always there.",
+    ),
+    labels: str | None = option(None, "`folder`, `none`, a FILE.csv (path,label), or ILSVRC's list of synsets (.txt)."),
+    masks: Path | None = option(None, "A FOLDER with a mask for each image (same path, .png, not black): adds PxAP."),
+    reference_masks: Path | None = option(
+        None, "A FOLDER with masks of the references (same path, .png): prototypes of objects, not of images."
+    ),
+    split: Literal["train", "test", "all"] = option("test", "Which part of CUB-200-2011."),
+    metric: Metric = option("cosine", "How embeddings are compared."),
+    batch_size: int | None = Running.batch_size,
+    device: Device = "auto",
+    seed: int = option(0, "Of the random map, the other class, and the intervals.", min=0),
+    strict: bool = option(False, "Stop at what would be left out: an image, a box, a mask, a class.", "--strict"),
+    out_file: Path | None = option(None, "Also write the table: FILE.csv, FILE.json, or FILE.md.", "--out"),
+    as_json: AsJson = False,
 ) -> None:
     """Measure weakly supervised localisation: box errors, pointing, energy, and whether a map knows the class."""
     if out_file is not None and out_file.suffix.lower() not in (".csv", ".json", ".md"):
@@ -95,21 +75,17 @@ def localize(
         refuse_unused("by boxes that are not CUB's", "split")
     if not boxes.exists():
         raise InputError(f"{boxes}: no such file or folder of boxes")
-    require_encoder(encoder, weights, layer)
+    loading.require(encoder)
     from ..index.storage.manifest import MANIFEST_NAME
 
     is_gallery = (Path(references) / MANIFEST_NAME).is_file()
     if is_gallery:
         refuse_unused("by a gallery, which has its own", "metric", "reference_masks")
     require_images([images] if is_gallery else [images, references])
-    from ..encoders import Inference
-    from ..images import list_images
     from ..images.boxes.formats import read_boxes, read_synsets
     from ..images.boxes.joined import boxed_images
     from ..images.listing import quiet_listing
     from ..images.masks import MaskFolder
-    from ..index import Gallery
-    from ..retrieval import References, localise, read_classifier
 
     synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
     is_cut = Path(images).exists() and boxes.samefile(images)  # the boxes in a table of images are those asked for
@@ -121,19 +97,21 @@ def localize(
     found = None if masks is None else MaskFolder.given(masks)
     if found is not None:
         found.join(image.path for image in boxed).tell(what="a mask", lines=f"masks in {masks}")
-    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
-    classifier = None if weights is None else read_classifier(encoder, weights, pooled_dim=loaded.pooled_dim)
+    loaded = loading.load(encoder)
+    classifier = None
+    if loading.weights is not None:
+        classifier = library.retrieval.read_classifier(encoder, loading.weights, pooled_dim=loaded.pooled_dim)
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     keep = reference == "nearest" or chosen is None or "cam_probe" in chosen
     if is_gallery:
-        with Gallery.open(references) as gallery:
-            known = References.of_gallery(gallery, loaded, keep_images=keep)
+        with library.index.Gallery.open(references) as gallery:
+            known = library.retrieval.References.of_gallery(gallery, loaded, keep_images=keep)
     else:
         with progress_bar("references") as progress:
-            inference = Inference(loaded, device=device, batch_size=batch_size)
+            inference = library.encoders.Inference(loaded, device=device, batch_size=batch_size)
             pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
-            known = References.encode(
-                list_images(references),
+            known = library.retrieval.References.encode(
+                library.images.list_images(references),
                 inference,
                 metric=metric,
                 masks=pooled,
@@ -142,7 +120,7 @@ def localize(
                 progress=progress,
             )
     with progress_bar("images with boxes") as progress:
-        table = localise(
+        table = library.retrieval.localise(
             boxed,
             loaded,
             known,
@@ -162,12 +140,8 @@ def localize(
         write_text(out_file, (table.table() if is_text else json.dumps(content, indent=2)) + "\n")
     elif out_file is not None:
         _write_table(content["rows"], out_file)
-    if as_json:
-        print_json(content)
-        return
-    say(table.table())
-    if out_file is not None:
-        say(f"\nwritten: {out_file}")
+    end = "" if out_file is None else f"\n\nwritten: {out_file}"
+    answer(content, table.table() + end, as_json=as_json)
 
 
 def _mask_of(masks: MaskFolder, image: BoxedImage) -> NDArray[np.bool_]:

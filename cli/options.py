@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,10 +14,22 @@ import typer
 from ..errors import InputError
 from ..metrics import Metric as Metric
 from .command import Command
+from .console import crop_encoder, load_encoder, require_encoder
 
 if TYPE_CHECKING:
-    from ..images import Box
+    from ..encoders import Encoder
+    from ..images import Box, BoxSource
     from ..reid.pairs import Part
+
+
+def option(default: Any, help: str, *names: str, **limits: Any) -> Any:
+    """An option of a command: its default, its help, names other than the parameter's, and limits of its values."""
+    return typer.Option(default, *names, help=help, **limits)
+
+
+def argument(default: Any, help: str, **limits: Any) -> Any:
+    """An argument of a command; its default is `...` if it must be given."""
+    return typer.Argument(default, help=help, **limits)
 
 
 FitName = Literal["crop", "squash", "pad"]
@@ -28,19 +41,6 @@ EncoderName = Annotated[
         help="A torchvision architecture, `timm:NAME`, `hf:NAME` (or folder), `open_clip:NAME`, `conv4`, `resnet12`, "
         "`wrn28_10`, or a CHECKPOINT file of distcam; `distcam encoders` lists names."
     ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help="A FILE of weights, `imagenet` (torchvision's), `pretrained` (of timm, hf, open_clip: from their cache or "
-        "downloaded), or `random`. Not needed with a checkpoint."
-    ),
-]
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Images per forward pass; by default chosen for the device.")
-]
-Workers = Annotated[
-    int | None, typer.Option(min=0, help="Threads that decode images; by default chosen for the machine.")
 ]
 Labels = Annotated[
     str | None,
@@ -61,73 +61,105 @@ GalleryPath = Annotated[Path, typer.Argument(help="The gallery's folder.")]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at what is otherwise left out or assumed: an unreadable file, a label, …")
 ]
-Masks = Annotated[
-    Path | None,
-    typer.Option(
-        help="A FOLDER with a mask for each image (same path, .png): vectors are pooled under the masks, of images "
-        "without one over the whole image (with --strict an error)."
-    ),
-]
-MaskClass = Annotated[
-    int | None,
-    typer.Option(min=0, max=255, help="The number that marks the object in the masks. Default: all that is not black."),
-]
-BoxFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--boxes",
-        help="Cut boxes out, each an image of the gallery: a FILE or FOLDER of COCO, MegaDetector, CVAT, Pascal VOC, "
-        "Labelme, YOLO, or a CSV. Default: the box columns of a table; `none` takes whole images.",
-    ),
-]
-BoxFormat = Annotated[
-    str | None,
-    typer.Option(
-        help="How a table's boxes are written: xyxy, xywh or cxcywh, and pixel or relative, e.g. `xywh-relative`. "
-        "Default: what the columns are called, and what can be proved."
-    ),
-]
-BoxConfidence = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Leave out boxes that a detector is less sure of. Default: 0.2.")
-]
 AnswersCsv = Annotated[
     Path | None, typer.Option("--csv", help="Write a line for each image to this table instead of the terminal.")
 ]
 GalleryEncoder = Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")]
 Root = Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")]
 Index = Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")]
-Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
-Readout = Annotated[
-    str | None,
-    typer.Option(
-        help="The vector that a timm:, hf: or open_clip: encoder is searched by: mean, class, class+mean, attention. "
-        "Default: what its authors rank by."
-    ),
-]
-Fit = Annotated[
-    FitName | None,
-    typer.Option(
-        help="How an image fits the network: pad (default), squash, or crop the centre. A checkpoint brings its own."
-    ),
-]
-ImageSize = Annotated[int | None, typer.Option(min=16, help="Side of the network's input in pixels.")]
 StoreMaps = Annotated[
     bool,
     typer.Option(
         "--store-maps", help="Keep every feature map (half precision): maps on matches then cost no forward pass."
     ),
 ]
-StoreLines = Annotated[
-    bool,
-    typer.Option(
-        "--store-lines",
-        help="Keep fine maps too (half precision, 50-200 KB an image), and the maps of --store-maps: lines and "
-        "`query --verify` then encode nothing but the query.",
-    ),
-]
 FineLayer = Annotated[
     str, typer.Option(help="The layer that lines are read from. Default: the last block with stride 8.")
 ]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What makes an encoder of its name."""
+
+    weights: str | None = option(
+        None,
+        "A FILE of weights, `imagenet` (torchvision's), `pretrained` (of timm, hf, open_clip: from their cache or "
+        "downloaded), or `random`. Not needed with a checkpoint.",
+    )
+    layer: str | None = option(None, "Another layer for the feature map, e.g. `layer3`.")
+    readout: str | None = option(
+        None,
+        "The vector that a timm:, hf: or open_clip: encoder is searched by: mean, class, class+mean, attention. "
+        "Default: what its authors rank by.",
+    )
+
+    def require(self, encoder: str) -> None:
+        """Refuse what can mean no encoder."""
+        require_encoder(encoder, self.weights, self.layer)
+
+
+@dataclass(frozen=True)
+class Loading(Weighted):
+    """What makes an encoder of its name, and how it takes an image."""
+
+    fit: FitName | None = option(
+        None, "How an image fits the network: pad (default), squash, or crop the centre. A checkpoint brings its own."
+    )
+    image_size: int | None = option(None, "Side of the network's input in pixels.", min=16)
+
+    def load(self, encoder: str) -> Encoder:
+        """The encoder."""
+        chosen = {"layer": self.layer, "readout": self.readout}
+        return load_encoder(encoder, self.weights, fit=self.fit, size=self.image_size, **chosen)
+
+
+@dataclass(frozen=True)
+class CropLoading(Weighted):
+    """What makes an encoder of its name, and how it takes an image that is a box around somebody."""
+
+    image_size: str | None = option(None, "The network's input as HEIGHTxWIDTH, e.g. `256x128`, or one number.")
+    fit: FitName | None = option(None, "How an image fits. Default: pad, or what a checkpoint was trained with.")
+
+    def load(self, encoder: str) -> Encoder:
+        """The encoder."""
+        chosen = {"layer": self.layer, "readout": self.readout}
+        return crop_encoder(encoder, self.weights, self.image_size, fit=self.fit, **chosen)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How images are encoded; fields are called as the library's arguments are."""
+
+    batch_size: int | None = option(None, "Images per forward pass; by default chosen for the device.", min=1)
+    workers: int | None = option(None, "Threads that decode images; by default chosen for the machine.", min=0)
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class BoxOptions:
+    """Boxes that are images of a gallery."""
+
+    boxes: Path | None = option(
+        None,
+        "Cut boxes out, each an image of the gallery: a FILE or FOLDER of COCO, MegaDetector, CVAT, Pascal VOC, "
+        "Labelme, YOLO, or a CSV. Default: the box columns of a table; `none` takes whole images.",
+    )
+    box_format: str | None = option(
+        None,
+        "How a table's boxes are written: xyxy, xywh or cxcywh, and pixel or relative, e.g. `xywh-relative`. "
+        "Default: what the columns are called, and what can be proved.",
+    )
+    box_confidence: float | None = option(
+        None, "Leave out boxes that a detector is less sure of. Default: 0.2.", min=0, max=1
+    )
+
+    @property
+    def source(self) -> BoxSource:
+        """Where the boxes come from."""
+        from ..images import BoxSource
+
+        return BoxSource(self.boxes, self.box_format, self.box_confidence)
 
 
 class ReadsImages(Command):

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import typer
 
 from ..errors import ImageError, InputError
 from ..explain.weightings import Mean, Weighting
-from . import console
+from . import console, library, options
 from .command import Commands, refuse_unused
-from .options import (
-    AsJson,
-    Device,
-    FineLayer,
-    GalleryEncoder,
-    GalleryPath,
-    ReadsImages,
-    Root,
-    Strict,
-    read_box,
-    read_point,
-)
+from .options import argument, option
 from .writing import DRAWINGS, require_place, write_explanations
 
 app = Commands()
@@ -30,131 +19,92 @@ EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.h
 _UNUSED_BY = {".html": ("style", "scale", "colours"), ".npz": ("style", "scale", "colours", "lines")}
 
 
-@app.command(cls=ReadsImages, epilog=EXAMPLE)
+@app.command(cls=options.ReadsImages, epilog=EXAMPLE)
 def query(
-    gallery: GalleryPath,
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Query images, folders of images, CSVs with a column path, or quoted globs; all are encoded together.",
-            show_default=False,
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Ask with words (an encoder with a text tower); once with images or --id, else several times."
-        ),
-    ] = None,
-    text_weight: Annotated[
-        float, typer.Option(help="With images: the text's share in the mean of the two unit vectors.")
-    ] = 0.5,
-    ids: Annotated[
-        list[int] | None,
-        typer.Option("--id", min=0, help="Ask with an image of the gallery instead; may be given several times."),
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many matches.")] = 10,
-    where: Annotated[
-        str | None, typer.Option(help="Only gallery images that fit, e.g. `label=cat and year>=2020`.")
-    ] = None,
-    region: Annotated[
-        str | None,
-        typer.Option(help="Search for a part of each query only: `x1,y1,x2,y2` in its pixels, or `mask:FILE`."),
-    ] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(help="Search for what a mask marks: MASK.png, or a FOLDER with NAME.png for each query NAME.jpg."),
-    ] = None,
-    mask_class: Annotated[
-        int | None,
-        typer.Option(min=0, max=255, help="The number that marks the object in the mask. Default: all but black."),
-    ] = None,
-    reject: Annotated[
-        bool, typer.Option("--reject", help='Say "no match" beyond the threshold of `distcam index calibrate`.')
-    ] = False,
-    max_distance: Annotated[float | None, typer.Option(help="The same with another threshold.")] = None,
-    against: Annotated[
-        str,
-        typer.Option(
-            help="Explain against every `match`, one (`rank:2`), the nearest class `prototype`, or a class LABEL "
-            "(`label:match` if it is called match)."
-        ),
-    ] = "match",
-    versus: Annotated[
-        str | None,
-        typer.Option(help="Show what speaks for --against rather than for this `rank:2`, `prototype`, or LABEL."),
-    ] = None,
-    point: Annotated[
-        str | None,
-        typer.Option(help="With a folder: where each match answers the point `x,y` of the query, in its pixels."),
-    ] = None,
-    weighting: Annotated[
-        Weighting | None,
-        typer.Option(
-            help="How channels are weighted: `root_ratio` shows what sets the match apart, `gradcam_cos` which of "
-            "several objects is meant; `dist` is Dist-CAM, which always stands beside. Default: what `index calibrate "
-            "--explanations` found, else `root_ratio`."
-        ),
-    ] = None,
-    mean: Annotated[
-        Mean,
-        typer.Option(
-            help="What `root_ratio` takes off: the gallery's mean, the mean of its images' borders, the larger of both "
-            "(max), or half of each; auto chooses by what is explained."
-        ),
-    ] = "auto",
-    detail: Annotated[
-        Literal["plain", "fine", "finer"],
-        typer.Option(
-            help="Rows and columns of the maps: fine dilates the last stage of a CNN (twice as many, 1.3 to 1.5 passes "
-            "more), finer takes a larger image, whose vector differs a little."
-        ),
-    ] = "plain",
-    space: Annotated[
-        Literal["metric", "backbone"],
-        typer.Option(help="Explain the space that ranks, or the features before the head."),
-    ] = "metric",
-    explain: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the maps: OUT.html (one report), OUT.png or OUT.npz (of one query), or a folder of PNG and NPZ "
-            "files."
-        ),
-    ] = None,
-    style: Annotated[
-        Literal["overlay", "contour", "box"], typer.Option(help="With a folder: how maps are drawn.")
-    ] = "overlay",
-    scale: Annotated[
-        Literal["each", "shared"], typer.Option(help="With a folder: each map on its own scale, or one for all.")
-    ] = "each",
-    colours: Annotated[
-        Literal["inferno", "viridis", "gray", "blue-orange"] | None,
-        typer.Option(help="With a folder. `blue-orange` has 0 in the middle and is what --versus takes."),
-    ] = None,
-    lines: Annotated[
-        bool,
-        typer.Option("--lines", help="With --explain: which place of the query answers which of each match, as lines."),
-    ] = False,
-    verify: Annotated[
-        str | None,
-        typer.Option(
-            help="Sort the first K matches anew by lines, for instances (the same individual, object, place), not for "
-            "classes: `20`, `lines:20`; `lightglue:20` and `loftr:20` by kornia's matchers."
-        ),
-    ] = None,
-    fine_layer: FineLayer = "auto",
-    encoder: GalleryEncoder = None,
-    root: Root = None,
-    device: Device = "auto",
-    server: Annotated[
-        str | None,
-        typer.Option(
-            help="Ask a running `distcam serve` by its URL, in a tenth of the time; `auto` asks the one at port 8000 "
-            "of this machine, if it serves the gallery. Its read token, if it has one: DISTCAM_READ_TOKEN."
-        ),
-    ] = None,
-    strict: Strict = False,
-    as_json: AsJson = False,
+    gallery: options.GalleryPath,
+    images: list[str] | None = argument(
+        None,
+        "Query images, folders of images, CSVs with a column path, or quoted globs; all are encoded together.",
+        show_default=False,
+    ),
+    text: list[str] | None = option(
+        None, "Ask with words (an encoder with a text tower); once with images or --id, else several times."
+    ),
+    text_weight: float = option(0.5, "With images: the text's share in the mean of the two unit vectors."),
+    ids: list[int] | None = option(
+        None, "Ask with an image of the gallery instead; may be given several times.", "--id", min=0
+    ),
+    k: int = option(10, "How many matches.", "-k", min=1),
+    where: str | None = option(None, "Only gallery images that fit, e.g. `label=cat and year>=2020`."),
+    region: str | None = option(
+        None, "Search for a part of each query only: `x1,y1,x2,y2` in its pixels, or `mask:FILE`."
+    ),
+    mask: Path | None = option(
+        None, "Search for what a mask marks: MASK.png, or a FOLDER with NAME.png for each query NAME.jpg."
+    ),
+    mask_class: int | None = option(
+        None, "The number that marks the object in the mask. Default: all but black.", min=0, max=255
+    ),
+    reject: bool = option(False, 'Say "no match" beyond the threshold of `distcam index calibrate`.', "--reject"),
+    max_distance: float | None = option(None, "The same with another threshold."),
+    against: str = option(
+        "match",
+        "Explain against every `match`, one (`rank:2`), the nearest class `prototype`, or a class LABEL (`label:match` "
+        "if it is called match).",
+    ),
+    versus: str | None = option(
+        None, "Show what speaks for --against rather than for this `rank:2`, `prototype`, or LABEL."
+    ),
+    point: str | None = option(
+        None, "With a folder: where each match answers the point `x,y` of the query, in its pixels."
+    ),
+    weighting: Weighting | None = option(
+        None,
+        "How channels are weighted: `root_ratio` shows what sets the match apart, `gradcam_cos` which of several "
+        "objects is meant; `dist` is Dist-CAM, which always stands beside. Default: what `index calibrate "
+        "--explanations` found, else `root_ratio`.",
+    ),
+    mean: Mean = option(
+        "auto",
+        "What `root_ratio` takes off: the gallery's mean, the mean of its images' borders, the larger of both (max), "
+        "or half of each; auto chooses by what is explained.",
+    ),
+    detail: Literal["plain", "fine", "finer"] = option(
+        "plain",
+        "Rows and columns of the maps: fine dilates the last stage of a CNN (twice as many, 1.3 to 1.5 passes more), "
+        "finer takes a larger image, whose vector differs a little.",
+    ),
+    space: Literal["metric", "backbone"] = option(
+        "metric", "Explain the space that ranks, or the features before the head."
+    ),
+    explain: Path | None = option(
+        None,
+        "Write the maps: OUT.html (one report), OUT.png or OUT.npz (of one query), or a folder of PNG and NPZ files.",
+    ),
+    style: Literal["overlay", "contour", "box"] = option("overlay", "With a folder: how maps are drawn."),
+    scale: Literal["each", "shared"] = option("each", "With a folder: each map on its own scale, or one for all."),
+    colours: Literal["inferno", "viridis", "gray", "blue-orange"] | None = option(
+        None, "With a folder. `blue-orange` has 0 in the middle and is what --versus takes."
+    ),
+    lines: bool = option(
+        False, "With --explain: which place of the query answers which of each match, as lines.", "--lines"
+    ),
+    verify: str | None = option(
+        None,
+        "Sort the first K matches anew by lines, for instances (the same individual, object, place), not for classes: "
+        "`20`, `lines:20`; `lightglue:20` and `loftr:20` by kornia's matchers.",
+    ),
+    fine_layer: options.FineLayer = "auto",
+    encoder: options.GalleryEncoder = None,
+    root: options.Root = None,
+    device: options.Device = "auto",
+    server: str | None = option(
+        None,
+        "Ask a running `distcam serve` by its URL, in a tenth of the time; `auto` asks the one at port 8000 of this "
+        "machine, if it serves the gallery. Its read token, if it has one: DISTCAM_READ_TOKEN.",
+    ),
+    strict: options.Strict = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Find the nearest gallery images of each query, and explain every match."""
     if bool(images) + bool(ids) != 1 and (images or not text):
@@ -198,18 +148,16 @@ def query(
         refuse_unused(f"by --against {against}, which is no image", "lines")
     if not lines and verify is None:
         refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
+    asked: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance}
     if server is not None:
         from .asking import is_answered
 
-        asked = {"k": k, "where": where, "reject": reject, "max_distance": max_distance, "text_weight": text_weight}
-        queries = (images or [], ids or [], text or [])
-        if is_answered(server, gallery, queries, region=region, as_json=as_json, **asked):
+        sent: dict[str, Any] = {"region": region, "text_weight": text_weight, "as_json": as_json}
+        if is_answered(server, gallery, (images or [], ids or [], text or []), **sent, **asked):
             return
     console.require_file(encoder, "--encoder")
     console.require_file(mask, "--mask", also=" or FOLDER")
-    from ..index import Gallery
-
-    opened = Gallery.open(gallery, root=root)
+    opened = library.index.Gallery.open(gallery, root=root)
     probes = console.listed_images(images or (), margin=opened.manifest.box_margin)
     if explain is not None:
         require_place(explain, len(ids or probes or text or ()))
@@ -218,40 +166,36 @@ def query(
     console.note_unfinished_build(opened)
     if reject:
         console.note_old_threshold(opened)
-    from ..encoders import Encoder
-    from ..retrieval import Retriever
     from ..retrieval.ranking import UnknownInference
 
     if ids and encoder is None and opened.encoder_path is None:
         unknown = UnknownInference(opened.manifest.encoder)
-        retriever = Retriever(opened, unknown.encoder, inference=unknown)
+        retriever = library.retrieval.Retriever(opened, unknown.encoder, inference=unknown)
     else:
-        own = None if encoder is None else Encoder.load(encoder)
-        retriever = Retriever(opened, own, device=device, fine_layer=fine_layer)
+        retriever = console.load_retriever(opened, encoder, device, fine_layer=fine_layer)
         if lines:
             _ = retriever.lines.layer  # read in the queries' own pass
-    options: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance, "verify": verify}
-    options |= {} if text and words is None else {"text": words, "text_weight": text_weight}
+    asked |= {"verify": verify} | ({} if text and words is None else {"text": words, "text_weight": text_weight})
     skipped: list[Path] = []
     if text and words is None:
-        results = retriever.query_text(text, **options)
+        results = retriever.query_text(text, **asked)
     elif ids:
         area = _area([], region, mask, mask_class)
-        results = [retriever.query_stored(image, region=area, **options) for image in ids]
+        results = [retriever.query_stored(image, region=area, **asked) for image in ids]
     else:
         try:
-            results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
+            results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **asked)
         except ImageError:
             if strict or len(probes) == 1:
                 raise
             probes, skipped = console.readable_images(probes)
-            results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
+            results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **asked)
     if explain is not None:
         wanted: dict[str, Any] = {"against": against, "versus": versus, "weighting": weighting}
         wanted |= {"mean": mean, "space": space, "detail": detail}
         colours = colours or ("inferno" if versus is None else "blue-orange")
         drawn: dict[str, Any] = {"style": style, "scale": scale, "colours": colours}
-        place = None if point is None else read_point(point)
+        place = None if point is None else options.read_point(point)
         write_explanations(results, explain, drawn, place, lines=lines, **wanted)
     if as_json:
         console.print_json([matches.to_dict() for matches in results])
@@ -273,7 +217,7 @@ def _area(images: list[Path], region: str | None, mask: Path | None, mask_class:
         if region is None:
             return None
         kind, _, file = region.partition(":")
-        return read_mask(file) if kind == "mask" and file else read_box(region)
+        return read_mask(file) if kind == "mask" and file else options.read_box(region)
     if region is not None:
         raise InputError("--region and --mask both say which part to search for; give one of them")
     if not mask.is_dir():

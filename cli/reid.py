@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,22 +12,10 @@ import typer
 from ..errors import ImageError, InputError
 from ..files import write_text
 from ..remarks import remark
-from . import train
+from . import library, train
 from .command import Commands, refuse_unused
-from .console import answer, crop_encoder, number_of, print_json, progress_bar, require_encoder, require_images, say
-from .options import (
-    AsJson,
-    BatchSize,
-    Device,
-    EncoderName,
-    FitName,
-    Layer,
-    Metric,
-    Readout,
-    ReadsImages,
-    Weights,
-    Workers,
-)
+from .console import answer, number_of, progress_bar, require_images
+from .options import AsJson, CropLoading, Device, EncoderName, Metric, ReadsImages, Running, argument, option
 
 if TYPE_CHECKING:
     from ..datasets.reid_records import ReidData
@@ -37,32 +25,54 @@ app = Commands(no_args_is_help=True)
 
 FormatChoice = Literal["auto", "market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv", "folder"]
 Data = Annotated[Path, typer.Argument(help="The data set's folder, or a CSV with path, identity and camera.")]
-Format = Annotated[FormatChoice, typer.Option("--format", help="`auto` looks at what the folder holds.")]
-Option = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option", help="NAME=VALUE for the format: `boxes=labeled`, `test=800`, `camera=view`, `role=split`."
-    ),
-]
 
-CropSize = Annotated[
-    str | None, typer.Option(help="The network's input as HEIGHTxWIDTH, e.g. `256x128`, or one number.")
-]
-CropFit = Annotated[
-    FitName | None, typer.Option(help="How an image fits. Default: pad, or what a checkpoint was trained with.")
-]
+
+@dataclass(frozen=True)
+class DataFormat:
+    """How a data set is written."""
+
+    format_name: FormatChoice = option("auto", "`auto` looks at what the folder holds.", "--format")
+    option: list[str] | None = option(
+        None, "NAME=VALUE for the format: `boxes=labeled`, `test=800`, `camera=view`, `role=split`.", "--option"
+    )
+
+    def read(self, data: Path) -> ReidData:
+        """The data set."""
+        from ..datasets.registry import read_data
+
+        values: dict[str, Any] = {}
+        for text in self.option or []:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise InputError(f"--option expects NAME=VALUE, got {text!r}")
+            values[name] = value
+        if "seed" in values:
+            values["seed"] = None if values["seed"] == "none" else number_of(values["seed"], "--option seed", int)
+        return read_data(data, format=self.format_name, **values)
+
+
+@dataclass(frozen=True)
+class Walkers:
+    """Who is drawn; fields are the arguments of `write_walkers`."""
+
+    identities: int = option(100, "People; half of them are for training.", min=4, max=9999)
+    cameras: int = option(4, "Cameras, each with its own colours.", min=2, max=9)
+    images_per_camera: int = option(3, "Images of a person by each camera.", min=2)
+    look_alikes: float = option(0.4, "Share of people who differ from another in one item only.", min=0, max=1)
+    distractors: float = option(0.2, "Boxes of nobody, as a share of the gallery.", min=0, max=1)
+    junk: float = option(0.2, "Boxes of half a body, likewise.", min=0, max=1)
+    masks: bool = option(True, "Write a mask of clothes, bag, … for each image.")
+    seed: int = option(0, "Another seed gives other people.", min=0)
 
 
 @app.command(cls=ReadsImages, epilog="Example: `distcam reid audit Market-1501-v15.09.15`")
 def audit(
     data: Data,
-    format_name: Format = "auto",
-    option: Option = None,
-    least_images: Annotated[int, typer.Option(min=1, help="List training identities with fewer images than this.")] = 4,
-    near: Annotated[
-        int | None, typer.Option(min=0, max=3, help="Also find look-alikes that differ in so many of 64 hash bits.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Look at names and lists only; open no image.")] = False,
+    *,
+    written_as: DataFormat,
+    least_images: int = option(4, "List training identities with fewer images than this.", min=1),
+    near: int | None = option(None, "Also find look-alikes that differ in so many of 64 hash bits.", min=0, max=3),
+    quick: bool = option(False, "Look at names and lists only; open no image.", "--quick"),
     as_json: AsJson = False,
 ) -> None:
     """Check a data set before computing anything from it: counts, cameras, leaks, duplicates, unreadable files."""
@@ -70,7 +80,7 @@ def audit(
 
     if quick:
         refuse_unused("with --quick, which opens no image", "near", "max_pixels")
-    read = _read(data, format_name, option)
+    read = written_as.read(data)
     with progress_bar("opening images") as progress:
         found = look(read, least_images=least_images, open_files=not quick, near_bits=near, progress=progress)
     answer(found.to_dict(), str(found), as_json=as_json)
@@ -78,39 +88,20 @@ def audit(
 
 @app.command(epilog="Example: `distcam reid walkers walkers/ --identities 100 --cameras 4`")
 def walkers(
-    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist, or be empty.")],
-    identities: Annotated[int, typer.Option(min=4, max=9999, help="People; half of them are for training.")] = 100,
-    cameras: Annotated[int, typer.Option(min=2, max=9, help="Cameras, each with its own colours.")] = 4,
-    images_per_camera: Annotated[int, typer.Option(min=2, help="Images of a person by each camera.")] = 3,
-    look_alikes: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of people who differ from another in one item only.")
-    ] = 0.4,
-    distractors: Annotated[float, typer.Option(min=0, max=1, help="Boxes of nobody, as a share of the gallery.")] = 0.2,
-    junk: Annotated[float, typer.Option(min=0, max=1, help="Boxes of half a body, likewise.")] = 0.2,
-    masks: Annotated[bool, typer.Option(help="Write a mask of clothes, bag, … for each image.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other people.")] = 0,
+    out: Path = argument(..., "The folder to write; it must not exist, or be empty."),
+    *,
+    drawn: Walkers,
     as_json: AsJson = False,
 ) -> None:
     """Draw synthetic pedestrians in the layout of Market-1501, with look-alikes, distractors and junk boxes."""
     from ..synthetic.walkers import write_walkers
 
     with progress_bar("drawing") as progress:
-        written = write_walkers(
-            out,
-            identities=identities,
-            cameras=cameras,
-            images_per_camera=images_per_camera,
-            look_alikes=look_alikes,
-            distractors=distractors,
-            junk=junk,
-            masks=masks,
-            seed=seed,
-            progress=progress,
-        )
+        written = write_walkers(out, **vars(drawn), progress=progress)
     data = written.data
     counts = {"train": len(data.of("train")), "query": len(data.queries), "gallery": len(data.gallery)}
     text = f"{out}: {', '.join(f'{n} {part}' for part, n in counts.items())} images"
-    answer({"folder": str(out), "seed": seed, **counts}, text, as_json=as_json)
+    answer({"folder": str(out), "seed": drawn.seed, **counts}, text, as_json=as_json)
 
 
 @app.command(
@@ -120,46 +111,30 @@ def walkers(
 )
 def evaluate(
     data: Data,
+    *,
     encoder: EncoderName = "resnet50",
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    features: Annotated[
-        Path | None, typer.Option(help="Use the features in this file (from --out, or `distcam encode`) instead.")
-    ] = None,
-    format_name: Format = "auto",
-    option: Option = None,
-    image_size: CropSize = None,
-    fit: CropFit = None,
-    metric: Annotated[Metric, typer.Option(help="How features are compared.")] = "cosine",
-    protocol: Annotated[
-        str, typer.Option(help="Decisions that differ from the format's, e.g. `same_camera=keep,no_match=zero`.")
-    ] = "",
-    rerank: Annotated[str | None, typer.Option(help="k-reciprocal re-ranking: K1,K2,LAMBDA, e.g. `20,6,0.3`.")] = None,
-    verify: Annotated[
-        str | None, typer.Option(help="Sort the first K of each query anew by lines: `20`, `lines:20`, `lightglue:20`.")
-    ] = None,
-    aqe: Annotated[str | None, typer.Option(help="Query expansion: NEIGHBOURS,ALPHA; alpha 0 is plain AQE.")] = None,
-    camera_norm: Annotated[
-        Literal["mean", "standard"] | None, typer.Option(help="Take out what images of one camera share.")
-    ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Average each image with its mirror image.")] = False,
-    multi_query: Annotated[
-        bool, typer.Option("--multi-query", help="Pool the query images of one person by one camera.")
-    ] = False,
-    single_gallery_shot: Annotated[
-        bool, typer.Option("--single-gallery-shot", help="Also the CMC with one gallery image per identity.")
-    ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a report with the failures as images.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write FILE.json (results, per query) or FILE.h5 (features and results).")
-    ] = None,
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at what would be left out or remarked on: images, lines, identities.")
-    ] = False,
+    loading: CropLoading,
+    features: Path | None = option(None, "Use the features in this file (from --out, or `distcam encode`) instead."),
+    written_as: DataFormat,
+    metric: Metric = option("cosine", "How features are compared."),
+    protocol: str = option("", "Decisions that differ from the format's, e.g. `same_camera=keep,no_match=zero`."),
+    rerank: str | None = option(None, "k-reciprocal re-ranking: K1,K2,LAMBDA, e.g. `20,6,0.3`."),
+    verify: str | None = option(
+        None, "Sort the first K of each query anew by lines: `20`, `lines:20`, `lightglue:20`."
+    ),
+    aqe: str | None = option(None, "Query expansion: NEIGHBOURS,ALPHA; alpha 0 is plain AQE."),
+    camera_norm: Literal["mean", "standard"] | None = option(None, "Take out what images of one camera share."),
+    flip: bool = option(False, "Average each image with its mirror image.", "--flip"),
+    multi_query: bool = option(False, "Pool the query images of one person by one camera.", "--multi-query"),
+    single_gallery_shot: bool = option(
+        False, "Also the CMC with one gallery image per identity.", "--single-gallery-shot"
+    ),
+    html: Path | None = option(None, "Write a report with the failures as images."),
+    out: Path | None = option(None, "Write FILE.json (results, per query) or FILE.h5 (features and results)."),
+    running: Running,
+    strict: bool = option(
+        False, "Stop at what would be left out or remarked on: images, lines, identities.", "--strict"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Evaluate in one pass: CMC, mAP (both kinds), mINP, ROC, TAR@FAR, DIR@FAR, camera by camera; policies printed."""
@@ -168,8 +143,8 @@ def evaluate(
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--html writes FILE.html, not {html.name}")
     if features is None:
-        require_encoder(encoder, weights, layer)
-    read = _read(data, format_name, option)
+        loading.require(encoder)
+    read = written_as.read(data)
     from ..explain.verification import parse_verify
     from ..reid.assessment import assess
     from ..reid.features import encode_data, read_features, write_features
@@ -194,23 +169,23 @@ def evaluate(
     remark_on_placeholders(read, rule)
     if features is not None:
         refuse_unused(
-            "with --features, which brings vectors", "encoder", "weights", "layer", "readout", "image_size", "fit",
-            "flip", "batch_size", "workers", "max_pixels", *([] if rerank else ["device"]),
+            "with --features, which brings vectors", "encoder", CropLoading, "flip", "batch_size", "workers",
+            "max_pixels", *([] if rerank else ["device"]),
         )  # fmt: skip
         vectors = read_features(features, read)
     else:
-        loaded = crop_encoder(encoder, weights, image_size, fit=fit, layer=layer, readout=readout)
+        loaded = loading.load(encoder)
         nobody = set(map(str, rule.junk))
         tested = [image for image in (*read.queries, *read.gallery) if str(image.identity) not in nobody]
         views = read.of("multi_query") if multi_query else ()
-        encode = partial(encode_data, flip=flip, batch_size=batch_size, workers=workers, device=device, strict=strict)
         with progress_bar("encoding") as progress:
-            vectors = encode([*tested, *views], read, loaded, progress=progress)
+            every = [*tested, *views]
+            vectors = encode_data(every, read, loaded, flip=flip, strict=strict, progress=progress, **vars(running))
     neighbours_on = None  # NumPy on the CPU
-    if reranking is not None and device != "cpu":
+    if reranking is not None and running.device != "cpu":
         import torch
 
-        neighbours_on = device if device != "auto" else "cuda" if torch.cuda.is_available() else None
+        neighbours_on = running.device if running.device != "auto" else "cuda" if torch.cuda.is_available() else None
     with progress_bar("evaluating" if verify is None else "verifying") as progress:
         found = assess(
             read,
@@ -220,7 +195,7 @@ def evaluate(
             refinement=refinement,
             single_gallery_shot=single_gallery_shot,
             device=neighbours_on,
-            verified=None if verify is None else verifier(loaded, verify, device=device, progress=progress),
+            verified=None if verify is None else verifier(loaded, verify, device=running.device, progress=progress),
         )
     if out is not None:
         results = found.to_dict(per_query=True)
@@ -232,26 +207,7 @@ def evaluate(
         from ..reid.report import write_report
 
         write_report(html, found, title=f"Re-identification: {read.root.name}")
-    if as_json:
-        print_json(found.to_dict())
-        return
-    say(str(found))
-    for written in filter(None, (out, html)):
-        say(f"written: {written}")
-
-
-def _read(data: Path, format_name: str, options: list[str] | None) -> ReidData:
-    from ..datasets.registry import read_data
-
-    values: dict[str, Any] = {}
-    for text in options or []:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--option expects NAME=VALUE, got {text!r}")
-        values[name] = value
-    if "seed" in values:
-        values["seed"] = None if values["seed"] == "none" else number_of(values["seed"], "--option seed", int)
-    return read_data(data, format=format_name, **values)
+    answer(found.to_dict(), str(found), as_json=as_json, written=(out, html))
 
 
 PairWeighting = Literal["dist", "dist*s", "dot", "gradcam_cos", "caam"]  # those that need no gallery's mean
@@ -263,30 +219,21 @@ PairWeighting = Literal["dist", "dist*s", "dot", "gradcam_cos", "caam"]  # those
     "--out why.png`",
 )
 def explain(
-    probe: Annotated[Path, typer.Argument(help="The image that was asked for.")],
-    match: Annotated[Path, typer.Argument(help="The image it is compared with.")],
-    different: Annotated[
-        list[Path] | None, typer.Option(help="Another image to set beside it, of another identity; repeatable.")
-    ] = None,
+    probe: Path = argument(..., "The image that was asked for."),
+    match: Path = argument(..., "The image it is compared with."),
+    *,
+    different: list[Path] | None = option(None, "Another image to set beside it, of another identity; repeatable."),
     encoder: EncoderName = "resnet50",
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    fit: CropFit = None,
-    image_size: CropSize = None,
-    parts: Annotated[
-        str | None,
-        typer.Option(
-            help="Stripes from the top, e.g. `head:0-0.2,torso:0.2-0.55`; or `body`: head, torso, legs, feet. Default: "
-            "body for images in the folders and names of a set of people, else four equal stripes."
-        ),
-    ] = None,
-    weighting: Annotated[PairWeighting, typer.Option(help="Of the Dist-CAM maps.")] = "dist",
-    out_path: Annotated[
-        Path | None, typer.Option("--out", help="Write OUT.png (a panel) or OUT.npz (raw maps).")
-    ] = None,
+    loading: CropLoading,
+    parts: str | None = option(
+        None,
+        "Stripes from the top, e.g. `head:0-0.2,torso:0.2-0.55`; or `body`: head, torso, legs, feet. Default: body for "
+        "images in the folders and names of a set of people, else four equal stripes.",
+    ),
+    weighting: PairWeighting = option("dist", "Of the Dist-CAM maps."),
+    out_path: Path | None = option(None, "Write OUT.png (a panel) or OUT.npz (raw maps).", "--out"),
     device: Device = "auto",
-    strict: Annotated[bool, typer.Option("--strict", help="Stop if one of --different cannot be read.")] = False,
+    strict: bool = option(False, "Stop if one of --different cannot be read.", "--strict"),
     as_json: AsJson = False,
 ) -> None:
     """Divide the similarity of two images among their places and parts, and draw Dist-CAM on both."""
@@ -294,18 +241,17 @@ def explain(
         raise InputError(f"--out writes OUT.png, OUT.jpg or OUT.npz, not {out_path.name}")
     if out_path is None:
         refuse_unused("where no map is written", "weighting", remedy="add --out OUT.png")
-    require_encoder(encoder, weights, layer)
+    loading.require(encoder)
     require_images([probe, match, *(different or ())])
     from ..datasets.reid_benchmarks import shows_people
-    from ..encoders import Inference
     from ..explain.drawing.page import save_drawing
     from ..reid.pairs import BODY_PARTS, STRIPES, explain_pair, pairs_panel
     from .options import read_stripes
 
     is_body = parts == "body" or (parts is None and all(map(shows_people, (probe, match, *(different or ())))))
     wanted = BODY_PARTS if is_body else STRIPES if parts is None else read_stripes(parts)
-    loaded = crop_encoder(encoder, weights, image_size, fit=fit, layer=layer, readout=readout)
-    inference = Inference(loaded, device=device)
+    loaded = loading.load(encoder)
+    inference = library.encoders.Inference(loaded, device=device)
     others = {f"different: {path.name}": path for path in different or ()}
     files = {"same" if others else "pair": match, **others}
     pairs = {}
@@ -319,13 +265,10 @@ def explain(
     if out_path is not None:
         maps = {f"{i}/{name}": m for i, p in enumerate(pairs.values()) for name, m in p.to_arrays().items()}
         save_drawing(out_path, "", lambda: pairs_panel(pairs), lambda: maps)
-    if as_json:
-        print_json([{"title": title, "match": str(files[title]), **pair.to_dict()} for title, pair in pairs.items()])
-        return
-    for title, pair in pairs.items():
-        say(f"{title}\n{pair.table()}\n")
-    if out_path is not None:
-        say(f"explanation: {out_path}")
+    told = [{"title": title, "match": str(files[title]), **pair.to_dict()} for title, pair in pairs.items()]
+    lines = [f"{title}\n{pair.table()}\n" for title, pair in pairs.items()]
+    lines += [] if out_path is None else [f"explanation: {out_path}"]
+    answer(told, "\n".join(lines), as_json=as_json)
 
 
 app.command(name="train", cls=ReadsImages, epilog=train.REID_EXAMPLE)(train.reid_train)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError
 from ..files import replacing
 from ..remarks import counted
 from .command import Commands, refuse_unused
 from .console import answer, progress_bar, require_images, require_model
-from .masked import DataLayout, mask_pairs, open_data
-from .options import AsJson, Device, ReadsImages, Strict
+from .masked import DataOptions
+from .options import AsJson, Device, ReadsImages, Strict, argument, option
 from .train import segment_train
 
 if TYPE_CHECKING:
@@ -40,24 +39,20 @@ EVALUATE_EXAMPLE = (
     "`distcam segment evaluate runs/cpn/prcm/seed-0 VOC2012 --layout voc --split val --curve`"
 )
 
-LayoutOption = Annotated[
-    DataLayout,
-    typer.Option(help="VOC's layout, CamVid's, Cityscapes', a CSV, drawn scenes, or a folder of images."),
-]
-Split = Annotated[str | None, typer.Option(help="Which split of the data. Default: val, or test of drawn scenes.")]
-Names = Annotated[
-    Path | None, typer.Option(help="A FILE with the names of the classes, one per line. Default: the model's or VOC's.")
-]
-Scales = Annotated[str | None, typer.Option(help="Sizes of the input, such as 0.5,1,1.5,2. Default: see --help.")]
-Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Also look at the mirrored image.")]
-Base = Annotated[
-    Literal["network", "image"], typer.Option(help="What scale 1 is: the network's input, or the image's own size.")
-]
-Refine = Annotated[
-    Literal["none", "walk", "crf"],
-    typer.Option(help="A dense CRF (extra `crf`); or, for class maps, a random walk by colours."),
-]
-Refined = Annotated[bool, typer.Option("--refined/--plain", help="The refined maps of a model that has any.")]
+
+@dataclass(frozen=True)
+class Views:
+    """The views of an image that a model is asked about, and what becomes of its answers."""
+
+    refine: Literal["none", "walk", "crf"] = option(
+        "none", "A dense CRF (extra `crf`); or, for class maps, a random walk by colours."
+    )
+    scales: str | None = option(None, "Sizes of the input, such as 0.5,1,1.5,2. Default: see --help.")
+    flip: bool | None = option(None, "Also look at the mirrored image.", "--flip/--no-flip")
+    base: Literal["network", "image"] = option(
+        "network", "What scale 1 is: the network's input, or the image's own size."
+    )
+    refined: bool = option(True, "The refined maps of a model that has any.", "--refined/--plain")
 
 
 app.command("train", cls=ReadsImages, epilog=TRAIN_EXAMPLE)(segment_train)
@@ -65,34 +60,22 @@ app.command("train", cls=ReadsImages, epilog=TRAIN_EXAMPLE)(segment_train)
 
 @app.command("infer", cls=ReadsImages, epilog=INFER_EXAMPLE)
 def infer(
-    model: Annotated[
-        Path,
-        typer.Argument(help="A run's folder, a weak segmenter, a segmentation network, or an encoder.safetensors."),
-    ],
-    images: Annotated[str, typer.Argument(help="A folder, one image, a quoted glob, or a data set (see --layout).")],
-    folder: Annotated[Path, typer.Option("--out", help="Where masks go, in VOC's layout; the same command resumes.")],
-    labels: Annotated[
-        str,
-        typer.Option(
-            help="Which classes an image may show: `predicted`, `all`, `known` (the data set says), or a FILE.csv "
-            "with path,labels (names between semicolons). For models that learnt from labels alone."
-        ),
-    ] = "predicted",
-    background: Annotated[
-        float, typer.Option(min=0, max=1, help="Score of the background beside the classes' maps, whose maximum is 1.")
-    ] = 0.3,
-    refine: Refine = "none",
-    scales: Scales = None,
-    flip: Flip = None,
-    base: Base = "network",
-    refined: Refined = True,
-    layout: LayoutOption = "auto",
-    split: Split = None,
-    masks: Annotated[Path | None, typer.Option(help="A FOLDER of true masks: measures what was written.")] = None,
-    names: Names = None,
-    show: Annotated[
-        bool, typer.Option("--show", help="Also write images with the masks laid over: OUT/overlays.")
-    ] = False,
+    model: Path = argument(..., "A run's folder, a weak segmenter, a segmentation network, or an encoder.safetensors."),
+    images: str = argument(..., "A folder, one image, a quoted glob, or a data set (see --layout)."),
+    *,
+    folder: Path = option(..., "Where masks go, in VOC's layout; the same command resumes.", "--out"),
+    labels: str = option(
+        "predicted",
+        "Which classes an image may show: `predicted`, `all`, `known` (the data set says), or a FILE.csv with "
+        "path,labels (names between semicolons). For models that learnt from labels alone.",
+    ),
+    background: float = option(
+        0.3, "Score of the background beside the classes' maps, whose maximum is 1.", min=0, max=1
+    ),
+    views: Views,
+    given: DataOptions,
+    masks: Path | None = option(None, "A FOLDER of true masks: measures what was written."),
+    show: bool = option(False, "Also write images with the masks laid over: OUT/overlays.", "--show"),
     device: Device = "auto",
     strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
@@ -105,18 +88,17 @@ def infer(
     from ..segmentation.pipeline import say_trained_on
     from ..segmentation.segmenter.segmenter import Segmenter
 
-    of_maps = {"labels": labels, "background": background, "refined": refined}
-    loaded, settings = open_model(model, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
-    data = open_data(
-        images, layout=layout, split=split, masks=masks, names=names, labels=labels, class_names=loaded.class_names
-    )
-    if not data.has_background and refine == "none":
+    of_maps = {"labels": labels, "background": background, "refined": views.refined}
+    loaded, settings = open_model(model, views, of_maps=of_maps)
+    data = given.open(images, masks=masks, labels=labels, class_names=loaded.class_names)
+    if not data.has_background and views.refine == "none":
         refuse_unused("by data without a background", "background")
-    note = {"model": str(model.absolute()), "scales": list(settings.scales), "flip": settings.flip, "base": base}
+    note = {"model": str(model.absolute()), "scales": list(settings.scales), "flip": settings.flip, "base": views.base}
     own = {} if isinstance(loaded, Segmenter) else of_maps
-    note |= own | {"refine": refine} if own or refine != "none" else {}
+    note |= own | {"refine": views.refine} if own or views.refine != "none" else {}
     shown: Any = labels if labels in ("predicted", "all") else "known"
-    make, _ = _mask_maker(loaded, data, settings, labels=shown, background=background, refine=refine, device=device)
+    judged: dict[str, Any] = {"background": background, "refine": views.refine, "device": device}
+    make, _ = _mask_maker(loaded, data, settings, labels=shown, **judged)
     written = VocFolder(folder, data.class_names, settings=note)
     with progress_bar("masks") as progress:
         for i, name in enumerate(data.names):
@@ -126,7 +108,7 @@ def infer(
                 with replacing(target) as aside:
                     overlay_mask(data.image(i), written.read(name)).save(aside, quality=88)
             progress(i + 1, len(data))
-    written.finish(split or "all", data.names)
+    written.finish(given.split or "all", data.names)
     content: dict[str, Any] = {"folder": str(folder), "masks": len(data), "settings": note}
     content |= {"score": None, "trained_on": None}
     text = f"{counted(len(data), 'mask')}: {written.masks}"
@@ -140,26 +122,17 @@ def infer(
 
 @app.command("evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)
 def evaluate(
-    found: Annotated[Path, typer.Argument(help="A folder of masks (NAME.png), or a model as for `infer`.")],
-    truth: Annotated[str, typer.Argument(help="A folder of true masks (NAME.png), or a data set (see --layout).")],
-    layout: LayoutOption = "auto",
-    split: Split = None,
-    masks: Annotated[Path | None, typer.Option(help="A FOLDER of true masks, if TRUTH is a folder of images.")] = None,
-    names: Names = None,
-    curve: Annotated[
-        bool, typer.Option("--curve", help="mIoU for every background score; of models that learnt from labels alone.")
-    ] = False,
-    background: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The background's score. Default: the best one of the curve.")
-    ] = None,
-    labels: Annotated[
-        Literal["known", "predicted", "all"], typer.Option(help="Which classes an image may show, for such models.")
-    ] = "known",
-    scales: Scales = None,
-    flip: Flip = None,
-    base: Base = "network",
-    refined: Refined = True,
-    refine: Refine = "none",
+    found: Path = argument(..., "A folder of masks (NAME.png), or a model as for `infer`."),
+    truth: str = argument(..., "A folder of true masks (NAME.png), or a data set (see --layout)."),
+    *,
+    given: DataOptions,
+    masks: Path | None = option(None, "A FOLDER of true masks, if TRUTH is a folder of images."),
+    curve: bool = option(False, "mIoU for every background score; of models that learnt from labels alone.", "--curve"),
+    background: float | None = option(
+        None, "The background's score. Default: the best one of the curve.", min=0, max=1
+    ),
+    labels: Literal["known", "predicted", "all"] = option("known", "Which classes an image may show, for such models."),
+    views: Views,
     device: Device = "auto",
     strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
@@ -168,11 +141,8 @@ def evaluate(
     from ..metrics.segmentation import BETAS, background_curve, evaluate_masks, remark_on_shift
 
     if not (found.suffix == ".safetensors" or (found.is_dir() and any(found.glob("*.safetensors")))):
-        refuse_unused(
-            "where masks are compared with masks", "curve", "background", "labels", "scales", "flip", "base", "refined",
-            "refine", "device",
-        )  # fmt: skip
-        compared, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
+        refuse_unused("where masks are compared with masks", "curve", "background", "labels", Views, "device")
+        compared, mask_names = given.pairs(found, truth, masks=masks)
         score = evaluate_masks(compared, mask_names)
         remark_on_shift(score)
         answer(score.to_dict(), score.table(), as_json=as_json)
@@ -181,18 +151,17 @@ def evaluate(
     from ..segmentation.segmenter.inference import on_device, score_images
     from ..segmentation.segmenter.segmenter import Segmenter
 
-    data = open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None)
+    data = given.open(truth, masks=masks)
     of_maps = ("curve", "background", "labels", "refined")
-    model, settings = open_model(found, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
+    model, settings = open_model(found, views, of_maps=of_maps)
     if not any(map(data.has_mask, range(len(data)))):
         raise InputError("none of the images has a mask to compare with; give --masks FOLDER, or another --split")
     with progress_bar("images") as progress:
-        if isinstance(model, Segmenter) or refine != "none":
+        if isinstance(model, Segmenter) or views.refine != "none":
             if not isinstance(model, Segmenter):
                 refuse_unused("by refined masks, which are made at one background score", "curve")
-            make, beta = _mask_maker(
-                model, data, settings, labels=labels, background=background, refine=refine, device=device
-            )
+            judged: dict[str, Any] = {"background": background, "refine": views.refine, "device": device}
+            make, beta = _mask_maker(model, data, settings, labels=labels, **judged)
             score = evaluate_masks(_masks_with_truth(data, make, progress), data.mask_names)
             content, text = score.to_dict() | ({} if beta is None else {"beta": beta}), score.table()
         else:
@@ -211,13 +180,7 @@ def evaluate(
 
 
 def open_model(
-    path: Path,
-    *,
-    scales: str | None,
-    flip: bool | None,
-    base: Literal["network", "image"],
-    refined: bool,
-    of_maps: Iterable[str],
+    path: Path, views: Views, *, of_maps: Iterable[str]
 ) -> tuple[ClassMapSource | Segmenter, InferenceSettings]:
     """A model and the views of an image that it is asked about; `of_maps` are options that only class maps use."""
     from ..encoders.checkpoint import read_checkpoint
@@ -233,16 +196,16 @@ def open_model(
         refuse_unused("by a segmentation network, which knows the classes and the background itself", *of_maps)
     else:
         model = load_source(path / "weak" if (path / "weak").is_dir() else path)
-        if refined and not getattr(model, "is_refined", False):
+        if views.refined and not getattr(model, "is_refined", False):
             refuse_unused("by a model without refined maps", "refined")
     chosen = (1.0,) if is_network else InferenceSettings().scales
-    if scales is not None:
+    if views.scales is not None:
         try:
-            chosen = tuple(float(part) for part in scales.split(","))
+            chosen = tuple(float(part) for part in views.scales.split(","))
         except ValueError:
-            raise InputError(f"expected --scales as numbers such as 0.5,1,2; got {scales!r}") from None
-    is_flipped = not is_network if flip is None else flip
-    return model, InferenceSettings(scales=chosen, flip=is_flipped, base=base, refined=refined)
+            raise InputError(f"expected --scales as numbers such as 0.5,1,2; got {views.scales!r}") from None
+    is_flipped = not is_network if views.flip is None else views.flip
+    return model, InferenceSettings(scales=chosen, flip=is_flipped, base=views.base, refined=views.refined)
 
 
 def _mask_maker(

@@ -8,15 +8,16 @@ import secrets
 import sys
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from ..errors import InputError, MissingExtraError
+from . import library
 from .asking import READ_TOKEN_VARIABLE
 from .command import Commands, refuse_unused
 from .console import note, note_unfinished_build, require_file, say
-from .options import Device, GalleryPath, ReadsImages
+from .options import Device, GalleryPath, ReadsImages, option
 
 if TYPE_CHECKING:
     from ..server.service import Service
@@ -30,61 +31,43 @@ _MEGABYTE = 1 << 20
 @app.command(cls=ReadsImages, epilog=EXAMPLE)
 def serve(
     gallery: GalleryPath,
-    host: Annotated[str, typer.Option(help="Address to listen on; `0.0.0.0` lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    writable: Annotated[
-        bool, typer.Option("--writable", help="Let whoever has the token add and remove images.")
-    ] = False,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help=f"The token's FILE; else the variable {TOKEN_VARIABLE}, else one is made and printed once."),
-    ] = None,
-    read_token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"FILE with a token that everybody needs who looks or searches; else the variable "
-            f"{READ_TOKEN_VARIABLE}, else nobody does."
-        ),
-    ] = None,
-    uploads: Annotated[
-        Path | None, typer.Option(help="Folder for images that are added. Default: `GALLERY.uploads` beside it.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="A name that browsers call this server by; may be given several times.")
-    ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 16,
-    window_ms: Annotated[
-        float, typer.Option(min=0, help="How long a batch waits for images that are on their way.")
-    ] = 3.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time; more are answered with 429.")] = 64,
-    client_concurrency: Annotated[int, typer.Option(min=1, help="How many of them one client may have.")] = 32,
-    rate: Annotated[float, typer.Option(min=0, help="Requests a second of one client; 0 sets no limit.")] = 100.0,
-    max_upload_mb: Annotated[float, typer.Option(min=0.001, max=100_000, help="Largest image, in MiB.")] = 20.0,
-    encoder: Annotated[
-        Path | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")
-    ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder that the gallery's images lie in; none outside it are shown. Default: the recorded one, "
-            "if you built the gallery on this machine; else none are shown."
-        ),
-    ] = None,
+    host: str = option("127.0.0.1", "Address to listen on; `0.0.0.0` lets other machines in."),
+    port: int = option(8000, "Port; 0 takes a free one.", min=0, max=65535),
+    writable: bool = option(False, "Let whoever has the token add and remove images.", "--writable"),
+    token_file: Path | None = option(
+        None, f"The token's FILE; else the variable {TOKEN_VARIABLE}, else one is made and printed once."
+    ),
+    read_token_file: Path | None = option(
+        None,
+        f"FILE with a token that everybody needs who looks or searches; else the variable "
+        f"{READ_TOKEN_VARIABLE}, else nobody does.",
+    ),
+    uploads: Path | None = option(None, "Folder for images that are added. Default: `GALLERY.uploads` beside it."),
+    allow_host: list[str] | None = option(
+        None, "A name that browsers call this server by; may be given several times."
+    ),
+    max_batch: int = option(16, "Images of one forward pass.", min=1),
+    window_ms: float = option(3.0, "How long a batch waits for images that are on their way.", min=0),
+    concurrency: int = option(64, "Requests at a time; more are answered with 429.", min=1),
+    client_concurrency: int = option(32, "How many of them one client may have.", min=1),
+    rate: float = option(100.0, "Requests a second of one client; 0 sets no limit.", min=0),
+    max_upload_mb: float = option(20.0, "Largest image, in MiB.", min=0.001, max=100_000),
+    encoder: Path | None = option(None, "Only for a gallery that keeps no encoder: a CHECKPOINT."),
+    root: Path | None = option(
+        None,
+        "The folder that the gallery's images lie in; none outside it are shown. Default: the recorded one, if you "
+        "built the gallery on this machine; else none are shown.",
+    ),
     device: Device = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the arithmetic on a CPU. Default: one for each core.")
-    ] = None,
-    access_log: Annotated[bool, typer.Option("--access-log", help="A line of JSON for every request.")] = False,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    threads: int | None = option(None, "Threads of the arithmetic on a CPU. Default: one for each core.", min=1),
+    access_log: bool = option(False, "A line of JSON for every request.", "--access-log"),
+    open_page: bool = option(False, "Open the page in the browser.", "--open"),
 ) -> None:
     """Search, explain and look around in a gallery with a browser, or over REST (`/api/v1/openapi.json`)."""
     if not writable:
         refuse_unused("by a server that only reads", "token_file", "uploads", remedy="add --writable")
     require_file(encoder, "--encoder")
-    from ..images import pixel_limit
-    from ..index import Gallery
-
-    Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
+    library.index.Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
     try:
         from ..server.app import bound_socket, create_app, run, url_of
         from ..server.settings import Settings
@@ -107,7 +90,7 @@ def serve(
         max_upload_bytes=int(max_upload_mb * _MEGABYTE),
         token=secrets.token_urlsafe(32) if writable and given is None else given,
         read_token=_given_token(read_token_file, READ_TOKEN_VARIABLE),
-        max_pixels=pixel_limit(),
+        max_pixels=library.images.pixel_limit(),
         uploads=uploads,
         allowed_hosts=frozenset(name.lower() for name in (*(allow_host or ()), host)),
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 from rich.table import Table
@@ -14,7 +15,7 @@ from rich.table import Table
 from ..errors import InputError
 from .command import Commands, refuse_beside, refuse_unused, running_words
 from .console import err, note, out, print_json, progress_bar, say
-from .options import AsJson, ReadsImages, Strict
+from .options import AsJson, ReadsImages, Strict, argument, option
 
 if TYPE_CHECKING:
     from ..training.recipes.recipe import Recipe, RecipeFile
@@ -75,113 +76,74 @@ def _template(show: bool) -> None:
         raise typer.Exit
 
 
-RecipePath = Annotated[
-    Path, typer.Argument(help="A TOML file, or the NAME of a recipe that comes with distcam (see --list).")
-]
-ListRecipes = Annotated[
-    bool,
-    typer.Option("--list", callback=_list, is_eager=True, help="Name the recipes that come with distcam."),
-]
-Template = Annotated[
-    bool,
-    typer.Option(
-        "--template", callback=_template, is_eager=True, help="Print a recipe for images of your own, to be filled in."
-    ),
-]
-
-
 app = Commands()
 EXAMPLE = "Example: `distcam train bias --variant all --seeds 0,1,2 --set run.epochs=10`"
 FEWSHOT_EXAMPLE = "Example: `distcam fewshot train omniglot_short`"
 REID_EXAMPLE = "Example: `distcam reid train reid_walkers --variant all --seeds 0,1,2`"
 
-OutFolder = Annotated[
-    Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's file.")
-]
-Variant = Annotated[str | None, typer.Option(help="One of the recipe's variants, several a,b, or `all`.")]
-Seeds = Annotated[str | None, typer.Option(help="Such as 0,1,2. Default: the recipe's own.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3 or loss.gain.weight=2."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with runs that were stopped.")]
+
+@dataclass(frozen=True)
+class Runs:
+    """A recipe, and which runs of it."""
+
+    recipe: Path = argument(..., "A TOML file, or the NAME of a recipe that comes with distcam (see --list).")
+    out_path: Path | None = option(None, "Where runs go. Default: runs/NAME, after the recipe's file.", "--out")
+    variant: str | None = option(None, "One of the recipe's variants, several a,b, or `all`.")
+    seeds: str | None = option(None, "Such as 0,1,2. Default: the recipe's own.")
+    changes: list[str] | None = option(
+        None, "Another value, such as run.epochs=3 or loss.gain.weight=2.", "--set", metavar="KEY=VALUE"
+    )
+    resume: bool = option(False, "Go on with runs that were stopped.", "--resume")
+    _list: bool = option(False, "Name the recipes that come with distcam.", "--list", callback=_list, is_eager=True)
+    _template: bool = option(
+        False,
+        "Print a recipe for images of your own, to be filled in.",
+        "--template",
+        callback=_template,
+        is_eager=True,
+    )
+    strict: Strict = False
+    as_json: AsJson = False
+
+    def read(self) -> RecipeFile:
+        """The recipe's file, which is one that is there or comes with distcam."""
+        from ..training.recipes.recipe import RecipeFile
+
+        return RecipeFile.read(find_recipe(self.recipe))
+
+    def every_change(self) -> list[str]:
+        """The changes of the recipe, that of `--strict` among them."""
+        return [*(self.changes or []), *(["data.strict=true"] if self.strict else [])]
 
 
 @app.command(cls=ReadsImages, epilog=EXAMPLE)
 def train(
-    recipe: RecipePath,
-    out_path: OutFolder = None,
-    variant: Variant = None,
-    seeds: Seeds = None,
-    changes: Changes = None,
-    resume: Resume = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … Default: the recipe's own.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where drawn scenes are kept for other runs. Default: in --out.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the recipe with every default filled in; train nothing.")
-    ] = False,
-    _list: ListRecipes = False,
-    _template: Template = False,
-    strict: Strict = False,
-    as_json: AsJson = False,
+    runs: Runs,
+    *,
+    device: str | None = option(None, "auto, cpu, cuda, cuda:1, … Default: the recipe's own."),
+    cache: Path | None = option(None, "Where drawn scenes are kept for other runs. Default: in --out."),
+    dry_run: bool = option(False, "Print the recipe with every default filled in; train nothing.", "--dry-run"),
 ) -> None:
     """Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation."""
-    recipe = find_recipe(recipe)
-    from ..training.recipes.recipe import RecipeFile
-
-    file = RecipeFile.read(recipe)
-    chosen = chosen_variants(variant, file.variants)
-    every_change = [*changes_with(changes, strict=strict), *([f'run.device="{device}"'] if device else [])]
+    file = runs.read()
+    chosen = chosen_variants(runs.variant, file.variants)
+    changes = [*runs.every_change(), *([f'run.device="{device}"'] if device else [])]
     if dry_run:
         refuse_unused("with --dry-run, which trains nothing", "out_path", "seeds", "resume", "cache", "max_pixels")
-        _print_resolved({name: file.recipe(variant=name, changes=every_change) for name in chosen}, as_json=as_json)
+        resolved = {name: file.recipe(variant=name, changes=changes) for name in chosen}
+        _print_resolved(resolved, as_json=runs.as_json)
         return
-    if file.recipe(variant=chosen[0], changes=every_change).data.scenes is None:
+    if file.recipe(variant=chosen[0], changes=changes).data.scenes is None:
         refuse_unused("by a recipe that draws no scenes", "cache")
-    run_file(
-        file,
-        out_path or Path("runs") / recipe.stem,
-        seeds=seeds,
-        as_json=as_json,
-        variants=chosen,
-        changes=every_change,
-        cache=cache,
-        resume=resume,
-        reading=lambda: progress_bar("reading images"),
-    )
+    run_file(file, runs, changes=changes, cache=cache, reading=lambda: progress_bar("reading images"))
 
 
 def task_command(task: str, text: str) -> Callable[..., None]:
     """The command that trains the recipes of a task."""
 
-    def command(
-        recipe: RecipePath,
-        out_path: OutFolder = None,
-        variant: Variant = None,
-        seeds: Seeds = None,
-        changes: Changes = None,
-        resume: Resume = False,
-        _list: ListRecipes = False,
-        _template: Template = False,
-        strict: Strict = False,
-        as_json: AsJson = False,
-    ) -> None:
-        recipe = find_recipe(recipe)
-        from ..training.recipes.recipe import RecipeFile
-
-        file = RecipeFile.read(recipe)
-        run_file(
-            file,
-            out_path or Path("runs") / recipe.stem,
-            seeds=seeds,
-            as_json=as_json,
-            variants=chosen_variants(variant, file.variants),
-            changes=changes_with(changes, strict=strict),
-            resume=resume,
-            **_task(task, file),
-        )
+    def command(runs: Runs) -> None:
+        file = runs.read()
+        run_file(file, runs, changes=runs.every_change(), **_task(task, file))
 
     command.__doc__ = text
     return command
@@ -215,21 +177,22 @@ segment_train = task_command(
 )
 
 
-def run_file(
-    file: RecipeFile, folder: Path, *, seeds: str | None, as_json: bool, leaves: str = "Encoders", **options: Any
-) -> None:
+def run_file(file: RecipeFile, runs: Runs, *, leaves: str = "Encoders", **options: Any) -> None:
     """Run every chosen variant with every seed, and print one table; options are those of `run_variants`."""
     from ..training.engine.environment import current_world
     from ..training.recipes.runs import run_variants
 
-    parts = [part.strip() for part in seeds.split(",")] if seeds else []
+    folder = runs.out_path or Path("runs") / runs.recipe.stem
+    parts = [part.strip() for part in runs.seeds.split(",")] if runs.seeds else []
     if not all(part.isdecimal() for part in parts):
-        raise InputError(f"expected --seeds as whole numbers such as 0,1,2; got {seeds!r}")
+        raise InputError(f"expected --seeds as whole numbers such as 0,1,2; got {runs.seeds!r}")
     try:
         comparison = run_variants(
             file,
             seeds=[int(part) for part in parts] or None,
             folder=folder,
+            variants=chosen_variants(runs.variant, file.variants),
+            resume=runs.resume,
             announce=announcer(),
             watch=lambda name, seed: progress_bar(" ".join(filter(None, (name, f"seed {seed}")))),
             **options,
@@ -239,7 +202,7 @@ def run_file(
         raise typer.Exit(130) from None
     if not current_world().is_first:
         return
-    if as_json:
+    if runs.as_json:
         print_json(comparison.to_dict())
         return
     header, *rows = comparison.rows()
@@ -276,11 +239,6 @@ def _print_resolved(recipes: dict[str | None, Recipe], *, as_json: bool) -> None
         return
     one = next(iter(tables.values())) if len(tables) == 1 else None
     typer.echo(as_toml(one or {"variants": {str(name): table for name, table in tables.items()}}), nl=False)
-
-
-def changes_with(changes: list[str] | None, *, strict: bool) -> list[str]:
-    """The changes of the recipe, that of `--strict` among them."""
-    return [*(changes or []), *(["data.strict=true"] if strict else [])]
 
 
 def announcer() -> Callable[[str], None]:

@@ -15,10 +15,11 @@ import typer
 from ..errors import InputError
 from ..files import write_text
 from ..remarks import counted
+from . import library
 from .console import err, print_json, progress_bar, say
 
 if TYPE_CHECKING:
-    from ..retrieval import Matches, Prediction
+    from ..retrieval import Prediction
 
 DRAWINGS = (".png", ".jpg", ".jpeg")
 _EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlier query may have written
@@ -36,7 +37,7 @@ def require_place(target: Path, queries: int) -> None:
 
 
 def write_explanations(
-    results: Sequence[Matches | Prediction],
+    results: Sequence[library.retrieval.Matches | Prediction],
     target: Path,
     style: dict[str, Any] | None = None,
     point: tuple[float, float] | None = None,
@@ -45,16 +46,13 @@ def write_explanations(
     **options: Any,
 ) -> Path:
     """Explain every query, and write that as the target's ending says; the target."""
-    from ..explain import DrawStyle
-    from ..retrieval import Matches, write_report
-
-    explanations, look = [], DrawStyle(**(style or {}))
+    explanations, look = [], library.explain.DrawStyle(**(style or {}))
     with progress_bar("explaining") as progress:
         for result in results:
             explanations.append(result.explain(**options))
             progress(len(explanations), len(results))
     if target.suffix.lower() == ".html":
-        return write_report(target, explanations, lines=lines)
+        return library.retrieval.write_report(target, explanations, lines=lines)
     if target.suffix:
         return explanations[0].save(target, look, lines=lines)
     target.mkdir(parents=True, exist_ok=True)
@@ -65,7 +63,7 @@ def write_explanations(
         name = f"{number:03d}-{stem}"
         explanation.save(target / f"{name}.png", look, lines=lines)
         explanation.save(target / f"{name}.npz")
-        if point is None or not isinstance(matches, Matches):
+        if point is None or not isinstance(matches, library.retrieval.Matches):
             continue
         for match in matches:
             pairs = matches.correspondence(match.rank, space=options["space"])

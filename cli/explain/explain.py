@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import InputError
+from .. import library
 from ..command import Commands, refuse_unused
-from ..console import err, load_encoder, note, out, print_json, require_encoder, require_file, require_images, say
-from ..options import AsJson, Fit, ImageSize, Metric, Readout, ReadsImages, option_values
+from ..console import (
+    answer,
+    err,
+    load_encoder,
+    note,
+    out,
+    print_json,
+    require_encoder,
+    require_file,
+    require_images,
+    say,
+)
+from ..options import AsJson, FitName, Loading, Metric, ReadsImages, argument, option, option_values
 from ..writing import require_place
 from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 
@@ -35,59 +45,38 @@ Scale = Literal["each", "shared"]
 
 @app.command(cls=ReadsImages, epilog=EXAMPLE)
 def explain(
-    images: Annotated[list[Path], typer.Argument(help="Images; each gets a row.")],
-    target: Annotated[str, typer.Option(help=TARGETS)],
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="A torchvision classifier (`class`) or segmentation network (`segment`), the file or RUN that "
-            "training left of either, or any encoder or CHECKPOINT (`match`, `prototype`)."
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A FILE of weights, `imagenet` (torchvision's own, downloads), or `random`.")
-    ] = None,
-    gallery: Annotated[
-        Path | None, typer.Option(help="The gallery of `prototype`; it brings its encoder and metric.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="A method, several with commas (a column each), or `all`. Default: hirescam; of a match or prototype "
-            "rootratio, what sets it apart from --gallery, with distcam beside it."
-        ),
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="The layer to look at. Default: the last one with a map.")] = None,
-    readout: Readout = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="An option of the method such as `window=3`, `relu=false`, `tau=0`.")
-    ] = None,
-    classes: Annotated[Path | None, typer.Option(help="A text FILE with the name of a class on each line.")] = None,
-    metric: Annotated[
-        Metric | None, typer.Option(help="Of `match`: how vectors are compared. Default: cosine.")
-    ] = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="OUT.png, OUT.html, or OUT.npz (the raw maps).")
-    ] = None,
-    faithfulness: Annotated[
-        bool,
-        typer.Option(
-            "--faithfulness",
-            help="Also measure insertion minus deletion and ROAD, beside the class-agnostic map and a random order.",
-        ),
-    ] = False,
-    both: Annotated[
-        bool,
-        typer.Option("--both", help="Of `match`: maps on both images, as `query --explain` draws them."),
-    ] = False,
-    lines: Annotated[
-        bool, typer.Option("--lines", help="With --both: also which place of one image answers which of the other.")
-    ] = False,
-    style: Annotated[Style, typer.Option(help="Draw colours, the line at half height, or a box.")] = "overlay",
-    scale: Annotated[Scale, typer.Option(help="Each map on its own scale, or one for all images.")] = "each",
-    colours: Annotated[Colours, typer.Option(help="`blue-orange` has 0 in the middle.")] = "inferno",
+    images: list[Path] = argument(..., "Images; each gets a row."),
+    target: str = option(..., TARGETS),
+    encoder: str | None = option(
+        None,
+        "A torchvision classifier (`class`) or segmentation network (`segment`), the file or RUN that training left of "
+        "either, or any encoder or CHECKPOINT (`match`, `prototype`).",
+    ),
+    weights: str | None = option(None, "A FILE of weights, `imagenet` (torchvision's own, downloads), or `random`."),
+    gallery: Path | None = option(None, "The gallery of `prototype`; it brings its encoder and metric."),
+    method: str | None = option(
+        None,
+        "A method, several with commas (a column each), or `all`. Default: hirescam; of a match or prototype "
+        "rootratio, what sets it apart from --gallery, with distcam beside it.",
+    ),
+    layer: str | None = option(None, "The layer to look at. Default: the last one with a map."),
+    readout: str | None = Loading.readout,
+    option: list[str] | None = option(None, "An option of the method such as `window=3`, `relu=false`, `tau=0`."),
+    classes: Path | None = option(None, "A text FILE with the name of a class on each line."),
+    metric: Metric | None = option(None, "Of `match`: how vectors are compared. Default: cosine."),
+    fit: FitName | None = Loading.fit,
+    image_size: int | None = Loading.image_size,
+    out_file: Path | None = option(None, "OUT.png, OUT.html, or OUT.npz (the raw maps).", "--out"),
+    faithfulness: bool = option(
+        False,
+        "Also measure insertion minus deletion and ROAD, beside the class-agnostic map and a random order.",
+        "--faithfulness",
+    ),
+    both: bool = option(False, "Of `match`: maps on both images, as `query --explain` draws them.", "--both"),
+    lines: bool = option(False, "With --both: also which place of one image answers which of the other.", "--lines"),
+    style: Style = option("overlay", "Draw colours, the line at half height, or a box."),
+    scale: Scale = option("each", "Each map on its own scale, or one for all images."),
+    colours: Colours = option("inferno", "`blue-orange` has 0 in the middle."),
     as_json: AsJson = False,
 ) -> None:
     """Show which part of each image speaks for a class, for a set of pixels, or for a match."""
@@ -133,11 +122,10 @@ def explain(
     else:
         own = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, readout=readout)
         subject = encoder_subject(asked, own, gallery, metric)
-    from ...explain import METHODS, DrawStyle
     from ...explain.engine import method_name
 
     given = method or ("hirescam" if of_network else "rootratio,distcam")
-    methods = list(dict.fromkeys(METHODS if method == "all" else map(method_name, given.split(","))))
+    methods = list(dict.fromkeys(library.explain.METHODS if method == "all" else map(method_name, given.split(","))))
     if "rootratio" in methods and not of_network and gallery is None:
         note(
             "without --gallery there is nothing to set the match apart from: rootratio shows the similarity's own parts"
@@ -145,7 +133,9 @@ def explain(
     options = option_values(option or [], methods, defaults=subject.method_options)
     found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]
     if out_file is not None:
-        _write(out_file, found, target=target, look=DrawStyle(style=style, scale=scale, colours=colours))
+        _write(
+            out_file, found, target=target, look=library.explain.DrawStyle(style=style, scale=scale, colours=colours)
+        )
     for each in found:
         for name, maps in each.maps.items():
             if bool(maps.is_constant[0, 0]):
@@ -170,28 +160,20 @@ def _both_sides(
     as_json: bool,
 ) -> None:
     """Each image and the match, explained on both: as a page, a panel, arrays, or in words."""
-    from ...explain import DrawStyle
-    from ...retrieval import explain_pair, write_report
-
     if out_file is not None:
         require_place(out_file, len(images))
-    found = [explain_pair(encoder, path, match, metric=metric) for path in images]
+    found = [library.retrieval.explain_pair(encoder, path, match, metric=metric) for path in images]
     if out_file is not None and out_file.suffix.lower() == ".html":
-        write_report(out_file, found, lines=lines)
+        library.retrieval.write_report(out_file, found, lines=lines)
     elif out_file is not None:
-        found[0].save(out_file, DrawStyle(**drawn), lines=lines)
+        found[0].save(out_file, library.explain.DrawStyle(**drawn), lines=lines)
     told: list[dict[str, Any]] = []
     for path, each in zip(images, found, strict=True):
         alike = each.lines(0) if lines else None
         told.append({"image": str(path), "match": match, "similarity": each.matches[0].similarity})
         told[-1] |= {"words": [*each.words, *([] if alike is None else [f"Lines: {alike.caption}."])]}
-    if as_json:
-        print_json(told)
-        return
-    for one in told:
-        say(f"{one['image']} and {match}: similarity {one['similarity']:.4f}. {' '.join(one['words'])}")
-    if out_file is not None:
-        say(f"written: {out_file}")
+    said = [f"{one['image']} and {match}: similarity {one['similarity']:.4f}. {' '.join(one['words'])}" for one in told]
+    answer(told, "\n".join(said), as_json=as_json, written=[out_file])
 
 
 @dataclass(frozen=True)
@@ -207,7 +189,6 @@ class Explained:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers about each map, with its highest place and the box at half height in pixels of the image."""
-        from ...explain import normalise
         from ...explain.drawing.panels import place_box
         from ...explain.places import middle_of
         from ...metrics.maps import peak
@@ -215,7 +196,7 @@ class Explained:
         maps = []
         for name, found in self.maps.items():
             heat = found.maps[0, 0]
-            box = place_box(normalise(heat), self.view).clipped(*self.image.size)
+            box = place_box(library.explain.normalise(heat), self.view).clipped(*self.image.size)
             described: dict[str, Any] = {"method": name, "layer": found.layer}
             described["is_constant"] = bool(found.is_constant[0, 0])
             described |= {"lowest": float(heat.min()), "highest": float(heat.max())}
@@ -249,19 +230,20 @@ def _explained(
     measured: bool,
 ) -> Explained:
     """The maps of one image, and how faithful they are if that is wanted."""
-    from ...explain import explain_image, measure_faithfulness
-    from ...images import read_image
-
-    image = read_image(path, whole=subject.has_place)
+    image = library.images.read_image(path, whole=subject.has_place)
     pixels = subject.transform.normalise(subject.transform(image)[None])
     target, name = subject.question(image, pixels)
     layer = subject.layer if layer is None else layer
     maps = {
-        method: explain_image(subject.model, pixels, target=target, method=method, layer=layer, **options[method])
+        method: library.explain.explain_image(
+            subject.model, pixels, target=target, method=method, layer=layer, **options[method]
+        )
         for method in methods
     }
     raw = {method: each.maps for method, each in maps.items()}
-    faithfulness = measure_faithfulness(subject.model, pixels, raw, target=target, layer=layer) if measured else {}
+    faithfulness = (
+        library.explain.measure_faithfulness(subject.model, pixels, raw, target=target, layer=layer) if measured else {}
+    )
     return Explained(path, image, subject.transform.view(*image.size), name, maps, faithfulness)
 
 
@@ -270,10 +252,8 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawSty
     import numpy as np
     import torch
 
-    from ...explain import METHODS, Tile, grid
     from ...explain.drawing.page import save_drawing, write_page
     from ...explain.drawing.panels import sheet
-    from ...images import Box
 
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}
     images, views, targets = zip(*((each.image, each.view, each.target) for each in found), strict=True)
@@ -281,15 +261,17 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawSty
     arrays |= {"scores": np.array([each.score for each in found]), "views": np.array(views)}
     arrays |= {f"maps_{name}": each.numpy() for name, each in maps.items()}
 
-    def rows() -> list[list[Tile | None]]:
-        titled = {METHODS[name].title: each for name, each in maps.items()}
+    def rows() -> list[list[library.explain.Tile | None]]:
+        titled = {library.explain.METHODS[name].title: each for name, each in maps.items()}
         return sheet(images, titled, views=views, look=look, captions=targets)
 
     if path.suffix.lower() == ".html":
-        has_unseen = any(each.view.clipped(*each.image.size) != Box(0, 0, *each.image.size) for each in found)
+        has_unseen = any(
+            each.view.clipped(*each.image.size) != library.images.Box(0, 0, *each.image.size) for each in found
+        )
         write_page(path, rows(), title=target, notes=[each.title for each in found], has_unseen=has_unseen)
     else:
-        save_drawing(path, "", lambda: grid(rows(), tile_size=224), lambda: arrays)
+        save_drawing(path, "", lambda: library.explain.grid(rows(), tile_size=224), lambda: arrays)
 
 
 def _show(found: Sequence[Explained]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import InputError
+from .. import library
 from ..options import Metric, class_names, read_box, read_point
 
 if TYPE_CHECKING:
@@ -67,19 +68,18 @@ class NetworkSubject:
         """The class, or its pixels at the place asked for."""
         import torch
 
-        from ...explain import ClassScore, PixelScore
-
         category = self.category
         if category is None:
             with torch.no_grad():
                 category = int(self.model(pixels).argmax(1))
         name = f"{category} {self.classes[category]}" if self.classes else str(category)
         if self.asked.kind == "class":
-            return ClassScore(category), name
-        return PixelScore(category, self._pixels(image.size)), f"{name} @ {self.asked.place or 'predicted'}"
+            return library.explain.ClassScore(category), name
+        score = library.explain.PixelScore(category, self._pixels(image.size))
+        return score, f"{name} @ {self.asked.place or 'predicted'}"
 
     def _pixels(self, size: tuple[int, int]) -> Any:
-        from ...explain import ComponentAt, places
+        from ...explain import places
         from ...images.masks import read_mask
 
         kind, _, text = (self.asked.place or "predicted").partition(":")
@@ -91,7 +91,7 @@ class NetworkSubject:
             return places.mask_in_input(read_mask(text), self.transform, size)
         if kind in ("point", "component"):
             point = places.point_in_input(read_point(text), self.transform, size)
-            return point if kind == "point" else ComponentAt(*point)
+            return point if kind == "point" else library.explain.ComponentAt(*point)
         raise InputError(
             f"the place {self.asked.place!r} is not known; expected all, predicted, component, component:x,y, "
             "box:x1,y1,x2,y2, point:x,y or mask:FILE"
@@ -119,13 +119,11 @@ class EncoderSubject:
         """The similarity to the reference that is nearest."""
         import torch
 
-        from ...explain import Similarity
-
-        every = Similarity(self.references, self.metric)
+        every = library.explain.Similarity(self.references, self.metric)
         with torch.no_grad():
             output = self.model(pixels)
             nearest = int(every.fix(output)(output)[0].argmax())
-        return Similarity(self.references[nearest], self.metric), self.names[nearest]
+        return library.explain.Similarity(self.references[nearest], self.metric), self.names[nearest]
 
 
 Subject = NetworkSubject | EncoderSubject
@@ -200,15 +198,12 @@ def encoder_subject(asked: Asked, own: Encoder | None, gallery: Path | None, met
     """The encoder, and the vector of the other image or of the prototypes."""
     import torch
 
-    from ...encoders import evaluating
-    from ...index import Gallery
-    from ...retrieval import Retriever
     from ...retrieval.evidence import surroundings_of
 
-    opened = None if gallery is None else Gallery.open(gallery)
+    opened = None if gallery is None else library.index.Gallery.open(gallery)
     if opened is not None and metric not in (None, opened.metric):
         raise InputError(f"{gallery} compares by {opened.metric}; leave --metric out, or leave out --gallery")
-    encoder = own if opened is None else Retriever(opened, own, device="cpu").encoder
+    encoder = own if opened is None else library.retrieval.Retriever(opened, own, device="cpu").encoder
     assert encoder is not None
     encoder.eval()
     metric = opened.metric if opened is not None else metric or "cosine"
@@ -217,7 +212,7 @@ def encoder_subject(asked: Asked, own: Encoder | None, gallery: Path | None, met
         around = surroundings_of(opened.prototypes, opened.background)
         options = {"mean": around.mean, "surroundings": around, "is_class": asked.kind == "prototype"}
     if asked.kind == "match" or opened is None:
-        with evaluating(encoder), torch.no_grad():
+        with library.encoders.evaluating(encoder), torch.no_grad():
             pixels = encoder.transform.normalise(encoder.transform.read(asked.value)[0][None])
             return EncoderSubject(encoder, (asked.value,), encoder(pixels).embedding, metric, options)
     if not opened.prototypes.labels:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...errors import DistcamError, InputError
-from .. import train
+from .. import library, train
 from ..command import Commands, refuse_unused
-from ..console import load_encoder, note, print_json, progress_bar, require_encoder, require_file, say
-from ..options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Readout, ReadsImages, Strict, Weights, Workers
+from ..console import note, print_json, progress_bar, require_file, say
+from ..options import AsJson, Device, Loading, ReadsImages, Running, Strict, argument, option
 from . import predict, sources
 
 if TYPE_CHECKING:
@@ -25,25 +25,7 @@ _DATA_HELP = (
     "NAME[:SPLIT]@FOLDER, with NAME out of omniglot, miniimagenet, tieredimagenet, cifar-fs, cub, mini-to-cub, folder; "
     "a folder of class folders; a FILE.csv (path,label[,split]); or a FILE.h5 of `distcam encode`."
 )
-Data = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
-OtherData = Annotated[str | None, typer.Option("--data", help=f"{_DATA_HELP} By default what the results name.")]
-SplitChoice = Annotated[
-    str | None,
-    typer.Option("--split", help="Of a folder or table with splits: whose classes are novel. Default: test, or val."),
-]
 Part = Annotated[str, typer.Option(help="Which classes: base, val or novel.")]
-Ways = Annotated[int, typer.Option(min=2, help="Classes in an episode.")]
-Shots = Annotated[int, typer.Option(min=1, help="Support images per class.")]
-Queries = Annotated[int, typer.Option(min=1, help="Query images per class.")]
-Episodes = Annotated[int, typer.Option(min=2, help="How many episodes.")]
-Seed = Annotated[int, typer.Option(min=0, help="Which list of episodes.")]
-Dirichlet = Annotated[
-    int | None, typer.Option(min=1, help="Unbalanced queries: concentration of their class proportions; 2 is usual.")
-]
-EncoderChoice = Annotated[
-    str | None,
-    typer.Option(help="A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT. Not with a FILE.h5."),
-]
 Result = Annotated[str, typer.Argument(help="results.h5 if it holds one method, else results.h5:METHOD.")]
 
 
@@ -53,45 +35,32 @@ Result = Annotated[str, typer.Argument(help="results.h5 if it holds one method, 
     "--method proto,bdcspn --out results.h5`",
 )
 def evaluate(
-    data: Data,
-    out_file: Annotated[Path, typer.Option("--out", help="The HDF5 file of results to write.")],
-    encoder: EncoderChoice = None,
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
+    *,
+    data: str = option(..., _DATA_HELP),
+    out_file: Path = option(..., "The HDF5 file of results to write.", "--out"),
+    encoder: str | None = option(
+        None, "A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT. Not with a FILE.h5."
+    ),
+    loading: Loading,
     part: Part = "novel",
-    split: SplitChoice = None,
-    n_way: Ways = 5,
-    n_shot: Shots = 1,
-    n_query: Queries = 15,
-    episodes: Episodes = 10_000,
-    seed: Seed = 0,
-    dirichlet: Dirichlet = None,
-    episodes_file: Annotated[
-        Path | None, typer.Option(help="Replay this manifest instead; then the episode options say nothing.")
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="One or more of proto, proto-cosine, proto-power, nn, nn-cosine, simpleshot-un, "
-            "simpleshot-l2n, simpleshot-cl2n, baseline, baseline++, bdcspn, separated by commas. All but bdcspn are "
-            "inductive. baseline and baseline++ train a linear or a cosine classifier on each support: 100 epochs of "
-            "SGD, learning rate 0.01, batches of 4."
-        ),
-    ] = "proto",
-    base: Annotated[
-        str | None,
-        typer.Option(help="Data whose mean feature centres simpleshot-cl2n. Default: the base part of --data."),
-    ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the features of each part. Default: OUT.features.")
-    ] = None,
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results and features.")] = False,
+    split: str | None = option(
+        None, "Of a folder or table with splits: whose classes are novel. Default: test, or val.", "--split"
+    ),
+    draw: sources.Draw,
+    episodes_file: Path | None = option(None, "Replay this manifest instead; then the episode options say nothing."),
+    method: str = option(
+        "proto",
+        "One or more of proto, proto-cosine, proto-power, nn, nn-cosine, simpleshot-un, simpleshot-l2n, "
+        "simpleshot-cl2n, baseline, baseline++, bdcspn, separated by commas. All but bdcspn are inductive. baseline "
+        "and baseline++ train a linear or a cosine classifier on each support: 100 epochs of SGD, learning rate 0.01, "
+        "batches of 4.",
+    ),
+    base: str | None = option(
+        None, "Data whose mean feature centres simpleshot-cl2n. Default: the base part of --data."
+    ),
+    features: Path | None = option(None, "Folder that keeps the features of each part. Default: OUT.features."),
+    running: Running,
+    overwrite: bool = option(False, "Replace results and features.", "--overwrite"),
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -100,13 +69,12 @@ def evaluate(
         raise InputError(f"{out_file}: is there already; choose another --out, or give --overwrite")
     if data.endswith(".h5"):
         refuse_unused(
-            f"as {data} holds features already", "encoder", "weights", "layer", "fit", "image_size", "features",
-            "readout", "batch_size", "workers", "device", "max_pixels",
+            f"as {data} holds features already", "encoder", Loading, "features", Running, "max_pixels",
         )  # fmt: skip
     if episodes_file is not None:
-        refuse_unused("with --episodes-file, which is replayed", *sources.EPISODE_OPTIONS)
+        refuse_unused("with --episodes-file, which is replayed", sources.Draw)
     if encoder is not None:
-        require_encoder(encoder, weights, layer)
+        loading.require(encoder)
     elif not data.endswith(".h5"):
         raise InputError(f"{data} holds images; say what makes their features: --encoder and --weights")
     place = data if Path(data).exists() else data.partition("@")[2] or data
@@ -133,17 +101,13 @@ def evaluate(
     tested = opened[part]
     if episodes_file is None:
         sources.refuse_prescribed(opened, part)
-    chosen: dict[str, Any] = {"fit": fit, "size": image_size, "layer": layer, "readout": readout}
-    loaded = None if encoder is None else load_encoder(encoder, weights, **chosen)
+    loaded = None if encoder is None else loading.load(encoder)
     encode = partial(
         sources.features_of, encoder=loaded, folder=features or out_file.with_suffix(".features"),
-        batch_size=batch_size, workers=workers, device=device, overwrite=overwrite, strict=strict,
+        batch_size=running.batch_size, workers=running.workers, device=running.device, overwrite=overwrite,
+        strict=strict,
     )  # fmt: skip
-    drawn = {
-        "n_way": n_way, "n_shot": n_shot, "n_query": n_query, "n_episodes": episodes, "seed": seed,
-        "dirichlet": dirichlet,
-    }  # fmt: skip
-    manifest = sources.manifest_of(opened, part, episodes_file, **drawn)
+    manifest = sources.manifest_of(opened, part, episodes_file, draw)
     manifest.rows_in(tested.names)  # missing images now, not after the encoding
     mean = None
     if any(map(needs_base_mean, methods)):
@@ -152,7 +116,7 @@ def evaluate(
     if not encodings.skipped.keys().isdisjoint(tested.names.tolist()):  # then the episodes are those of the others
         tested = tested.without(encodings.skipped)
         opened = dataclasses.replace(opened, parts={**opened.parts, part: tested})
-        manifest = sources.manifest_of(opened, part, episodes_file, **drawn)
+        manifest = sources.manifest_of(opened, part, episodes_file, draw)
     overlap = say_overlap(overlap_of(encodings, tested, loaded))
     names = [record.path for record in encodings.records]
     short_name = str(encodings.encoder.get("short_name", ""))
@@ -163,9 +127,8 @@ def evaluate(
             results.append(answer(classifier_of(name, mean=mean)))
             progress(len(results), len(methods))
     about = {
-        "data": data, "part": part, "split_hash": tested.split_hash, "encoder": encoder, "weights": weights,
-        "layer": layer, "readout": readout, "fit": fit, "image_size": image_size, "base": base,
-        "features": str(encodings.file),
+        "data": data, "part": part, "split_hash": tested.split_hash, "encoder": encoder, **vars(loading),
+        "base": base, "features": str(encodings.file),
         "fingerprint": encodings.encoder.get("fingerprint"), "precision": encodings.encoder.get("precision"),
         "transform": (encodings.encoder.get("description") or {}).get("transform"),
         "trained_on": None if overlap is None else overlap.to_dict(),
@@ -175,10 +138,8 @@ def evaluate(
     if as_json:
         print_json(file.to_dict())
         return
-    from ...images import Transform
-
     first, transform = file.results[0], file.source.get("transform")
-    seen = None if transform is None else f"images {Transform.from_dict(transform).summary}"
+    seen = None if transform is None else f"images {library.images.Transform.from_dict(transform).summary}"
     computed = ", ".join(filter(None, (seen, file.source.get("precision"))))
     say("; ".join(filter(None, (first.table().splitlines()[0], first.encoder, computed))))
     rows = [("method", "setting", "accuracy", "± usual", "bootstrap", "class jackknife")]
@@ -203,10 +164,9 @@ def evaluate(
 def compare(
     first: Result,
     second: Result,
-    difference: Annotated[
-        float | None,
-        typer.Option(min=1e-6, help="Points that a comparison should find in 80 % of cases. Default: the one found."),
-    ] = None,
+    difference: float | None = option(
+        None, "Points that a comparison should find in 80 % of cases. Default: the one found.", min=1e-6
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Compare two results episode by episode; results of different episodes are refused."""
@@ -232,35 +192,24 @@ def compare(
 
 @app.command(epilog="Example: `distcam fewshot episodes novel-5w1s.h5 --data cub:chen@CUB_200_2011 --episodes 600`")
 def episodes(
-    file: Annotated[Path, typer.Argument(help="The manifest: shown, or with --data written.")],
-    data: Annotated[str | None, typer.Option("--data", help=_DATA_HELP)] = None,
+    file: Path = argument(..., "The manifest: shown, or with --data written."),
+    *,
+    data: str | None = option(None, _DATA_HELP, "--data"),
     part: Part = "novel",
-    n_way: Ways = 5,
-    n_shot: Shots = 1,
-    n_query: Queries = 15,
-    episodes: Episodes = 10_000,
-    seed: Seed = 0,
-    dirichlet: Dirichlet = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    draw: sources.Draw,
+    overwrite: bool = option(False, "Replace the file.", "--overwrite"),
     as_json: AsJson = False,
 ) -> None:
     """Show a manifest of episodes, or with --data draw one and write it, for replay on any model."""
-    from ...fewshot import EpisodeManifest
-
     if data is None:
-        refuse_unused(
-            "where a manifest is shown", "part", *sources.EPISODE_OPTIONS, "overwrite", remedy="add --data to draw one"
-        )
-        manifest = EpisodeManifest.load(file)
+        refuse_unused("where a manifest is shown", "part", sources.Draw, "overwrite", remedy="add --data to draw one")
+        manifest = library.fewshot.EpisodeManifest.load(file)
     else:
         if file.exists() and not overwrite:
             raise InputError(f"{file}: is there already; choose another file, or give --overwrite")
         opened = sources.open_source(data)[0]
         sources.refuse_prescribed(opened, part)
-        manifest = sources.manifest_of(
-            opened, part, None,
-            n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=episodes, seed=seed, dirichlet=dirichlet,
-        )  # fmt: skip
+        manifest = sources.manifest_of(opened, part, None, draw)
         manifest.save(file)
     if as_json:
         print_json(manifest.describe())
@@ -272,13 +221,13 @@ def episodes(
 
 @app.command(cls=ReadsImages, epilog="Example: `distcam fewshot report results.h5 --html report.html`")
 def report(
-    results: Annotated[Path, typer.Argument(help="A file of `distcam fewshot evaluate`.")],
-    html: Annotated[Path, typer.Option("--html", help="The page to write.")],
-    data: OtherData = None,
-    encoder: Annotated[str | None, typer.Option(help="What made the features. Default: what the results name.")] = None,
-    weights: Weights = None,
-    failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show of each method.")] = 12,
-    pictures: Annotated[bool, typer.Option(help="Show images and maps; needs data and encoder.")] = True,
+    results: Path = argument(..., "A file of `distcam fewshot evaluate`."),
+    html: Path = option(..., "The page to write.", "--html"),
+    data: str | None = option(None, f"{_DATA_HELP} By default what the results name.", "--data"),
+    encoder: str | None = option(None, "What made the features. Default: what the results name."),
+    weights: str | None = Loading.weights,
+    failures: int = option(12, "Wrong answers to show of each method.", min=0),
+    pictures: bool = option(True, "Show images and maps; needs data and encoder."),
     device: Device = "auto",
 ) -> None:
     """Write a page: accuracy of each class, confusion, hardest pairs, the worst failures with maps, and supports."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ...remarks import remark, remark_on_skipped
-from ..console import listed_images, load_encoder, progress_bar, require_encoder
-from ..options import AnswersCsv, AsJson, Device, EncoderName, Fit, ImageSize, Labels, Layer, Readout, Strict, Weights
+from .. import library
+from ..console import listed_images, progress_bar
+from ..options import AnswersCsv, AsJson, Device, EncoderName, Labels, Loading, Strict, argument, option
 from ..writing import require_place, write_answers
 
 if TYPE_CHECKING:
@@ -26,46 +25,36 @@ EXAMPLE = (
 
 
 def predict(
-    support: Annotated[str, typer.Argument(help="A folder with a folder of a few images for each class, or a CSV.")],
-    images: Annotated[list[str], typer.Argument(help="Images, folders, CSVs or quoted globs.", show_default=False)],
+    support: str = argument(..., "A folder with a folder of a few images for each class, or a CSV."),
+    images: list[str] = argument(..., "Images, folders, CSVs or quoted globs.", show_default=False),
+    *,
     encoder: EncoderName,
-    weights: Weights = None,
-    layer: Layer = None,
-    readout: Readout = None,
-    fit: Fit = None,
-    image_size: ImageSize = None,
+    loading: Loading,
     labels: Labels = None,
-    method: Annotated[
-        str, typer.Option(help="One of `fewshot evaluate --method`; bdcspn judges images by each other too.")
-    ] = "proto-cosine",
+    method: str = option("proto-cosine", "One of `fewshot evaluate --method`; bdcspn judges images by each other too."),
     csv: AnswersCsv = None,
-    explain: Annotated[
-        Path | None, typer.Option(help="A folder for the map of each answer, beside the support image nearest to it.")
-    ] = None,
+    explain: Path | None = option(None, "A folder for the map of each answer, beside the support image nearest to it."),
     device: Device = "auto",
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Name the class of each image by a few labelled ones: no gallery, no episodes."""
-    require_encoder(encoder, weights, layer)
+    loading.require(encoder)
     if explain is not None and explain.suffix:
         raise InputError(f"--explain writes a folder, not {explain.name}")
     import torch
 
-    from ...encoders import Inference
     from ...fewshot.methods import classifier_of
     from ...fewshot.prediction import Support
-    from ...images import list_images
 
     classifier, queries = classifier_of(method), listed_images(images)
     if explain is not None:
         require_place(explain, len(queries))
-    listing = list_images(support, labels=labels, strict=strict)
+    listing = library.images.list_images(support, labels=labels, strict=strict)
     known = [(listing.file(record), record.label) for record in listing if record.label is not None]
     if bare := len(listing) - len(known):
         remark(f"{bare:,} of {len(listing):,} support images have no label and are left out", strict=strict)
-    chosen: dict[str, Any] = {"fit": fit, "size": image_size, "layer": layer, "readout": readout}
-    inference = Inference(load_encoder(encoder, weights, **chosen), device=device)
+    inference = library.encoders.Inference(loading.load(encoder), device=device)
     label_of = dict(known)
     vectors, bad = _encoded(inference, list(label_of), "encoding the support")
     remark_on_skipped({str(file): why for file, why in bad.items()}, len(label_of), "the others are the support")
@@ -124,9 +113,6 @@ def _explain(
     support: Support, inference: Inference, query: Tensor, answers: dict[Path, dict[str, Any]], folder: Path
 ) -> None:
     """A panel for each image: the map towards its class, and the support image of it that is nearest."""
-    from ...explain import Tile, fold, grid, map_tiles
-    from ...images import read_image
-
     known = support.answers(query)
     if known is None:
         raise InputError(f"no map is exact for {support.classifier.name}; leave --explain out")
@@ -134,13 +120,19 @@ def _explain(
     with progress_bar("explaining") as progress:
         for row, (file, answer) in enumerate(answers.items()):
             encoding, encoder = inference.encode_images([file]), inference.encoder
-            response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head)
+            response = library.explain.fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head)
             maps = known[row].maps(response.map.detach().cpu().double())[0]
             won = int(known[row].logits()[0].argmax())
-            image: Image = read_image(file)
+            image: Image = library.images.read_image(file)
             view = inference.transform.view(*image.size)
-            (tile,) = map_tiles([image], maps[won][None].float(), views=[view], title=f"{answer['best']}")
-            beside = Tile(read_image(answer["nearest"]), title=f"support of {answer['best']}", caption="the nearest")
-            plain = Tile(image, title=file.name, caption=f"confidence {answer['confidence']:.3f}")
-            grid([[plain, tile, beside]], tile_size=224).save(folder / f"{row + 1:03d}-{file.stem}.png")
+            (tile,) = library.explain.map_tiles(
+                [image], maps[won][None].float(), views=[view], title=f"{answer['best']}"
+            )
+            beside = library.explain.Tile(
+                library.images.read_image(answer["nearest"]),
+                title=f"support of {answer['best']}",
+                caption="the nearest",
+            )
+            plain = library.explain.Tile(image, title=file.name, caption=f"confidence {answer['confidence']:.3f}")
+            library.explain.grid([[plain, tile, beside]], tile_size=224).save(folder / f"{row + 1:03d}-{file.stem}.png")
             progress(row + 1, len(answers))

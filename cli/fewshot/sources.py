@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from .. import library
 from ..command import refuse_unused
 from ..console import load_encoder, progress_bar
+from ..options import option
 
 if TYPE_CHECKING:
     from ...datasets import FewShotData, Split
     from ...encoders import Encoder
-    from ...fewshot import Centre, EpisodeManifest
     from ...fewshot.evaluation import SupportSensitivity
     from ...fewshot.report import Explainer
     from ...fewshot.results import ResultFile
     from ...index import Encodings
 
-EPISODE_OPTIONS = ("n_way", "n_shot", "n_query", "episodes", "seed", "dirichlet")  # how episodes are drawn
+
+@dataclass(frozen=True)
+class Draw:
+    """How episodes are drawn."""
+
+    n_way: int = option(5, "Classes in an episode.", min=2)
+    n_shot: int = option(1, "Support images per class.", min=1)
+    n_query: int = option(15, "Query images per class.", min=1)
+    episodes: int = option(10_000, "How many episodes.", min=2)
+    seed: int = option(0, "Which list of episodes.", min=0)
+    dirichlet: int | None = option(
+        None, "Unbalanced queries: concentration of their class proportions; 2 is usual.", min=1
+    )
 
 
 def of_split(spec: str, split: str | None) -> str:
@@ -36,11 +50,10 @@ def of_split(spec: str, split: str | None) -> str:
 def open_source(spec: str) -> tuple[FewShotData, Encodings | None]:
     """The data set that an option names, and its features if it is a file of them."""
     from ...datasets import FewShotData, FileImages, Split, open_data
-    from ...index import read_encodings
 
     if not spec.endswith(".h5"):
         return open_data(spec), None
-    found = read_encodings(spec)
+    found = library.index.read_encodings(spec)
     if None in found.labels:
         raise InputError(f"{spec}: {found.labels.count(None)} images have no label; encode with --labels")
     names = [record.path for record in found.records]
@@ -48,22 +61,20 @@ def open_source(spec: str) -> tuple[FewShotData, Encodings | None]:
     return FewShotData(Path(spec).name, {"novel": split}), found
 
 
-def manifest_of(opened: FewShotData, part: str, file: Path | None, **settings: Any) -> EpisodeManifest:
+def manifest_of(opened: FewShotData, part: str, file: Path | None, draw: Draw) -> library.fewshot.EpisodeManifest:
     """The episodes to answer: a stored manifest, those that the data prescribes, or drawn ones."""
-    from ...fewshot import EpisodeManifest, sample_episodes
-
     if file is not None:
-        return EpisodeManifest.load(file)
+        return library.fewshot.EpisodeManifest.load(file)
     if opened.episodes is not None and part == "novel":
         return opened.episodes
-    split = opened[part]
-    return sample_episodes(split.labels, names=split.names, **settings)
+    split, asked = opened[part], dict(vars(draw))
+    return library.fewshot.sample_episodes(split.labels, names=split.names, n_episodes=asked.pop("episodes"), **asked)
 
 
 def refuse_prescribed(opened: FewShotData, part: str) -> None:
     """Refuse options of a draw for data that prescribe their episodes."""
     if opened.episodes is not None and part == "novel":
-        refuse_unused(f"by {opened.name}, which prescribes its episodes", *EPISODE_OPTIONS)
+        refuse_unused(f"by {opened.name}, which prescribes its episodes", Draw)
 
 
 def features_of(
@@ -84,11 +95,9 @@ def features_of(
 
 def base_mean(
     opened: FewShotData, tested: Split, base: str | None, *, encode: Callable[..., Encodings], is_encoded: bool
-) -> Centre:
+) -> library.fewshot.Centre:
     """Mean feature of the base classes, of the data set's own or of the data given; it knows if these are tested on."""
     import torch
-
-    from ...fewshot import Centre
 
     if base is not None:
         other, found = open_source(base)
@@ -103,7 +112,7 @@ def base_mean(
     row = {record.path: number for number, record in enumerate(found.records)}
     names = [name for name in split.names.tolist() if name not in found.skipped]
     mean = torch.from_numpy(found.embeddings[[row[name] for name in names]]).mean(0)
-    return Centre(mean, source="test" if split.split_hash == tested.split_hash else "base")
+    return library.fewshot.Centre(mean, source="test" if split.split_hash == tested.split_hash else "base")
 
 
 def explainer_of(
@@ -115,8 +124,6 @@ def explainer_of(
     from ...fewshot.evaluation import support_sensitivity
     from ...fewshot.methods import METHODS, classifier_of, needs_base_mean
     from ...fewshot.report import Explainer
-    from ...images import Transform
-    from ...index import read_encodings
 
     if not about.get("data"):
         raise InputError("the results do not say where the images are; give --data")
@@ -128,13 +135,13 @@ def explainer_of(
         chosen = {key: about.get(key) for key in ("fit", "layer", "readout")}
         encoder = load_encoder(name, about.get("weights"), size=about.get("image_size"), **chosen)
         if about.get("transform") is not None:
-            encoder.transform = Transform.from_dict(about["transform"])
+            encoder.transform = library.images.Transform.from_dict(about["transform"])
         elif not (about.get("fit") or str(name).endswith(".safetensors")):  # 0.1 cropped where nothing else was said
             encoder.transform = encoder.transform.adapted(fit="crop")
         if about.get("fingerprint") not in (None, encoder.fingerprint):
             raise InputError(f"{encoder.short_name} is not the encoder of these results; give --encoder and --weights")
     if encodings is None and Path(about.get("features") or "").is_file():
-        encodings = read_encodings(about["features"])
+        encodings = library.index.read_encodings(about["features"])
     mean = None
     if any(map(needs_base_mean, file.names)) and encoder is not None:
         encode = partial(features_of, encoder=encoder, folder=Path(about["features"]).parent, device=device)

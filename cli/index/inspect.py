@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import InputError
 from ...remarks import remark
-from .. import options
+from .. import library
 from ..command import Commands, refuse_unused
-from ..console import print_json, progress_bar, require_file, say
+from ..console import answer, load_retriever, progress_bar, require_file
+from ..options import AsJson, Device, GalleryEncoder, GalleryPath, Strict, argument, option
 
 if TYPE_CHECKING:
     from ...index import Gallery
@@ -25,36 +24,26 @@ Asked = Literal["duplicates", "outliers", "mislabels", "leaks", "hard-negatives"
 
 @app.command(epilog="Example: `distcam inspect photos.gallery mislabels --csv wrong.csv --report wrong.html`")
 def inspect(
-    gallery: options.GalleryPath,
-    question: Annotated[Asked, typer.Argument(help="The question; `all` is every one that fits the gallery.")] = "all",
-    other: Annotated[
-        Path | None, typer.Argument(help="Of leaks: the other gallery, such as the test set.", show_default=False)
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Expected share of wrong findings. Default: 0.03 of copies, 0.05 of outliers, 0.2 of labels."
-        ),
-    ] = None,
-    most: Annotated[int, typer.Option(min=1, help="Pairs listed of hard-negatives and confusions.")] = 100,
-    look: Annotated[
-        bool, typer.Option(help="Open the images of pairs that may be copies; else vectors decide, without crops.")
-    ] = True,
-    csv: Annotated[Path | None, typer.Option(help="Write every image of every finding to this FILE.csv.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write the clearest findings, with maps on both images, to this FILE.html.")
-    ] = None,
-    shown: Annotated[int, typer.Option(min=1, help="With --report: findings shown of each question.")] = 20,
-    encoder: options.GalleryEncoder = None,
-    device: options.Device = "auto",
-    strict: options.Strict = False,  # noqa: ARG001 - the command reads it
-    as_json: options.AsJson = False,
+    gallery: GalleryPath,
+    question: Asked = argument("all", "The question; `all` is every one that fits the gallery."),
+    other: Path | None = argument(None, "Of leaks: the other gallery, such as the test set.", show_default=False),
+    rate: float | None = option(
+        None, "Expected share of wrong findings. Default: 0.03 of copies, 0.05 of outliers, 0.2 of labels."
+    ),
+    most: int = option(100, "Pairs listed of hard-negatives and confusions.", min=1),
+    look: bool = option(True, "Open the images of pairs that may be copies; else vectors decide, without crops."),
+    csv: Path | None = option(None, "Write every image of every finding to this FILE.csv."),
+    report: Path | None = option(None, "Write the clearest findings, with maps on both images, to this FILE.html."),
+    shown: int = option(20, "With --report: findings shown of each question.", min=1),
+    encoder: GalleryEncoder = None,
+    device: Device = "auto",
+    strict: Strict = False,  # noqa: ARG001 - the command reads it
+    as_json: AsJson = False,
 ) -> None:
     """Ask a gallery about its own data: copies, outliers, labels that neighbours outvote, leaks, confusions.
 
     Every threshold is calibrated on the gallery itself. Nothing is changed.
     """
-    from ...index import Gallery
     from ...index.inspection.findings import write_csv
 
     if (other is None) == (question == "leaks") and question != "all":
@@ -69,27 +58,20 @@ def inspect(
         if file is not None and not file.absolute().parent.is_dir():
             raise InputError(f"{file}: there is no such folder")
     require_file(encoder, "--encoder")
-    opened = Gallery.open(gallery)
-    beside = None if other is None else Gallery.open(other)
+    opened = library.index.Gallery.open(gallery)
+    beside = None if other is None else library.index.Gallery.open(other)
     with progress_bar("looking") as progress:
         answers = _answers(opened.inspect(look=look, progress=progress), question, beside, rate, most)
     if csv is not None:
         write_csv(csv, answers)
     if report is not None and any(answers):
-        from ...encoders import Encoder
-        from ...retrieval import Retriever
         from ...retrieval.inspection import write_inspection
 
-        asked = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
+        asked = load_retriever(opened, encoder, device)
         write_inspection(report, asked, answers, other=beside, most=shown)
-    if as_json:
-        print_json({"gallery": str(gallery), "answers": [answer.to_dict() for answer in answers]})
-        return
-    for answer in answers:
-        say(str(answer))
-    for file in (csv, report if any(answers) else None):
-        if file is not None:
-            say(f"written: {file}")
+    content = {"gallery": str(gallery), "answers": [each.to_dict() for each in answers]}
+    files = (csv, report if any(answers) else None)
+    answer(content, "\n".join(map(str, answers)), as_json=as_json, written=files)
 
 
 def _answers(

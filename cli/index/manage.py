@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from ...errors import InputError
 from ...remarks import counted
-from .. import console, options
+from .. import console, library, options
 from ..command import Commands, refuse_unused
+from ..options import argument, option
 
 if TYPE_CHECKING:
-    from ...index import Gallery, RayEngine
+    from ...index import Gallery
 
 app = Commands(no_args_is_help=True)
 
@@ -26,69 +27,63 @@ app = Commands(no_args_is_help=True)
 )
 def build(
     images: options.Images,
-    out_path: Annotated[Path, typer.Option("--out", help="The gallery's folder; a stopped build resumes.")],
+    *,
+    out_path: Path = option(..., "The gallery's folder; a stopped build resumes.", "--out"),
     encoder: options.EncoderName = "resnet50",
-    weights: options.Weights = None,
-    layer: options.Layer = None,
-    readout: options.Readout = None,
-    fit: options.Fit = None,
-    image_size: options.ImageSize = None,
+    loading: options.Loading,
     labels: options.Labels = None,
     store_maps: options.StoreMaps = False,
-    store_lines: options.StoreLines = False,
+    store_lines: bool = option(
+        False,
+        "Keep fine maps too (half precision, 50-200 KB an image), and the maps of --store-maps: lines and "
+        "`query --verify` then encode nothing but the query.",
+        "--store-lines",
+    ),
     fine_layer: options.FineLayer = "auto",
-    masks: options.Masks = None,
-    mask_class: options.MaskClass = None,
-    boxes: options.BoxFile = None,
-    box_format: options.BoxFormat = None,
-    box_confidence: options.BoxConfidence = None,
-    box_margin: Annotated[
-        float,
-        typer.Option(min=0, help="Cut boxes out wider by this share of their width and height on every side; kept."),
-    ] = 0.0,
+    masks: Path | None = option(
+        None,
+        "A FOLDER with a mask for each image (same path, .png): vectors are pooled under the masks, of images without "
+        "one over the whole image (with --strict an error).",
+    ),
+    mask_class: int | None = option(
+        None, "The number that marks the object in the masks. Default: all that is not black.", min=0, max=255
+    ),
+    boxed: options.BoxOptions,
+    box_margin: float = option(
+        0.0, "Cut boxes out wider by this share of their width and height on every side; kept.", min=0
+    ),
     metric: options.Metric = "cosine",
-    batch_size: options.BatchSize = None,
-    workers: options.Workers = None,
-    device: options.Device = "auto",
+    running: options.Running,
     index: options.Index = "auto",
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep vectors and metadata in Milvus: `milvus://HOST:19530/COLLECTION` (or `milvus+tls://…`). "
-            "The token comes from DISTCAM_MILVUS_TOKEN=TOKEN@HOST."
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished gallery at --out.")] = False,
-    engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="`ray` encodes on a cluster (pip install 'distcam[ray]').")
-    ] = "local",
-    ray_address: Annotated[
-        str | None, typer.Option(help="With --engine ray: the cluster, e.g. `auto`. Default: Ray on this machine.")
-    ] = None,
-    ray_workers: Annotated[int | None, typer.Option(min=1, help="With --engine ray: encoders at work at once.")] = None,
+    backend: str | None = option(
+        None,
+        "Keep vectors and metadata in Milvus: `milvus://HOST:19530/COLLECTION` (or `milvus+tls://…`). The token comes "
+        "from DISTCAM_MILVUS_TOKEN=TOKEN@HOST.",
+    ),
+    overwrite: bool = option(False, "Replace a finished gallery at --out.", "--overwrite"),
+    engine: Literal["local", "ray"] = option("local", "`ray` encodes on a cluster (pip install 'distcam[ray]')."),
+    ray_address: str | None = option(
+        None, "With --engine ray: the cluster, e.g. `auto`. Default: Ray on this machine."
+    ),
+    ray_workers: int | None = option(None, "With --engine ray: encoders at work at once.", min=1),
     strict: options.Strict = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Encode images and write them, with their pooled vectors and labels, as a gallery."""
-    from ...images import BoxSource
-    from ...index import Gallery
-
-    where: Literal["local"] | RayEngine = "local"
+    where: Literal["local"] | library.index.RayEngine = "local"
     if engine == "ray":
-        from ...index import RayEngine
-
-        where = RayEngine(ray_address, ray_workers)
+        where = library.index.RayEngine(ray_address, ray_workers)
     else:
         refuse_unused("by the local engine", "ray_address", "ray_workers", remedy="add --engine ray")
     if masks is None:
         refuse_unused("without --masks", "mask_class", remedy="add --masks FOLDER")
     if not store_lines:
         refuse_unused("without --store-lines", "fine_layer", remedy="add --store-lines")
-    console.require_encoder(encoder, weights, layer)
+    loading.require(encoder)
     console.require_images([images])
     with console.resumable(), console.progress_bar("building") as progress:
-        loaded = console.load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
-        gallery = Gallery.build(
+        loaded = loading.load(encoder)
+        gallery = library.index.Gallery.build(
             images,
             loaded,
             out=out_path,
@@ -98,11 +93,9 @@ def build(
             store_lines=fine_layer if store_lines else False,
             masks=masks,
             mask_class=mask_class,
-            boxes=BoxSource(boxes, box_format, box_confidence),
+            boxes=boxed.source,
             box_margin=box_margin,
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
+            **vars(running),
             index=index,
             backend=backend,
             overwrite=overwrite,
@@ -111,9 +104,7 @@ def build(
             engine=where,
         )
         if store_lines:
-            from ...retrieval import Retriever
-
-            Retriever(gallery, loaded, device=device).lines.keep()
+            library.retrieval.Retriever(gallery, loaded, device=running.device).lines.keep()
     if as_json:
         console.print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
@@ -136,23 +127,17 @@ def build(
 def add(
     gallery: options.GalleryPath,
     images: options.Images,
+    *,
     encoder: options.GalleryEncoder = None,
     labels: options.Labels = None,
-    boxes: options.BoxFile = None,
-    box_format: options.BoxFormat = None,
-    box_confidence: options.BoxConfidence = None,
-    batch_size: options.BatchSize = None,
-    workers: options.Workers = None,
-    device: options.Device = "auto",
+    boxed: options.BoxOptions,
+    running: options.Running,
     strict: options.Strict = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Add images: new ones are encoded, changed ones replaced, known ones left alone."""
-    from ...images import BoxSource
-    from ...index import Gallery
-
     console.require_file(encoder, "--encoder")
-    opened = Gallery.open(gallery)
+    opened = library.index.Gallery.open(gallery)
     console.require_images([images])
     from ...index.sync.sync import LazyEncoder
 
@@ -162,10 +147,8 @@ def add(
             images,
             loaded,
             labels=labels,
-            boxes=BoxSource(boxes, box_format, box_confidence),
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
+            boxes=boxed.source,
+            **vars(running),
             strict=strict,
             progress=progress,
         )
@@ -181,21 +164,18 @@ def add(
 @app.command(epilog="Example: `distcam index remove photos.gallery --where 'label=cat'`")
 def remove(
     gallery: options.GalleryPath,
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(help="Paths of images, as the gallery lists them or where they lie.", show_default=False),
-    ] = None,
-    path: Annotated[list[str] | None, typer.Option(help="The same as an option; repeatable.")] = None,
-    where: Annotated[str | None, typer.Option(help="A filter, e.g. `label=cat` or `year<2020 and camera!=3`.")] = None,
+    images: list[str] | None = argument(
+        None, "Paths of images, as the gallery lists them or where they lie.", show_default=False
+    ),
+    path: list[str] | None = option(None, "The same as an option; repeatable."),
+    where: str | None = option(None, "A filter, e.g. `label=cat` or `year<2020 and camera!=3`."),
     as_json: options.AsJson = False,
 ) -> None:
     """Remove images by path or by a filter; nothing is rebuilt."""
-    from ...index import Gallery
-
     paths = [*(images or ()), *(path or ())]
     if bool(paths) == (where is not None):
         raise InputError("say what to remove: paths of images, or --where FILTER; one of both")
-    opened = Gallery.open(gallery)
+    opened = library.index.Gallery.open(gallery)
     for hint in opened.filter_hints(where) if where is not None else ():
         console.note(hint)
     removed = opened.remove(paths=paths or None, where=where)
@@ -209,15 +189,11 @@ def remove(
 @app.command(epilog="Example: `distcam index info photos.gallery --json`")
 def info(
     gallery: options.GalleryPath,
-    skipped: Annotated[
-        bool, typer.Option("--skipped", help="Also list every file that could not be used, with the reason.")
-    ] = False,
+    skipped: bool = option(False, "Also list every file that could not be used, with the reason.", "--skipped"),
     as_json: options.AsJson = False,
 ) -> None:
     """Show what a gallery holds and which encoder built it."""
-    from ...index import Gallery
-
-    opened = Gallery.open(gallery, verify=False)
+    opened = library.index.Gallery.open(gallery, verify=False)
     facts, left_out = opened.info(), opened.skipped if skipped else ()
     if as_json:
         console.print_json({**facts, **({"skipped_files": [asdict(item) for item in left_out]} if skipped else {})})
@@ -232,18 +208,14 @@ def info(
 @app.command(epilog="Example: `distcam index verify photos.gallery --repair`")
 def verify(
     gallery: options.GalleryPath,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Set damaged files aside, drop damaged caches, sweep up.")
-    ] = False,
+    repair: bool = option(False, "Set damaged files aside, drop damaged caches, sweep up.", "--repair"),
     as_json: options.AsJson = False,
 ) -> None:
     """Check every file of a gallery: checksums, structure, values, counts.
 
     Exit status 1 when something is wrong; with --repair, when it could not be mended without loss.
     """
-    from ...index import verify_gallery
-
-    report = verify_gallery(gallery, repair=repair)
+    report = library.index.verify_gallery(gallery, repair=repair)
     console.answer(report.to_dict(), str(report), as_json=as_json)
     raise typer.Exit(0 if report.is_sound and not report.has_losses else 1)
 
@@ -251,9 +223,7 @@ def verify(
 @app.command(epilog="Example: `distcam index compact photos.gallery`")
 def compact(gallery: options.GalleryPath, as_json: options.AsJson = False) -> None:
     """Merge small segments and drop removed images from disk."""
-    from ...index import Gallery
-
-    opened = Gallery.open(gallery)
+    opened = library.index.Gallery.open(gallery)
     before = opened.info()["bytes"]
     opened.compact()
     after = opened.info()["bytes"]

@@ -10,15 +10,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Any, Literal
 
 from ...errors import DistcamError, InputError
 from ...remarks import counted
-from .. import console, options
+from .. import console, library, options
 from ..command import refuse_unused
-from ..options import AsJson, BatchSize, Device, GalleryEncoder, GalleryPath, Index, Labels, Metric, Strict, Workers
+from ..options import argument, option
 from .manage import note_what_is_due
 
 SYNC_EXAMPLE = (
@@ -31,47 +29,30 @@ RESTORE_EXAMPLE = "Example: `distcam index restore backup/photos.gallery photos.
 
 
 def sync(
-    gallery: GalleryPath,
-    folder: Annotated[Path, typer.Argument(help="The folder to follow; images elsewhere are left alone.")],
-    encoder: GalleryEncoder = None,
-    labels: Labels = None,
-    boxes: options.BoxFile = None,
-    box_format: options.BoxFormat = None,
-    box_confidence: options.BoxConfidence = None,
-    checksum: Annotated[
-        bool, typer.Option("--checksum", help="Read every file instead of trusting size and time of change.")
-    ] = False,
-    keep_missing: Annotated[
-        bool, typer.Option("--keep-missing", help="Images whose files are gone stay in the gallery.")
-    ] = False,
-    max_vanishing: Annotated[
-        float, typer.Option(min=0, max=1, help="Refuse when more than this share of the folder's images would leave.")
-    ] = 0.5,
-    force: Annotated[
-        bool, typer.Option("--force", help="Let any number leave, and all if the folder is empty.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Go on, and follow every change until Ctrl-C or SIGTERM.")
-    ] = False,
-    every: Annotated[
-        float | None,
-        typer.Option(help="With --watch: look every so many seconds (network disks need it). Default: when told."),
-    ] = None,
-    settle: Annotated[
-        float, typer.Option(min=0, help="With --watch: seconds that a file must have been left alone.")
-    ] = 2.0,
+    gallery: options.GalleryPath,
+    folder: Path = argument(..., "The folder to follow; images elsewhere are left alone."),
+    *,
+    encoder: options.GalleryEncoder = None,
+    labels: options.Labels = None,
+    boxed: options.BoxOptions,
+    checksum: bool = option(False, "Read every file instead of trusting size and time of change.", "--checksum"),
+    keep_missing: bool = option(False, "Images whose files are gone stay in the gallery.", "--keep-missing"),
+    max_vanishing: float = option(
+        0.5, "Refuse when more than this share of the folder's images would leave.", min=0, max=1
+    ),
+    force: bool = option(False, "Let any number leave, and all if the folder is empty.", "--force"),
+    dry_run: bool = option(False, "Only say what would happen.", "--dry-run"),
+    watch: bool = option(False, "Go on, and follow every change until Ctrl-C or SIGTERM.", "--watch"),
+    every: float | None = option(
+        None, "With --watch: look every so many seconds (network disks need it). Default: when told."
+    ),
+    settle: float = option(2.0, "With --watch: seconds that a file must have been left alone.", min=0),
     root: options.Root = None,
-    batch_size: BatchSize = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    strict: Strict = False,
-    as_json: AsJson = False,
+    running: options.Running,
+    strict: options.Strict = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make a gallery hold what a folder holds: new, changed, renamed and removed files, told apart by contents."""
-    from ...images import BoxSource
-    from ...index import Gallery
-
     if watch and dry_run:
         raise InputError("--watch does things and --dry-run does not; leave one out")
     if not watch:
@@ -81,26 +62,22 @@ def sync(
     if force:
         refuse_unused("with --force, which lets any number leave", "max_vanishing")
     if dry_run:
-        refuse_unused("with --dry-run, which encodes nothing", "encoder", "batch_size", "workers", "device", "strict")
+        refuse_unused("with --dry-run, which encodes nothing", "encoder", options.Running, "strict")
     console.require_file(encoder, "--encoder")
-    opened = Gallery.open(gallery, root=root)
+    opened = library.index.Gallery.open(gallery, root=root)
     settings: dict[str, Any] = {
         "labels": labels,
-        "boxes": BoxSource(boxes, box_format, box_confidence),
+        "boxes": boxed.source,
         "checksum": checksum,
         "keep_missing": keep_missing,
         "max_vanishing": max_vanishing,
         "force": force,
-        "batch_size": batch_size,
-        "workers": workers,
-        "device": device,
+        **vars(running),
         "strict": strict,
     }
     if watch:
-        from ...index import watch_folder
-
         with _ended_by_signals():
-            for outcome in watch_folder(opened, folder, encoder, every=every, settle=settle, **settings):
+            for outcome in library.index.watch_folder(opened, folder, encoder, every=every, settle=settle, **settings):
                 if isinstance(outcome, DistcamError):
                     console.complain(str(outcome))
                 elif as_json:
@@ -145,30 +122,21 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def import_(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="A folder of clip-retrieval or of `index export`, a .csv of Open Metric Learning, hloc's .h5."
-        ),
-    ],
-    out_path: Annotated[Path, typer.Option("--out", help="The gallery's folder.")],
-    kind: Annotated[
-        Literal["auto", "clip-retrieval", "oml", "hloc"], typer.Option(help="Whose layout it is; `auto` looks.")
-    ] = "auto",
-    embeddings: Annotated[
-        Path | None, typer.Option(help="With a table: its vectors, a .npy or .pt file with a row per line.")
-    ] = None,
-    metric: Annotated[Metric | None, typer.Option(help="Default: `cosine`, or what an export says.")] = None,
-    name: Annotated[str | None, typer.Option(help="What made the vectors. Default: the source's name.")] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="The CHECKPOINT that made them; it is tried on some of the images.")
-    ] = None,
-    label_column: Annotated[str | None, typer.Option(help="The column with the classes. Default: `label`.")] = None,
-    root: Annotated[Path | None, typer.Option(help="The folder that relative image paths refer to.")] = None,
-    index: Index = "auto",
-    device: Device = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a gallery at --out.")] = False,
-    as_json: AsJson = False,
+    source: Path = argument(
+        ..., "A folder of clip-retrieval or of `index export`, a .csv of Open Metric Learning, hloc's .h5."
+    ),
+    out_path: Path = option(..., "The gallery's folder.", "--out"),
+    kind: Literal["auto", "clip-retrieval", "oml", "hloc"] = option("auto", "Whose layout it is; `auto` looks."),
+    embeddings: Path | None = option(None, "With a table: its vectors, a .npy or .pt file with a row per line."),
+    metric: options.Metric | None = option(None, "Default: `cosine`, or what an export says."),
+    name: str | None = option(None, "What made the vectors. Default: the source's name."),
+    encoder: str | None = option(None, "The CHECKPOINT that made them; it is tried on some of the images."),
+    label_column: str | None = option(None, "The column with the classes. Default: `label`."),
+    root: Path | None = option(None, "The folder that relative image paths refer to."),
+    index: options.Index = "auto",
+    device: options.Device = "auto",
+    overwrite: bool = option(False, "Replace a gallery at --out.", "--overwrite"),
+    as_json: options.AsJson = False,
 ) -> None:
     """Make a gallery of vectors that another tool made."""
     from ...index.interop.import_ import import_gallery
@@ -207,36 +175,30 @@ def import_(
 
 
 def export(
-    gallery: GalleryPath,
-    out_path: Annotated[str, typer.Option("--out", help="A new folder, a file for csv; qdrant also an address.")],
-    to: Annotated[
-        Literal["clip-retrieval", "lancedb", "qdrant", "datasets", "fiftyone", "csv"],
-        typer.Option(help="For which tool; `datasets` is Hugging Face's, `csv` holds paths, labels and columns."),
-    ] = "clip-retrieval",
-    index: Annotated[
-        str, typer.Option(help="`flat`, `auto` (by size), `none`, or a FAISS factory string such as `HNSW32`.")
-    ] = "flat",
-    rows_per_file: Annotated[int, typer.Option(min=1, help="Images in each pair of files.")] = 250_000,
-    half: Annotated[bool, typer.Option("--half", help="Vectors in half precision; reading back is not exact.")] = False,
-    encoder: Annotated[
-        bool, typer.Option("--encoder/--no-encoder", help="Whether the gallery's encoder goes into the export.")
-    ] = True,
-    as_json: AsJson = False,
+    gallery: options.GalleryPath,
+    out_path: str = option(..., "A new folder, a file for csv; qdrant also an address.", "--out"),
+    to: Literal["clip-retrieval", "lancedb", "qdrant", "datasets", "fiftyone", "csv"] = option(
+        "clip-retrieval", "For which tool; `datasets` is Hugging Face's, `csv` holds paths, labels and columns."
+    ),
+    index: str = option("flat", "`flat`, `auto` (by size), `none`, or a FAISS factory string such as `HNSW32`."),
+    rows_per_file: int = option(250_000, "Images in each pair of files.", min=1),
+    half: bool = option(False, "Vectors in half precision; reading back is not exact.", "--half"),
+    encoder: bool = option(True, "Whether the gallery's encoder goes into the export.", "--encoder/--no-encoder"),
+    as_json: options.AsJson = False,
 ) -> None:
     """Write vectors (NumPy), records (Parquet) and a FAISS index for other tools, in clip-retrieval's layout."""
-    from ...index import Gallery
     from ...index.interop.export import export_gallery
     from ...index.interop.stores import export_rows
 
     if to != "clip-retrieval":
         refuse_unused(f"by --to {to}", "index", "rows_per_file", "half", "encoder")
         with console.resumable("nothing was written"), console.progress_bar("exporting") as progress:
-            told = export_rows(Gallery.open(gallery), out_path, to=to, progress=progress)
+            told = export_rows(library.index.Gallery.open(gallery), out_path, to=to, progress=progress)
         console.answer(told, f"{counted(told['images'], 'image')} in {out_path}, for {to}", as_json=as_json)
         return
     with console.resumable("nothing was written"), console.progress_bar("exporting") as progress:
         written = export_gallery(
-            Gallery.open(gallery),
+            library.index.Gallery.open(gallery),
             out_path,
             index=index,
             rows_per_file=rows_per_file,
@@ -250,17 +212,15 @@ def export(
 
 
 def restore(
-    source: Annotated[Path, typer.Argument(metavar="FROM", help="A copy of a gallery; it is checked first.")],
-    gallery: Annotated[Path, typer.Argument(metavar="GALLERY", help="The gallery to replace, or a new folder.")],
-    as_json: AsJson = False,
+    source: Path = argument(..., "A copy of a gallery; it is checked first.", metavar="FROM"),
+    gallery: Path = argument(..., "The gallery to replace, or a new folder.", metavar="GALLERY"),
+    as_json: options.AsJson = False,
 ) -> None:
     """Replace a gallery by a copy in one step, or copy one to a new folder; readers and servers go on meanwhile.
 
     Copying files over a gallery that is in use breaks it for whoever reads it; this does not.
     """
-    from ...index import Gallery, restore_gallery
-
-    restore_gallery(source, gallery)
-    images = len(Gallery.open(gallery, verify=False))
+    library.index.restore_gallery(source, gallery)
+    images = len(library.index.Gallery.open(gallery, verify=False))
     content = {"gallery": str(gallery), "from": str(source), "images": images}
     console.answer(content, f"{counted(images, 'image')} in {gallery}, as in {source}", as_json=as_json)

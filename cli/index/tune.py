@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
 from ...errors import InputError
 from ...remarks import counted, remark
+from .. import library
 from ..command import refuse_unused
-from ..console import answer, note, out, print_json, progress_bar, require_file, require_images, resumable, say
-from ..options import AsJson, Device, GalleryEncoder, GalleryPath, Labels, Strict
+from ..console import (
+    answer,
+    load_retriever,
+    note,
+    out,
+    print_json,
+    progress_bar,
+    require_file,
+    require_images,
+    resumable,
+    say,
+)
+from ..options import AsJson, Device, GalleryEncoder, GalleryPath, Labels, Strict, option
 
 if TYPE_CHECKING:
     from ...index import Gallery, TuningReport
@@ -29,31 +40,25 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 def tune(
     gallery: GalleryPath,
-    recall: Annotated[float, typer.Option(help="Share of the true ten neighbours that have to be found.")] = 0.97,
-    memory: Annotated[
-        str | None, typer.Option(help="What index and ids may take: 4G, 500M. Default: half of the machine's memory.")
-    ] = None,
-    latency_ms: Annotated[
-        float | None,
-        typer.Option(help="What a single query may take; the smallest such index wins. Default: the quickest wins."),
-    ] = None,
-    queries: Annotated[int, typer.Option(min=1, help="How many stored images ask, each without itself.")] = 500,
-    candidates: Annotated[
-        list[str] | None,
-        typer.Option(help="A FAISS factory string to try, such as `IVF4096,SQ8`; repeatable. Default: by size."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of queries and of the training.")] = 0,
+    recall: float = option(0.97, "Share of the true ten neighbours that have to be found."),
+    memory: str | None = option(None, "What index and ids may take: 4G, 500M. Default: half of the machine's memory."),
+    latency_ms: float | None = option(
+        None, "What a single query may take; the smallest such index wins. Default: the quickest wins."
+    ),
+    queries: int = option(500, "How many stored images ask, each without itself.", min=1),
+    candidates: list[str] | None = option(
+        None, "A FAISS factory string to try, such as `IVF4096,SQ8`; repeatable. Default: by size."
+    ),
+    seed: int = option(0, "Of the draw of queries and of the training."),
     device: Device = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, and leave the gallery as it is.")] = False,
+    dry_run: bool = option(False, "Measure, and leave the gallery as it is.", "--dry-run"),
     as_json: AsJson = False,
 ) -> None:
     """Try search indexes on the gallery's own vectors and keep the cheapest that is good enough.
 
     Matches are re-scored exactly whatever the index: it decides only which true neighbours may be missed.
     """
-    from ...index import Gallery
-
-    opened = Gallery.open(gallery)
+    opened = library.index.Gallery.open(gallery)
     with resumable("the gallery is as it was"), progress_bar("trying indexes") as progress:
         report = opened.tune(
             recall=recall,
@@ -108,55 +113,47 @@ def trials_table(report: TuningReport) -> Table:
 
 def calibrate(
     gallery: GalleryPath,
-    queries: Annotated[
-        str | None,
-        typer.Option(help="Labelled images that are not in the gallery. Default: its own images, each without itself."),
-    ] = None,
-    false_alarms: Annotated[float, typer.Option(help="Share of unknown queries that may pass.")] = 0.01,
-    exclude_same: Annotated[
-        str | None, typer.Option(help="A column, e.g. `camera`: images of a query's class that share it do not count.")
-    ] = None,
-    verify: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead measure on the gallery's labelled images whether `query --verify 20` helps, and keep the "
-            "calibration: `20`, `lines:20`."
-        ),
-    ] = None,
-    lines: Annotated[
-        bool, typer.Option("--lines", help="Instead keep what lines of this gallery are measured against.")
-    ] = False,
+    queries: str | None = option(
+        None, "Labelled images that are not in the gallery. Default: its own images, each without itself."
+    ),
+    false_alarms: float = option(0.01, "Share of unknown queries that may pass."),
+    exclude_same: str | None = option(
+        None, "A column, e.g. `camera`: images of a query's class that share it do not count."
+    ),
+    verify: str | None = option(
+        None,
+        "Instead measure on the gallery's labelled images whether `query --verify 20` helps, and keep the calibration: "
+        "`20`, `lines:20`.",
+    ),
+    lines: bool = option(False, "Instead keep what lines of this gallery are measured against.", "--lines"),
     labels: Labels = None,
     encoder: GalleryEncoder = None,
-    explanations: Annotated[
-        bool,
-        typer.Option(
-            "--explanations",
-            help="Choose the weighting that explains matches instead, by composites as in `benchmark explanations`.",
-        ),
-    ] = False,
-    composites: Annotated[int, typer.Option(min=2, help="With --explanations: images of two photographs.")] = 100,
+    explanations: bool = option(
+        False,
+        "Choose the weighting that explains matches instead, by composites as in `benchmark explanations`.",
+        "--explanations",
+    ),
+    composites: int = option(100, "With --explanations: images of two photographs.", min=2),
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the draw among the gallery's own images.")] = 0,
+    seed: int = option(0, "Of the draw among the gallery's own images."),
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose from which distance on nothing is a match, and store it with its error rates in the gallery."""
-    from ...index import Gallery
-
     if verify is not None or lines:
         unused = ("queries", "false_alarms", "labels", "strict", "max_pixels", "explanations", "composites")
         refuse_unused("with --verify or --lines", *unused)
-        _calibrate_lines(Gallery.open(gallery), verify, exclude_same, encoder, device, seed=seed, as_json=as_json)
+        _calibrate_lines(
+            library.index.Gallery.open(gallery), verify, exclude_same, encoder, device, seed=seed, as_json=as_json
+        )
         return
     if explanations:
         branch = "with --explanations"
         refuse_unused(branch, "false_alarms", "exclude_same", "encoder")
-        from ...images import list_images
         from ...retrieval.localisation import explanations as measured
 
-        opened = Gallery.open(gallery)
-        given = None if queries is None else list_images(queries, labels=labels)
+        opened = library.index.Gallery.open(gallery)
+        given = None if queries is None else library.images.list_images(queries, labels=labels)
         asked, references = measured.from_gallery(opened, given, 2 * composites, seed=seed)
         with progress_bar("composites") as progress:
             table = measured.benchmark_explanations(
@@ -185,7 +182,7 @@ def calibrate(
         refuse_unused("with --queries, which all ask", "seed")
         require_file(encoder, "--encoder")
         require_images([queries])
-    opened = Gallery.open(gallery)
+    opened = library.index.Gallery.open(gallery)
     options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
     if queries is not None:
         with progress_bar("encoding queries"):
@@ -218,12 +215,10 @@ def _calibrate_lines(
     as_json: bool,
 ) -> None:
     """The scale of the gallery's lines, and with `verify` whether sorting matches anew helps; both are kept."""
-    from ...encoders import Encoder
-    from ...retrieval import Retriever
     from ...retrieval.verifying import calibrate_verification
 
     require_file(encoder, "--encoder")
-    retriever = Retriever(gallery, None if encoder is None else Encoder.load(encoder), device=device)
+    retriever = load_retriever(gallery, encoder, device)
     with progress_bar("looking for lines") as progress:
         scale = retriever.lines.keep()
         found = None
@@ -256,18 +251,18 @@ def _encoded_probes(
     """Labelled images, encoded as the gallery was, for `Gallery.calibrate`; those that cannot be used are left out."""
     import numpy as np
 
-    from ...encoders import Inference
-    from ...images import list_images
     from ...index.sync.sync import LazyEncoder
     from ...retrieval.localisation.references import photographs
 
     loaded = LazyEncoder(gallery, encoder)()
-    listing = list_images(queries, labels=labels)
+    listing = library.images.list_images(queries, labels=labels)
     if column is not None and column not in listing.column_names:
         raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")
     photographs(listing, strict=strict)
     records = [record for record in listing if record.label is not None]
-    inference = Inference(loaded, device=device, precision=gallery.manifest.encoder.precision or "auto")
+    inference = library.encoders.Inference(
+        loaded, device=device, precision=gallery.manifest.encoder.precision or "auto"
+    )
     known, vectors, failures = [], [], []
     for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record)), maps=False):
         failures += [f"{failure.item.path}: {failure.error.reason}" for failure in batch.failures]
