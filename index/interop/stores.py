@@ -145,13 +145,12 @@ def _to_datasets(_gallery: Gallery, out: str, blocks: _Blocks) -> None:
 
 
 def _to_fiftyone(gallery: Gallery, out: str, blocks: _Blocks) -> None:
-    try:
-        import fiftyone as fo
-    except ImportError as error:
-        raise _missing("fiftyone", error) from error
+    import fiftyone as fo
+
     samples: dict[str, Any] = {}
     for columns, vectors in blocks:
-        for row, vector in zip(_rows(columns), vectors, strict=True):
+        for *values, vector in zip(*columns.values(), vectors, strict=True):
+            row = dict(zip(columns, values, strict=True))
             box, label = split_item(row.pop("path"))[1], row.pop("label")
             file = row.pop("image_path")
             sample = samples.setdefault(file, fo.Sample(filepath=file))
