@@ -158,7 +158,7 @@ def read_class_lists(folder_of_lists: Path, suffix: str = ".json") -> dict[str, 
     for stem in ("train", "val", "test", "base", "novel"):
         file = folder_of_lists / f"{stem}{suffix}"
         if file.is_file():
-            content = [line for _, line in lines_of(file)] if suffix != ".json" else _json(file)
+            content = [line for _, line in lines_of(file, is_utf8=True)] if suffix != ".json" else _json(file)
             if isinstance(content, dict):
                 content = content.get("class_roots", content.get("class_names", content.get("label_names")))
             if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):

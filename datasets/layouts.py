@@ -61,7 +61,7 @@ class Layout:
 
 def fields_of(file: Path, *columns: str, skip: int = 0) -> Iterator[list[str]]:
     """The fields of every line after the first `skip`; as many as there are columns, the last may hold blanks."""
-    for number, line in lines_of(file)[skip:]:
+    for number, line in lines_of(file, is_utf8=True)[skip:]:
         fields = line.split(maxsplit=len(columns) - 1)
         if len(fields) != len(columns):
             raise InputError(f"{file} line {number}: expected {' '.join(columns)}; got {line[:80]!r}")
@@ -169,12 +169,12 @@ def _whole(root: Path) -> list[_Car]:
 
 def _tables(root: Path) -> list[_Car]:
     """The Kaggle copy: tables without a header (file, box, class), and a folder for each class."""
-    names = [line.strip('"') for _, line in lines_of(root / "names.csv")]
+    names = [line.strip('"') for _, line in lines_of(root / "names.csv", is_utf8=True)]
     inside = "car_data/car_data" if (root / "car_data" / "car_data").is_dir() else "car_data"
     found = []
     for half in ("train", "test"):
         file = root / f"anno_{half}.csv"
-        for row in csv.reader(line for _, line in lines_of(file)):
+        for row in csv.reader(line for _, line in lines_of(file, is_utf8=True)):
             _, number, name = _car(row[0], whole_number(row[-1], file), names, file)
             found.append((f"{inside}/{half}/{name.replace('/', '-')}/{row[0]}", number, name))
     return found

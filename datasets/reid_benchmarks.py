@@ -214,7 +214,7 @@ def read_msmt17(root: Path) -> ReidData:
                 continue
             expected = "list_train.txt, list_query.txt and list_gallery.txt"
             raise InputError(f"{root}: expected {expected}; {file.name} is missing")
-        lines += [(name, file, number, line) for number, line in lines_of(file)]
+        lines += [(name, file, number, line) for number, line in lines_of(file, is_utf8=True)]
     images = usable(lines, lambda line: _msmt17_image(*line, folders=_MSMT17_FOLDERS[version]))
     notes = (f"version {version[1]}", "train holds list_train and list_val; some codes train on list_train alone")
     return ReidData("msmt17", root, tuple(images), Protocol(), known=_MSMT17, notes=notes, has_common_identities=False)
@@ -272,4 +272,4 @@ def _vehicles(file: Path) -> list[ReidImage]:
         name = name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.jpg"
         return ReidImage(f"image/{name}", whole_number(fields[1], f"{file} line {line}"), None, "test")
 
-    return usable(lines_of(file) if file.is_file() else [], read)
+    return usable(lines_of(file, is_utf8=True) if file.is_file() else [], read)

@@ -188,8 +188,13 @@ def text_of(file: Path) -> str:
         return stream.read()
 
 
-def lines_of(file: Path) -> list[tuple[int, str]]:
-    """Number and text, without the blanks around it, of every line that is not blank; encodings see `text_of`."""
+def lines_of(file: Path, *, is_utf8: bool = False) -> list[tuple[int, str]]:
+    """Number and text, without the blanks around it, of every line that is not blank.
+
+    Encodings as for `text_of`; with `is_utf8` any other than UTF-8 is refused.
+    """
+    if is_utf8 and _encoding(file) not in ("utf-8", "utf-8-sig"):
+        raise InputError(f"{file}: expected UTF-8 text")
     lines = (line.strip() for line in re.split(r"\r\n?|\n", text_of(file)))
     return [(number, line) for number, line in enumerate(lines, 1) if line]
 

@@ -48,6 +48,9 @@ class BoxTable:
     problems: tuple[str, ...] = ()  # boxes and annotations that cannot be used and are left out: place and reason
     label_column: str = "label"  # what the boxes' labels are: classes, or of a detector its kinds of object
 
+    def __len__(self) -> int:
+        return len(self.annotations)
+
     def key(self, file: Path, *, relative: str) -> str | None:
         """The name of an image's annotation, by its path or the listing's own path for it (`relative`); or None."""
         if self.is_by_stem:

@@ -142,7 +142,7 @@ def drawn_on(
 
 def _no_match(listing: Listing, boxes: BoxTable) -> str:
     if not any(boxes.boxes):
-        return f"{boxes.source}: there is no box in it, in {len(boxes.annotations):,} annotations"
+        return f"{boxes.source}: there is no box in it, in {len(boxes):,} annotations"
     known = next(iter(boxes.annotations))
     paths = [record.path for record, _ in zip(listing, range(500), strict=False)]
     seen = str(listing.root / paths[0]) if paths else "no image"
