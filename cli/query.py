@@ -175,7 +175,8 @@ def query(
         retriever = console.load_retriever(opened, encoder, device, fine_layer=fine_layer)
         if lines:
             _ = retriever.lines.layer  # read in the queries' own pass
-    asked |= {"verify": verify} | ({} if text and words is None else {"text": words, "text_weight": text_weight})
+    asked |= {"verify": verify}
+    asked |= {} if text and words is None else {"text": words, "text_weight": text_weight}
     skipped: list[Path] = []
     if text and words is None:
         results = retriever.query_text(text, **asked)
