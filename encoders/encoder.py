@@ -180,11 +180,12 @@ class Encoder(nn.Module):
                 raise InputError(f"{source} brings its own {brought}; leave them out")
             return cls._restored(source, transform, colours)
         state, own_transform = weight_files.published(name := os.fspath(source), weights)
+        options = weight_files.with_last_stride(options or {}, name, state)
         if readout != "auto":
-            options = {**(options or {}), "readout": readout}
+            options = {**options, "readout": readout}
         size = ((transform or own_transform).height, (transform or own_transform).width)
         with weight_files.drawn_from(seed) if state is None else weight_files.uninitialised():
-            how: dict[str, Any] = {"layer": layer, "options": options or {}, "is_pretrained": weights == "pretrained"}
+            how: dict[str, Any] = {"layer": layer, "options": options, "is_pretrained": weights == "pretrained"}
             built = build_backbone(name, image_size=size, **how)
         if built.assumed and transform is None and None in colours.values():
             remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong")
