@@ -106,7 +106,12 @@ class Encoder(nn.Module):
             own = feature_map if isinstance(self.pooling, GAP | GeM) else feature_map.clone()
             require_poolable(self.backbone, is_mean=isinstance(self.pooling, GAP))
             pooled = self.pooling(own)
-            return Encoding(feature_map, pooled, self.embed(pooled), told[0] if told else None)
+            return Encoding(feature_map, pooled, self.embed(pooled), torch.cat(told) if told else None)
+
+    @property
+    def is_read_exactly(self) -> bool:
+        """False if the map is of first order before any head, of a network that has run; see `read_out`."""
+        return bool(getattr(self.backbone, "is_exact", True))
 
     def embed(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """The head's answer to pooled vectors, which stay as they are; ShapeError for a head of another width."""
