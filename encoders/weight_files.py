@@ -271,7 +271,8 @@ def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
 
 # Fast-reid's and the strong baseline's, MiewID's, torchreid's.
 _NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]|^bn\.|^fc\.1\.")
-_WITH_LAST_STRIDE = re.compile(r"(^|\.)(bottleneck\.([01]\.)?|fc\.1\.)running_mean$")
+_PROJECTOR = re.compile(r"(^|\.)fc\.[2-9]\.")  # of self-supervised training (SimSiam), which is no head
+_WITH_LAST_STRIDE = re.compile(r"(^|\.)(bottleneck\.([01]\.)?|bn_?neck\.|fc\.1\.)running_mean$")
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _GEM = re.compile(r"(^|\.)(pool\w*|gem\w*|gap|global_pool)\.p$")  # a learnt exponent of generalised-mean pooling
@@ -304,7 +305,7 @@ def brought_head(head: nn.Module, left: dict[str, Tensor], *, width: int, is_fre
         for place in places
         if _NECK.search(place) and all(f"{place}{name}" in left and left[f"{place}{name}"].ndim == 1 for name in _NORM)
     ]
-    place = necks[0] if len(necks) == 1 else ""
+    place = necks[0] if len(necks) == 1 and not any(map(_PROJECTOR.search, left)) else ""
     if not place or not (is_free or isinstance(head, BNNeck)):
         return head
     within, dim = place.removesuffix("1."), len(left[f"{place}running_mean"])
@@ -332,8 +333,9 @@ def with_last_stride(options: Mapping[str, Any], name: str, state: StateDict | N
 
     Fast-reid, the strong baseline and torchreid's `resnet50_fc512` train with it, and weights do not tell a stride.
     """
-    names = () if state is None else (each for one in (state, *state.others) for each in one)
-    if name not in _RESNETS or "last_stride" in options or not any(map(_WITH_LAST_STRIDE.search, names)):
+    names = [] if state is None else [each for one in (state, *state.others) for each in one]
+    is_re_id = any(map(_WITH_LAST_STRIDE.search, names)) and not any(map(_PROJECTOR.search, names))
+    if name not in _RESNETS or "last_stride" in options or not is_re_id:
         return options
     remark(
         f"{name}: its file has the neck of re-identification networks, so the last stride is taken as 1, as they are "

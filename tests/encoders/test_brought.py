@@ -76,6 +76,18 @@ def test_a_last_stride_of_ones_own_stays(network, tmp_path) -> None:
     assert encoder(torch.zeros(1, 3, 64, 64)).feature_map.shape[2:] == (2, 2)
 
 
+def test_a_projector_of_self_supervised_training_is_no_head(network, tmp_path) -> None:
+    trunk = {f"encoder.{name}": value for name, value in network.state_dict().items() if name[:3] != "fc."}
+    layers = {f"encoder.fc.{i}.weight": torch.rand(512, 512) for i in (0, 3, 6)}
+    norms = [batch_norm(f"encoder.fc.{i}.") for i in (1, 4, 7)]
+    torch.save({"state_dict": {**trunk, **layers, **norms[0], **norms[1], **norms[2]}}, tmp_path / "w.pth")
+    with pytest.warns(DistcamWarning, match="15 of its tensors have no place in the network and are left out") as said:
+        encoder = Encoder.load("resnet18", weights=tmp_path / "w.pth", transform=SMALL)
+    assert len(said) == 1
+    assert isinstance(encoder.head, Identity)
+    assert encoder.options == {}
+
+
 def test_a_head_and_an_exponent_of_ones_own_stay(network, tmp_path) -> None:
     torch.save({**network.state_dict(), "pool.p": torch.tensor(2.0), **batch_norm("bottleneck.")}, tmp_path / "w.pth")
     with warnings.catch_warnings():

@@ -162,7 +162,7 @@ def miewids(backbone: nn.Module) -> nn.Module:
     backbone.classifier, backbone.global_pool = nn.Identity(), nn.Identity()
     model = nn.Module()
     model.backbone, model.pooling, model.bn = backbone, nn.Module(), nn.BatchNorm1d(backbone.num_features)
-    model.pooling.p = nn.Parameter(torch.ones(1) * 2.6)
+    model.pooling.p = nn.Parameter(torch.ones(1))
     model.final = nn.Linear(backbone.num_features, 9, bias=False)  # the margin loss's centres
     return model
 
@@ -175,6 +175,7 @@ def test_a_miewid_checkpoint_is_an_encoder_without_its_code(name: str, width: in
     timm, safetensors = pytest.importorskip("timm"), pytest.importorskip("safetensors.torch")
     torch.manual_seed(0)
     model = drawn(miewids(timm.create_model(name)))
+    model.pooling.p.data.fill_(2.6)
     safetensors.save_file(model.state_dict(), tmp_path / "model.safetensors")
     chips = Transform(440, fit="squash")
     with pytest.warns(DistcamWarning) as said:
