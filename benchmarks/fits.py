@@ -1,6 +1,6 @@
 """Which way of fitting a photograph into the network's square, and which arithmetic, retrieves best.
 
-    python benchmarks/fits.py DATA… --encoder mobilenet_v2 --weights FILE
+    python benchmarks/fits.py DATA… --encoder mobilenet_v2 --weights FILE [--fits crop,pad]
 
 DATA are folders of classes, folders with `query/<class>/` and `gallery/<class>/`, or tables (path,label; the rows of
 the split `test` if there is a column `split`; images with the same `photo_id` are never compared). For every fit and
@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from distcam import Encoder
 from distcam.encoders import Inference
 from distcam.images import load_dataset
-
-FITS = ("crop", "squash", "pad")
 
 
 def measured(data: Path, encoder: Encoder, precision: str) -> NDArray[np.float64]:
@@ -64,16 +62,18 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--encoder", default="mobilenet_v2")
     parser.add_argument("--weights", default="imagenet")
+    parser.add_argument("--fits", default="crop,squash,pad")
     parser.add_argument("--precisions", default="fp32,bf16")
     options = parser.parse_args()
     encoder = Encoder.load(options.encoder, weights=options.weights)
+    own = encoder.transform
     print(f"{describe_machine('torch')}, {torch.get_num_threads()} threads, {encoder.short_name}", flush=True)
     for data in options.data:
         first = None
         print(f"\n{data.name}\n\n| fit | precision | R@1 | | MAP@R | |\n|---|---|---:|---:|---:|---:|", flush=True)
         for precision in options.precisions.split(","):
-            for fit in FITS:
-                encoder.transform = encoder.transform.adapted(fit=fit)
+            for fit in options.fits.split(","):
+                encoder.transform = own if own.fit == fit else own.adapted(fit=fit)
                 values = measured(data, encoder, precision)
                 first = values if first is None else first
                 print(

@@ -165,7 +165,8 @@ def _factor(mode: Following, tensor: Tensor, factor: Any) -> Any:
         return factor.detach().float().reshape(())
     if factor.ndim == tensor.ndim and factor.shape[0] == mode.n_images and factor[0].numel() == 1:
         return factor.float().reshape(-1, 1, 1).clone()
-    return factor.float().reshape(-1) if factor.numel() == width else None
+    is_of_features = factor.numel() == width and (tensor.ndim != 3 or factor.shape[-1] == width)
+    return factor.float().reshape(-1) if is_of_features else None  # else one for each token, even of as many features
 
 
 def _token_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:

@@ -28,6 +28,10 @@ Call = Callable[..., Any]
 Rule = Callable[["Following", Call, Any, Any], Any]  # the pass, the function and its arguments → its output
 
 
+class AmbiguousBatchError(Exception):
+    """Images and tokens are equally many, so a tensor's shape does not tell which axis is which."""
+
+
 @dataclass(frozen=True, eq=False)
 class Contribution:
     """What comes directly from places in a tensor whose rows are tokens (or in a vector, which is one row)."""
@@ -121,7 +125,9 @@ class Following(TorchFunctionMode):
         return tokens[:, :N_ROWS].float().clone()
 
     def token_axis(self, tensor: Tensor) -> int:
-        """The axis of the tokens in (b, n, d) or (n, b, d)."""
+        """The axis of the tokens in (b, n, d) or (n, b, d); AmbiguousBatchError where the shape fits both."""
+        if not torch.compiler.is_exporting() and tensor.shape[0] == tensor.shape[1] == self.n_images > 1:
+            raise AmbiguousBatchError
         return 1 if tensor.shape[0] == self.n_images else 0
 
     def grid_of(self, count: int) -> tuple[int, int] | None:

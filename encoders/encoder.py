@@ -106,7 +106,12 @@ class Encoder(nn.Module):
             own = feature_map if isinstance(self.pooling, GAP | GeM) else feature_map.clone()
             require_poolable(self.backbone, is_mean=isinstance(self.pooling, GAP))
             pooled = self.pooling(own)
-            return Encoding(feature_map, pooled, self.embed(pooled), told[0] if told else None)
+            return Encoding(feature_map, pooled, self.embed(pooled), torch.cat(told) if told else None)
+
+    @property
+    def is_read_exactly(self) -> bool:
+        """False if the map is of first order before any head, of a network that has run; see `read_out`."""
+        return bool(getattr(self.backbone, "is_exact", True))
 
     def embed(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """The head's answer to pooled vectors, which stay as they are; ShapeError for a head of another width."""
@@ -180,11 +185,12 @@ class Encoder(nn.Module):
                 raise InputError(f"{source} brings its own {brought}; leave them out")
             return cls._restored(source, transform, colours)
         state, own_transform = weight_files.published(name := os.fspath(source), weights)
+        options = weight_files.with_last_stride(options or {}, name, state)
         if readout != "auto":
-            options = {**(options or {}), "readout": readout}
+            options = {**options, "readout": readout}
         size = ((transform or own_transform).height, (transform or own_transform).width)
         with weight_files.drawn_from(seed) if state is None else weight_files.uninitialised():
-            how: dict[str, Any] = {"layer": layer, "options": options or {}, "is_pretrained": weights == "pretrained"}
+            how: dict[str, Any] = {"layer": layer, "options": options, "is_pretrained": weights == "pretrained"}
             built = build_backbone(name, image_size=size, **how)
         if built.assumed and transform is None and None in colours.values():
             remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong")

@@ -34,8 +34,10 @@ def library_of(name: str) -> str | None:
 def needs_weights(name: str) -> str:
     """The error where a network is named and its weights are not."""
     prefix = library_of(name)
-    published = f"'pretrained' ({LIBRARIES[prefix]}'s own, downloaded or from its cache)" if prefix else None
-    return f"{name} needs weights: a FILE, {published or _IMAGENET}, or 'random' (for trials)"
+    published = f"'pretrained' ({LIBRARIES[prefix]}'s own, downloaded or from its cache)" if prefix else _IMAGENET
+    if name.startswith("osnet_"):
+        return f"{name} needs weights: a FILE of torchreid or fast-reid, or 'random' (for trials)"
+    return f"{name} needs weights: a FILE, {published}, or 'random' (for trials)"
 
 
 _MAGICS = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError, ShapeError
 from ..remarks import remark
 from .contribution_rules import RULES
-from .contributions import Contribution, Following
+from .contributions import AmbiguousBatchError, Contribution, Following
 from .layers import Tap, as_feature_map, closest, eagerly
 
 READOUTS: Mapping[str, str] = {
@@ -73,6 +73,11 @@ def telling_constants() -> Iterator[list[Tensor]]:
         _CONSTANT.reset(token)
 
 
+def has_constant(backbone: nn.Module) -> bool:
+    """True if `telling_constants` may be told of something; unknown before the first run, it may."""
+    return isinstance(backbone, ReadOut) and backbone.is_costly and backbone.has_places
+
+
 def require_poolable(backbone: nn.Module, *, is_mean: bool) -> None:
     """Refuse another pooling than the mean where a map is made of a vector's parts, which nothing else pools to it."""
     if not is_mean and isinstance(backbone, ReadOut) and backbone.is_costly:
@@ -105,7 +110,10 @@ class ReadOut(nn.Module):
             self._learn(images)
         if not self.has_places or (self.is_costly and not makes_maps()):
             return self.vector(images)[:, :, None, None]
-        found, seen = self._followed(images, tangent=not self.is_exact, tail_only=self._starts_in_tail)
+        try:
+            found, seen = self._followed(images, tangent=not self.is_exact, tail_only=self._starts_in_tail)
+        except AmbiguousBatchError:  # as many images as tokens
+            return torch.cat([self(images[:1]), self(images[1:])])
         return seen.vector[:, :, None, None] if found is None else self._map(seen.vector, found)
 
     def vector(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p"]:

@@ -167,6 +167,8 @@ def usual_transform(name: str) -> Transform:
     """The usual transform of an architecture's weights where nothing says it: ImageNet's mean and deviation."""
     if name in ("conv4", "resnet12", "wrn28_10"):
         return Transform(84)
+    if name.startswith("osnet_"):
+        return Transform((256, 128), fit="squash")  # as torchreid resizes
     # Torchvision's GoogLeNet and Inception re-normalise inside, here they do not.
     return Transform(mean=_HALF, std=_HALF) if name in ("googlenet", "inception_v3") else Transform()
 
@@ -267,8 +269,12 @@ def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
 
 # --- Pooling and head that a file of weights brings beside a backbone --------------------------------------------
 
-_NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]|^bn\.")  # fast-reid's, the strong baseline's, MiewID's
+# Fast-reid's and the strong baseline's, MiewID's, torchreid's.
+_NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]|^bn\.|^fc\.1\.")
+_PROJECTOR = re.compile(r"(^|\.)fc\.[2-9]\.")  # of self-supervised training (SimSiam), which is no head
+_WITH_LAST_STRIDE = re.compile(r"(^|\.)(bottleneck\.([01]\.)?|bn_?neck\.|fc\.1\.)running_mean$")
 _NORM = ("weight", "bias", "running_mean", "running_var")
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _GEM = re.compile(r"(^|\.)(pool\w*|gem\w*|gap|global_pool)\.p$")  # a learnt exponent of generalised-mean pooling
 
 
@@ -288,21 +294,52 @@ def brought_pooling(pooling: Pooling, left: dict[str, Tensor], *, origin: str) -
 
 
 def brought_head(head: nn.Module, left: dict[str, Tensor], *, width: int, is_free: bool, origin: str) -> nn.Module:
-    """The head with the neck that is left over, which is taken out of `left`; a free one becomes it, and says so."""
+    """The head with the neck that is left over, which is taken out of `left`; a free one becomes it, and says so.
+
+    A neck is a batch norm, or a projection (torchreid's `fc.0`, fast-reid's `bottleneck.0`) and a batch norm, which
+    torchreid ends with a ReLU.
+    """
     places = [name.removesuffix("running_mean") for name in left if name.endswith(".running_mean")]
     necks = [
         place
         for place in places
         if _NECK.search(place) and all(f"{place}{name}" in left and left[f"{place}{name}"].ndim == 1 for name in _NORM)
     ]
-    place = necks[0] if len(necks) == 1 else ""
-    if not place or not (is_free or isinstance(head, BNNeck)) or width != len(left[f"{place}running_mean"]):
+    place = necks[0] if len(necks) == 1 and not any(map(_PROJECTOR.search, left)) else ""
+    if not place or not (is_free or isinstance(head, BNNeck)):
         return head
-    neck = head if isinstance(head, BNNeck) else BNNeck(width)
-    own = {f"norm.{name.removeprefix(place)}": left.pop(name) for name in list(left) if name.startswith(place)}
+    within, dim = place.removesuffix("1."), len(left[f"{place}running_mean"])
+    projection = left.get(f"{within}0.weight") if within != place and is_free else None
+    if projection is not None and projection.shape[:2].numel() == projection.numel() == dim * width:
+        left[f"{within}0.weight"] = projection.flatten(1)  # of a 1×1 convolution
+        linear, norm = nn.Linear(width, dim, bias=f"{within}0.bias" in left), nn.BatchNorm1d(dim)
+        neck: nn.Module = nn.Sequential(linear, norm, *([nn.ReLU()] if within == "fc." else []))
+        place, own_place, words = within, "", f"projection to {dim} and batch norm{', ReLU' * (within == 'fc.')}"
+    elif width == dim:
+        neck, own_place, words = head if isinstance(head, BNNeck) else BNNeck(width), "norm.", "BNNeck"
+    else:
+        return head
+    own = {f"{own_place}{name.removeprefix(place)}": left.pop(name) for name in list(left) if name.startswith(place)}
     load_state(neck, own, origin=f"{origin}, {place}*", exact=True)
     remark(
-        f"{origin}: its {place.rstrip('.')!r} is the head (BNNeck); head=Identity() takes the pooled vector",
+        f"{origin}: its {place.rstrip('.')!r} is the head ({words}); head=Identity() takes the pooled vector",
         stacklevel=5,
     )
     return neck
+
+
+def with_last_stride(options: Mapping[str, Any], name: str, state: StateDict | None) -> Mapping[str, Any]:
+    """The options of a ResNet, with a last stride of 1 if its file has the neck of re-identification, and says so.
+
+    Fast-reid, the strong baseline and torchreid's `resnet50_fc512` train with it, and weights do not tell a stride.
+    """
+    names = [] if state is None else [each for one in (state, *state.others) for each in one]
+    is_re_id = any(map(_WITH_LAST_STRIDE.search, names)) and not any(map(_PROJECTOR.search, names))
+    if name not in _RESNETS or "last_stride" in options or not is_re_id:
+        return options
+    remark(
+        f"{name}: its file has the neck of re-identification networks, so the last stride is taken as 1, as they are "
+        "trained; options={'last_stride': 2} says otherwise",
+        stacklevel=4,
+    )
+    return {**options, "last_stride": 1}

@@ -60,7 +60,7 @@ class PairExplanation:
         correspondence: the cosine divided among all pairs of positions; `total` is the similarity.
         probe_dist_map, match_dist_map: Dist-CAM on either image, raw.
         parts: shares of the parts, in the order given; the last one is what no part covers, if anything.
-        is_exact: False if the head is not affine and the shares are its first-order approximation.
+        is_exact: False if head or readout is not affine and the shares are its first-order approximation.
         views: the rectangles of the two images that the maps cover.
     """
 
@@ -113,7 +113,7 @@ class PairExplanation:
         width = max(len(part.name) for part in self.parts)
         lines = [f"{'':{width}}  on the probe  on the match"]
         lines += [f"{part.name:{width}}  {part.on_probe:12.4f}  {part.on_match:12.4f}" for part in self.parts]
-        note = "" if self.is_exact else " (first order: the head is not affine)"
+        note = "" if self.is_exact else " (first order: not all behind the pooling is affine)"
         lines.append(f"similarity {self.similarity:.6f}; the parts' sums differ from it by {self.residual:.1e}{note}")
         return "\n".join(lines)
 
@@ -164,7 +164,7 @@ def explain_pair(
         probe_dist_map=dist[0],
         match_dist_map=dist[1],
         parts=tuple(PartShare(name, sides[0].get(name, 0.0), sides[1].get(name, 0.0)) for name in names),
-        is_exact=folded.is_exact,
+        is_exact=folded.is_exact and encoder.is_read_exactly,
         views=(views[0], views[1]),
     )
 

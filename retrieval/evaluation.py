@@ -122,8 +122,8 @@ class Origin:
         if self.dataset is not None:
             lines.append(f"data: {self.dataset}" + ("" if self.split is None else f", split {self.split}"))
         if self.encoder is not None:
-            rest = {name: value for name, value in self.description.items() if name in ("layer", "pooling", "head")}
-            lines.append(f"encoder: {self.encoder}" + "".join(f", {name} {_short(rest[name])}" for name in rest))
+            own = [(name, self.description.get(name)) for name in ("layer", "pooling", "head")]
+            lines.append(f"encoder: {self.encoder}" + "".join(f", {name} {_short(told)}" for name, told in own if told))
         if "transform" in self.description:
             lines.append(f"transform: {_short(self.description['transform'])}")
         if self.encoder is not None:

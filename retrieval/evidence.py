@@ -196,7 +196,7 @@ def folded(
     head = inference.encoder.head if space == "metric" else Identity()
     feature_maps = feature_maps.to(inference.device, torch.float32)
     response = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights, constant=constant)
-    is_exact = response.is_exact and getattr(inference.encoder.backbone, "is_exact", True)
+    is_exact = response.is_exact and inference.encoder.is_read_exactly
     return Response(response.map.cpu(), is_exact, None if response.constant is None else response.constant.cpu())
 
 

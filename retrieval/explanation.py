@@ -110,7 +110,7 @@ class Explanation:
 
     @property
     def is_exact(self) -> bool:
-        """False when a non-linear head could only be unfolded to first order."""
+        """False when what lies behind the pooling is not linear and could only be unfolded to first order."""
         return self._evidence.query_response.is_exact
 
     @cached_property
@@ -175,7 +175,7 @@ class Explanation:
         if self._evidence.detail != "plain":
             said.append(SAYS[self._evidence.detail])
         if not self.is_exact:
-            said.append("The encoder's head is not linear: the maps hold to first order.")
+            said.append("What lies behind the pooling is not linear: the maps hold to first order.")
         return tuple(said)
 
     def weighted(self, weighting: Weighting) -> Explanation:

@@ -47,7 +47,7 @@ class StoredEncoding:
 
     @property
     def constant(self) -> Float[Tensor, "1 k"] | None:
-        """See `Encoding`; not known of a map that the gallery keeps."""
+        """See `Encoding`; not known where the gallery keeps the map and the image's file is gone."""
         return self._fetched[1]
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -15,8 +15,9 @@ import torch
 from ..encoders import Encoder, Encoding, Inference
 from ..encoders.fine import Detail, with_detail
 from ..encoders.inference import ImageSource, whole_encoder
+from ..encoders.readouts import has_constant
 from ..encoders.regions import Region, pool_region, weights_of
-from ..errors import GalleryError, InputError
+from ..errors import GalleryError, ImageError, InputError
 from ..explain.places import visible_box
 from ..explain.verification import parse_verify
 from ..images import Box
@@ -25,6 +26,7 @@ from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits, Ids
 from ..metrics.distances import Distances, SearchSpec, comparable, distances_to
+from ..remarks import remark
 from .asking import queries_of
 from .classification import Classed, Classifier, Prediction, classified
 from .evidence import gallery_weights
@@ -155,7 +157,7 @@ class Retriever:
     ) -> Matches:
         """The k images nearest to one that the gallery holds: no forward pass, no file is opened.
 
-        Only a region, or a map of a gallery that keeps none, needs the image itself.
+        Only a region, or a map of a gallery that keeps none or whose maps are of class tokens, needs the image itself.
 
         Args:
             image: its id.
@@ -214,10 +216,16 @@ class Retriever:
         item = gallery.item(record)
 
         def encode() -> tuple[torch.Tensor, torch.Tensor | None]:
-            if gallery.spec.map_shape is not None:
-                return torch.from_numpy(gallery.maps([image])), None
-            encoding = self.inference.encode_images([item])
-            return encoding.feature_map, encoding.constant
+            is_kept = gallery.spec.map_shape is not None
+            if not is_kept or has_constant(self.inference.encoder.backbone):  # of which a gallery keeps only the sum
+                try:
+                    encoding = self.inference.encode_images([item])
+                    return encoding.feature_map, encoding.constant
+                except ImageError as error:
+                    if not is_kept:
+                        raise
+                    remark(f"{error}; the share of a similarity that no place explains is not known of it")
+            return torch.from_numpy(gallery.maps([image])), None
 
         pooled = torch.from_numpy(gallery.pooled([image]))
         (weights,) = gallery_weights(gallery, self.inference.encoder, [record]) or (None,)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ..libraries.models import build_model
 from ..names import library_of
 from ..readouts import ReadOut, read_out
 from .few_shot import Conv4, ResNet12, WideResNet
+from .osnet import OSNET_SPARE, OSNETS, OSNet
 from .resnet38 import RESNET38_SPARE, ResNet38
 from .torchvisions import models
 
@@ -30,6 +32,7 @@ _OWN: dict[str, tuple[Callable[..., nn.Module], str, frozenset[str]]] = {  # wit
     "resnet12": (ResNet12, "layer4", frozenset()),
     "resnet38": (ResNet38, "relu7", RESNET38_SPARE),
     "wrn28_10": (WideResNet, "relu", frozenset()),
+    **{name: (partial(OSNet, **form), "conv5", OSNET_SPARE) for name, form in OSNETS.items()},
 }
 _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "dropout", "AuxLogits", "aux1", "aux2"}
 

@@ -11,6 +11,7 @@ from torchvision import models
 
 from distcam import Encoder
 from distcam.encoders import BNNeck, GeM, Identity
+from distcam.encoders.backbones.registry import build_backbone
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
 from distcam.remarks import DistcamWarning
@@ -51,13 +52,40 @@ def test_a_re_id_checkpoint_ranks_by_its_own_pooling_and_neck(network, tmp_path,
     assert f"its {neck.rstrip('.')!r} is the head (BNNeck)" in words
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        features = nn.Sequential(*list(network.children())[:-2])(image)
+        stride = 2 if neck == "bn." else 1  # re-identification's trunks are trained with 1
+        oracle = build_backbone("resnet18", image_size=(32, 32), options={"last_stride": stride}).network.eval()
+        oracle.load_state_dict({name: value for name, value in network.state_dict().items() if name[:3] != "fc."})
+        features = oracle(image)
+        assert encoder.options == ({} if stride == 2 else {"last_stride": 1})
+        assert ("so the last stride is taken as 1" in words) == (stride == 1)
         pooled = features.clamp(min=1e-6).pow(2.5).mean((2, 3)).pow(1 / 2.5)
         given = batch_norm("")
         expected = nn.functional.batch_norm(
             pooled, given["running_mean"], given["running_var"], given["weight"], given["bias"]
         )
         torch.testing.assert_close(encoder(image).embedding, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_last_stride_of_ones_own_stays(network, tmp_path) -> None:
+    torch.save({**network.state_dict(), **batch_norm("heads.bottleneck.0.")}, tmp_path / "w.pth")
+    with pytest.warns(DistcamWarning, match=r"head \(BNNeck\)") as said:
+        encoder = Encoder.load(
+            "resnet18", weights=tmp_path / "w.pth", options={"last_stride": 2}, transform=Transform(64)
+        )
+    assert not any("last stride" in str(each.message) for each in said)
+    assert encoder(torch.zeros(1, 3, 64, 64)).feature_map.shape[2:] == (2, 2)
+
+
+def test_a_projector_of_self_supervised_training_is_no_head(network, tmp_path) -> None:
+    trunk = {f"encoder.{name}": value for name, value in network.state_dict().items() if name[:3] != "fc."}
+    layers = {f"encoder.fc.{i}.weight": torch.rand(512, 512) for i in (0, 3, 6)}
+    norms = [batch_norm(f"encoder.fc.{i}.") for i in (1, 4, 7)]
+    torch.save({"state_dict": {**trunk, **layers, **norms[0], **norms[1], **norms[2]}}, tmp_path / "w.pth")
+    with pytest.warns(DistcamWarning, match="15 of its tensors have no place in the network and are left out") as said:
+        encoder = Encoder.load("resnet18", weights=tmp_path / "w.pth", transform=SMALL)
+    assert len(said) == 1
+    assert isinstance(encoder.head, Identity)
+    assert encoder.options == {}
 
 
 def test_a_head_and_an_exponent_of_ones_own_stay(network, tmp_path) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distcam.encoders import Encoder, Inference
+from distcam.encoders.contribution_rules import RULES, _factor
+from distcam.encoders.contributions import Following
 from distcam.encoders.folding import fold
 from distcam.encoders.heads import Linear
 from distcam.encoders.readouts import ReadOut, making_maps, read_out, telling_constants
@@ -341,6 +343,50 @@ def test_a_reordering_of_an_attentions_output_is_no_contribution() -> None:
     readout = read_out(perturbed(Shuffled()))
     with pytest.warns(DistcamWarning, match="no map"):
         assert readout(images(8, 8)).shape == (2, 5, 1, 1)
+
+
+class Read(nn.Module):
+    """One attention with its class token in front, and tokens before or behind the images of a batch."""
+
+    def __init__(self, *, tokens_first: bool, width: int = 8) -> None:
+        super().__init__()
+        self.tokens_first, self.start = tokens_first, nn.Parameter(torch.randn(1, 1, width))
+        self.patch, self.norm = nn.Conv2d(3, width, 4, 4), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=not tokens_first)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = torch.cat([self.start.expand(len(pixels), -1, -1), self.patch(pixels).flatten(2).mT], 1)
+        x = x.transpose(0, 1) if self.tokens_first else x
+        y = self.norm(x)
+        x = self.norm(x + self.attention(y, y, y, need_weights=False)[0])
+        return x[0] if self.tokens_first else x[:, 0]
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+@pytest.mark.parametrize("n_images", [2, 4, 5, 6, 10])
+def test_maps_are_each_images_own_whatever_the_batch_and_the_number_of_tokens(
+    n_images: int, tokens_first: bool
+) -> None:
+    torch.manual_seed(0)
+    readout = read_out(perturbed(Read(tokens_first=tokens_first)))
+    pixels = images(8, 8, n=n_images)  # of five tokens each
+    with torch.no_grad():
+        with telling_constants() as alone:
+            expected = torch.cat([readout(pixel[None]) for pixel in pixels])
+        with telling_constants() as together:
+            found = readout(pixels)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(torch.cat(together), torch.cat(alone), rtol=1e-4, atol=1e-6)
+
+
+def test_a_factor_for_each_token_is_none_for_each_feature_even_of_as_many() -> None:
+    mode, tokens = Following(images(8, 8), RULES), torch.randn(2, 8, 8)
+    assert _factor(mode, tokens, torch.rand(8, 1)) is None
+    assert _factor(mode, tokens, torch.rand(1, 8, 1)) is None
+    for factor in (torch.rand(8), torch.rand(1, 8), torch.rand(1, 1, 8)):
+        assert _factor(mode, tokens, factor).equal(factor.flatten())
+    channels = torch.rand(8, 1, 1)  # of a map pooled to one place
+    assert _factor(mode, torch.randn(2, 8, 1, 1), channels).equal(channels.flatten())
 
 
 def test_unknown_readouts_name_the_nearest() -> None:

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from distcam.encoders import BNNeck, Encoder, Inference, Linear, Sequential
+from distcam.encoders.readouts import read_out
 from distcam.errors import InputError
 from distcam.images import Box, Transform, list_images
 from distcam.reid import explain_pair, pairs_panel
 from distcam.reid.pairs import BODY_PARTS, part_weights
+from distcam.remarks import DistcamWarning
 
 
 def tall_encoder(head=None) -> Encoder:
@@ -46,6 +49,16 @@ def test_shares_add_up_to_the_cosine_of_the_embeddings(pictures: list[Path], hea
     assert abs(pair.residual) < 1e-5
     assert pair.is_exact
     assert [part.name for part in pair.parts] == ["top", "upper", "lower", "bottom"]
+
+
+def test_a_pair_is_of_first_order_where_the_readout_is(pictures: list[Path]) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Tanh()]
+    encoder = Encoder(read_out(nn.Sequential(*layers)), transform=Transform((64, 32), fit="squash")).eval()
+    with pytest.warns(DistcamWarning, match="maps are of first order"):
+        pair = explain_pair(Inference(encoder, precision="fp32"), *pictures[:2])
+    assert not pair.is_exact
+    assert pair.to_dict()["is_exact"] is False
 
 
 def test_a_neck_by_hand() -> None:

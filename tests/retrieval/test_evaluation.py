@@ -29,6 +29,7 @@ from distcam.metrics.distances import (
 from distcam.metrics.intervals import bootstrap_means
 from distcam.metrics.ranking import Pairing, measure_rankings
 from distcam.retrieval import (
+    Origin,
     Protocol,
     default_protocol,
     evaluate_dataset,
@@ -429,3 +430,11 @@ def test_a_gallery_without_its_folder_is_evaluated_by_class(photos, small_encode
     protocol = dataclasses.replace(QUICK, metric="l1")
     of_file = evaluate_encodings(read_encodings(tmp_path / "all.h5"), protocol=protocol)
     assert evaluate_gallery(gallery, protocol=protocol).to_dict()["scores"] == of_file.to_dict()["scores"]
+
+
+def test_what_an_encoder_has_not_is_not_named_in_its_line() -> None:
+    description = {"layer": "", "pooling": {"type": "gap"}, "head": {"type": "identity"}}
+    lines = Origin(encoder="timm:vit/ab12cd34", description=description).describe()
+    assert lines[0] == "encoder: timm:vit/ab12cd34, pooling type=gap, head type=identity"
+    named = Origin(encoder="resnet18/ab12cd34", description={"layer": "layer4"}).describe()
+    assert named[0] == "encoder: resnet18/ab12cd34, layer layer4"

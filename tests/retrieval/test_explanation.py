@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -18,6 +19,7 @@ from distcam.encoders.readouts import read_out
 from distcam.errors import InputError
 from distcam.explain import WEIGHTINGS, Surroundings, dist_cam, fold, ratio_maps
 from distcam.images import Transform
+from distcam.remarks import DistcamWarning
 from distcam.retrieval import write_report
 
 
@@ -283,7 +285,8 @@ def test_the_share_that_no_place_explains_is_told_of_class_tokens_alone(matches,
     network = read_out(timm.create_model("vit_tiny_patch16_224", **options))
     encoder = Encoder(network, transform=Transform(64)).eval()
     gallery = Gallery.build(photos, encoder, out=tmp_path / "gallery")
-    found = Retriever(gallery, encoder, precision="fp32").query(min(photos.rglob("*.jpg")), k=3)
+    retriever = Retriever(gallery, encoder, precision="fp32")
+    found = retriever.query(min(photos.rglob("*.jpg")), k=3)
     explanation = found.explain(weighting="dot")
     read = explanation.query_maps.sum((-2, -1))  # the whole similarity: what is read, and what is everywhere
     constant, vectors = found.query.encoding.constant[0], torch.from_numpy(gallery.embeddings(found.ids))
@@ -291,3 +294,26 @@ def test_the_share_that_no_place_explains_is_told_of_class_tokens_alone(matches,
     torch.testing.assert_close(torch.tensor(explanation.unexplained) * read, unexplained, rtol=1e-3, atol=1e-4)
     assert any("is read directly from places" in each for each in explanation.words)
     assert explanation.to_arrays()["unexplained"].shape == (3,)
+    copied = shutil.copytree(photos, tmp_path / "copy")
+    keeping = Retriever(Gallery.build(copied, encoder, out=tmp_path / "maps", store_maps=True), encoder)
+    shares = [each.query_stored(0, k=3).explain(weighting="dot").unexplained for each in (retriever, keeping)]
+    assert shares[0] == pytest.approx(shares[1], rel=1e-4)
+    stored = keeping.query_stored(0, k=3)
+    shutil.rmtree(copied)
+    with pytest.warns(DistcamWarning, match="share of a similarity that no place explains is not known"):
+        assert stored.explain(weighting="dot").unexplained is None
+
+
+def test_a_readout_through_an_activation_is_told_to_be_of_first_order(photos, tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Tanh()]
+    encoder = Encoder(read_out(nn.Sequential(*layers)), transform=Transform(64)).eval()
+    with pytest.warns(DistcamWarning, match="maps are of first order"):
+        gallery = Gallery.build(photos, encoder, out=tmp_path / "gallery", store_maps=True)
+    retriever = Retriever(gallery, encoder)
+    for found in (retriever.query_stored(0, k=3), retriever.query(min(photos.rglob("*.jpg")), k=3)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DistcamWarning)  # said once for each copy of the network
+            explanation = found.explain()
+        assert not explanation.is_exact
+        assert any("hold to first order" in each for each in explanation.words)
