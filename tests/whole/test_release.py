@@ -82,7 +82,9 @@ def test_links_of_the_documents_lead_somewhere() -> None:
 
 def test_every_package_that_is_asked_for_is_one_that_ci_ran_with() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name not in ("crf", "fiftyone")}
+    extras = {
+        name: needs for name, needs in project["optional-dependencies"].items() if name not in ("crf", "fiftyone")
+    }
     asked = [
         Requirement(text) for text in (*project["dependencies"], *(text for needs in extras.values() for text in needs))
     ]
