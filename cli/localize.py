@@ -71,6 +71,13 @@ def localize(
             help="A FOLDER with masks of the references (same path, .png): prototypes of objects, not of images."
         ),
     ] = None,
+    composites: Annotated[
+        int,
+        typer.Option(
+            help="Of so many images of two photographs, and of four: does a map point to the one that it is asked for? "
+            "2 or more; 0: none."
+        ),
+    ] = 0,
     split: Annotated[Literal["train", "test", "all"], typer.Option(help="Which part of CUB-200-2011.")] = "test",
     layer: options.Layer = None,
     readout: options.Readout = None,
@@ -150,6 +157,7 @@ def localize(
             reference=reference,
             classifier=classifier,
             masks=None if found is None else partial(_mask_of, found),
+            composites=composites,
             device=device,
             batch_size=batch_size,
             seed=seed,
