@@ -247,9 +247,11 @@ class Explanation:
 
     def lines(self, index: int) -> MatchLines | None:
         """The lines to a matched gallery image; None for a prototype, or where an image is gone or damaged."""
-        match = self.references[index].match
+        match, own = self.references[index].match, self._evidence
+        if own.space != "metric" or own.detail != "plain":
+            own = Evidence(self.matches, "metric")
         try:
-            return None if match is None else lines_of(self.matches, match.rank)
+            return None if match is None else lines_of(own, match.rank)
         except ImageError:
             return None
 
@@ -258,10 +260,8 @@ class Explanation:
 
         With `lines` the places that answer one another stand below, for each match.
         """
-        if lines:
-            panel = self.show(look)
-            return below(panel, lines_sheet(list(map(self.lines, range(len(self)))), width=panel.width))
-        return map_panel(self._rows(look), self.words)
+        panel = map_panel(self._rows(look), self.words)
+        return below(panel, lines_sheet(list(map(self.lines, range(len(self)))), width=panel.width)) if lines else panel
 
     def figure(self, look: DrawStyle | None = None) -> Any:
         """The same as a figure of matplotlib, with an axis for each image and map.
