@@ -116,20 +116,19 @@ def localise(
     if not parts:
         raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
     _remark_on_masks(astray, strict=strict)
-    asked = [Photograph(each.file, each.label, each.path) for each in measured]
     if skipped:
         remark(f"{len(skipped):,} of {len(images):,} images cannot be used and are left out, the first: {skipped[0]}")
     return LocalisationTable(
         scores={method.name: ImageScores.cat([part[method.name] for part in parts]) for method in maker.methods},
         energy_chance=torch.tensor(chances, dtype=torch.float64),
-        composites={} if composing is None else composing.draw(asked),
+        composites=_composed(composing, measured),
         encoder=encoder.short_name,
         seen_as=inference.seen_as,
         reference=reference,
         n_references=len(references.classes),
         n_classes=len(references.labels),
         notes=_notes(images, [*references.skipped, *skipped]),
-        trained_on=_trained_on(encoder, asked),
+        trained_on=_trained_on(encoder, measured),
         n_samples=n_samples,
         seed=seed,
     )
@@ -151,7 +150,12 @@ def _with_references(images: BoxedImages, references: References, *, strict: boo
     return replace(images, images=kept)
 
 
-def _trained_on(encoder: Encoder, images: Sequence[Photograph]) -> Overlap | None:
+def _composed(composing: Composing | None, images: Sequence[BoxedImage]) -> dict[str, dict[str, Tensor]]:
+    asked = [Photograph(image.file, image.label, image.path) for image in images]
+    return {} if composing is None else composing.draw(asked)
+
+
+def _trained_on(encoder: Encoder, images: Sequence[BoxedImage]) -> Overlap | None:
     """How much of the images the encoder was trained on; None where that is not known."""
     known, files = encoder.trained_on, [image.file for image in images]
     return None if known is None else say_overlap(known.overlap([i.label for i in images], file_digests(files)))
