@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoders.fine import SAYS
 from ..encoders.regions import region_mask
 from ..errors import ImageError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
@@ -74,7 +73,8 @@ class Explanation:
         vectors, is_class = torch.cat([self._vectors, unrelated])[None], self.references[0].match is None
         maps, basis = self._maps(self._evidence.query_response.map, vectors, is_class=is_class)
         depends = len(unrelated) and maps[0, 0].amin() < maps[0, 0].amax()  # an empty map depends on nothing
-        sensitivity = float(match_sensitivity(maps[0, [0, -1]])) if depends else None
+        compared = maps[0, [0, -1]].flatten(1)  # but for margins and what lies outside of a region, 0 in every map
+        sensitivity = float(match_sensitivity(compared[:, None, (compared != 0).any(0)])) if depends else None
         object.__setattr__(self, "query_maps", maps[0, : len(self.references)])
         object.__setattr__(self, "sensitivity", sensitivity)
         object.__setattr__(self, "_basis", basis)
@@ -172,8 +172,7 @@ class Explanation:
         choice = self.matches.retriever.gallery.map_choice
         if choice is not None and (choice.weighting, choice.mean) == (self.weighting, self.mean):
             said.append(f"Measured on this gallery: {choice}.")
-        if self._evidence.detail != "plain":
-            said.append(SAYS[self._evidence.detail])
+        said += self._evidence.remarks
         if not self.is_exact:
             said.append("The encoder's head is not linear: the maps hold to first order.")
         return tuple(said)
