@@ -1,4 +1,4 @@
-"""Ways of explaining a match compared on photographs: composites of two and of four, and boxes where there are any.
+"""Ways of explaining a match compared on photographs: composites of two and of four, boxes, lines on known crops.
 
     python benchmarks/explanations.py [--data FOLDER] [--out FILE.md]
 
@@ -6,7 +6,9 @@ FOLDER (else the environment variable DISTCAM_DATA) holds `imagenette/` (`galler
 `caltech101/` (class folders), and `weights/`. Five encoders: MobileNetV2, ResNet-18 up to layer3, SqueezeNet, and
 EfficientNet-Lite0 and Lite2 through timm. For every encoder and set, against prototypes and the nearest image: whether
 a map points to the photograph it is asked for, how much it depends on the match, insertion minus deletion, and boxes.
-Then everything pooled over encoders and sets, with paired 95 % bootstrap intervals.
+Then everything pooled over encoders and sets, with paired 95 % bootstrap intervals; PAIR-X (see `pairx`) on composites
+of two; and lines on known crops (see `lines`). `--sets imagenette caltech101` adds classes outside of ImageNet,
+`--methods all` every row.
 """
 
 from __future__ import annotations
@@ -18,24 +20,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from lines import crops
 from localisation import CAFFE
 from machine import describe_machine
+from pairx import PairX
+from torch import Tensor
 
-from distcam.encoders import Encoder, Inference
+from distcam.encoders import Encoder, Encoding, Inference
 from distcam.images import Transform, list_images
 from distcam.images.boxes.formats import read_boxes
 from distcam.images.boxes.joined import BoxedImages, boxed_images
 from distcam.metrics.intervals import bootstrap_weights
 from distcam.retrieval import References, localise, read_classifier
 from distcam.retrieval.localisation.classifiers import LinearClassifier
-from distcam.retrieval.localisation.composites import split_off
+from distcam.retrieval.localisation.composites import TWO, split_off
 from distcam.retrieval.localisation.explanation_table import DEFAULT, ExplanationTable
-from distcam.retrieval.localisation.explanations import benchmark_explanations, default_methods
-from distcam.retrieval.localisation.maps import FLOORS
+from distcam.retrieval.localisation.explanations import Composing, benchmark_explanations, default_methods
+from distcam.retrieval.localisation.maps import FLOORS, MapMaker
 from distcam.retrieval.localisation.references import Photograph, photographs
 from distcam.retrieval.localisation.results import MEASURES, Estimate, estimate
 
+ROWS = {"cam", "cam_probe", DEFAULT, "dist", "log_ratio", "dot_centered", "gradcam_cos", "q*s"} | {
+    f"{DEFAULT}@mean={mean}" for mean in ("gallery", "border", "half")
+}
 Cells = list[ExplanationTable]
 SHOWN = ("right_of_two", "energy_of_two", "right_of_four", "energy_of_four", "sensitivity", "insertion_deletion")
 THRESHOLDS = tuple(step / 20 for step in range(20))
@@ -79,14 +88,19 @@ ENCODERS = {
 }
 
 
-def sets(data: Path, *, each: int, n: int, seed: int) -> Iterator[tuple[str, list[Photograph], list[Photograph]]]:
+def sets(
+    data: Path, *, names: list[str], each: int, n: int, seed: int
+) -> Iterator[tuple[str, list[Photograph], list[Photograph]]]:
     """The name of a set, images to ask with, and the images behind prototypes."""
     generator = torch.Generator().manual_seed(seed)
     gallery = photographs(list_images(data / "imagenette" / "gallery"))
     queries = photographs(list_images(data / "imagenette" / "query"))
     kept, _ = split_off(gallery, each * 10, generator=generator)
     asked, _ = split_off(queries, 2 * n, generator=generator)
-    yield "imagenette", asked, kept
+    if "imagenette" in names:
+        yield "imagenette", asked, kept
+    if "caltech101" not in names:
+        return
     images = photographs(list_images(data / "caltech101"))
     labels = sorted({image.label for image in images})
     chosen = {labels[place] for place in torch.randperm(len(labels), generator=generator)[:20].tolist()}
@@ -104,7 +118,8 @@ def boxes_of(data: Path, asked: list[Photograph]) -> BoxedImages:
 def measured(options: argparse.Namespace, write: Callable[[str], None]) -> dict[str, Cells]:
     """A table for each encoder and set, by kind of reference."""
     tables: dict[str, Cells] = {"prototypes": [], "nearest": []}
-    for name, asked, kept in sets(options.data, each=options.references, n=options.composites, seed=options.seed):
+    drawn = {"names": options.sets, "each": options.references, "n": options.composites, "seed": options.seed}
+    for name, asked, kept in sets(options.data, **drawn):
         for title in options.encoders or ENCODERS:
             start = time.process_time()
             encoder, classifier = ENCODERS[title](options.data / "weights")
@@ -112,7 +127,7 @@ def measured(options: argparse.Namespace, write: Callable[[str], None]) -> dict[
             own = classifier if name == "imagenette" else None
             for kind, cells in tables.items():
                 found = default_methods(references, kind, has_classifier=own is not None)
-                methods = [m for m in found if ":" not in m]
+                methods = [m for m in found if ":" not in m and (options.methods == "all" or m in ROWS)]
                 table = benchmark_explanations(
                     asked,
                     encoder,
@@ -140,7 +155,47 @@ def measured(options: argparse.Namespace, write: Callable[[str], None]) -> dict[
                     table = replace(table, boxes=boxed)
                 cells.append(table)
                 write(f"### {title}, {name}, {kind}\n\n{table.table()}\n\n{time.process_time() - start:.0f} s\n")
+            if name == "imagenette" and options.pairx:
+                write(f"### {title}, PAIR-X\n\n{beside_pairx(title, asked, encoder, references, options)}\n")
     return tables
+
+
+def beside_pairx(
+    title: str, asked: list[Photograph], encoder: Encoder, references: References, options: argparse.Namespace
+) -> str:
+    """PAIR-X's relevance as a map, against the nearest image, beside three of ours on the same composites of two."""
+
+    class Maker(MapMaker):
+        def maps(self, encoding: Encoding, pixels: Tensor, references: Tensor, classes: Tensor) -> dict[str, Tensor]:
+            images, found = encoder.transform.normalise(pixels), []
+            start = time.process_time()
+            for place in range(references.shape[1]):
+                found.append(peer(images, references[:, place])[1])
+            seconds.append((time.process_time() - start) / references.shape[1] / len(pixels))
+            return {**super().maps(encoding, pixels, references, classes), "PAIR-X": torch.stack(found, 1)}
+
+    names, peer, seconds = [DEFAULT, "dist", "gradcam_cos"], PairX(encoder, title), list[float]()
+    inference, generator = Inference(encoder, precision="fp32"), torch.Generator().manual_seed(options.seed)
+    maker = Maker.of(encoder, names, references, None, generator, reference="nearest")
+    run = Composing(inference, maker, options.pairx)
+    run.values["PAIR-X"] = {}
+    values = run.draw(asked, (TWO,))
+    start = time.process_time()
+    inference(torch.zeros(8, 3, *run.canvas.size, dtype=torch.uint8))
+    one = (time.process_time() - start) / 8
+    lines = [f"{options.pairx} composites, layer {peer.layer}; a map costs {np.mean(seconds) / one:.0f} forward passes"]
+    lines += [
+        "of one photograph",
+        "",
+        "| map | right of two | its half | right of two − PAIR-X's |",
+        "|---|---|---|---|",
+    ]
+    for name in (*names, "caam", "PAIR-X"):
+        own, rival = values[name], values["PAIR-X"]
+        shown = own["right_of_two"], own["energy_of_two"], own["right_of_two"] - rival["right_of_two"]
+        cells = [str(estimate(lambda w, v=v: w @ v, len(v), n_samples=2000, seed=options.seed)) for v in shown]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def pooled(cells: Cells, *, seed: int) -> str:
@@ -148,20 +203,18 @@ def pooled(cells: Cells, *, seed: int) -> str:
     everywhere = set.intersection(*(set(cell.values) for cell in cells))
     names = [n for n in cells[0].values if n in everywhere - {"cam_probe", "random", "full"}]
     lines = [
-        "| map | right of two | its half | right of four | its quarter | sensitivity | insertion - deletion | "
-        "right of two − CAM's | V2 | peak | V2 − CAM's |",
-        "|---|---:|---:|---:|---:|---:|---:|---|---:|---:|---|",
+        "| map | right of two | its half | right of four | its quarter | sensitivity | insertion − deletion | "
+        "right of two − CAM's | V2 | peak | V2 − CAM's | insertion − deletion, − CAM's |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---:|---:|---|---|",
     ]
     for name in ("CAM", *names):
         row = [_mean(cells, name, measure, seed) for measure in SHOWN]
-        lead = _pooled(
-            cells, lambda cell, n=name: _of(cell, n, "right_of_two") - _of(cell, "CAM", "right_of_two"), seed
-        )
+        lead, faith = (_lead(cells, name, measure, seed) for measure in ("right_of_two", "insertion_deletion"))
         boxed = [cell for cell in cells if cell.boxes is not None]
         v2, peak = (_boxed(boxed, name, None, measure, seed) for measure in ("max_box_acc_v2", "peak"))
         change = _boxed(boxed, name, "CAM", "max_box_acc_v2", seed)
         label = f"**`{name}`**" if name == DEFAULT else f"`{name}`"
-        cells_ = [label, *row, str(lead), f"{v2.value:.3f}", f"{peak.value:.3f}", str(change)]
+        cells_ = [label, *row, lead, f"{v2.value:.3f}", f"{peak.value:.3f}", str(change), faith]
         lines.append(f"| {' | '.join(cells_)} |")
     return "\n".join(lines)
 
@@ -177,6 +230,13 @@ def _of(cell: ExplanationTable, name: str, measure: str) -> torch.Tensor:
 def _pooled(cells: Cells, values: Callable[[ExplanationTable], torch.Tensor], seed: int) -> Estimate:
     found = torch.cat([values(cell) for cell in cells])
     return estimate(lambda w: w @ found, len(found), n_samples=2000, seed=seed)
+
+
+def _lead(cells: Cells, name: str, measure: str, seed: int) -> str:
+    own = [cell for cell in cells if len(_of(cell, name, measure))]
+    if not own:
+        return "–"
+    return str(_pooled(own, lambda cell: _of(cell, name, measure) - _of(cell, "CAM", measure), seed))
 
 
 def _mean(cells: Cells, name: str, measure: str, seed: int) -> str:
@@ -211,15 +271,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("DISTCAM_DATA"))
     parser.add_argument("--out", type=Path, help="also write everything into this Markdown file")
-    parser.add_argument("--composites", type=int, default=40, help="of two, and of four, for each encoder and set")
-    parser.add_argument("--references", type=int, default=40, help="images of a class behind imagenette's prototypes")
+    parser.add_argument("--composites", type=int, default=12, help="of two, and of four, for each encoder and set")
+    parser.add_argument("--references", type=int, default=10, help="images of a class behind imagenette's prototypes")
     parser.add_argument("--faithful", type=int, default=4, help="images for insertion and deletion, for each encoder")
+    parser.add_argument("--pairx", type=int, default=6, help="composites of two for PAIR-X, for each encoder; 0: none")
+    parser.add_argument("--lines", type=int, default=20, help="photographs for lines on known crops; 0: none")
+    parser.add_argument("--sets", nargs="+", default=["imagenette"], choices=["imagenette", "caltech101"])
+    parser.add_argument("--methods", default="few", choices=["few", "all"], help="rows of the tables")
     parser.add_argument("--encoders", type=lambda text: text.split(";"), help="some of them, separated by semicolons")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.data is None:
         parser.error("name the folder of photographs with --data, or set DISTCAM_DATA")
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     parts: list[str] = []
 
     def write(text: str) -> None:
@@ -229,11 +294,15 @@ def main() -> None:
             options.out.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
     write(
-        f"{describe_machine('torch')}, 1 thread, {options.composites} composites a cell, {options.references} images "
-        f"of a class behind imagenette's prototypes, seed {options.seed}\n"
+        f"{describe_machine('torch')}, {options.threads} threads, {options.composites} composites a cell, "
+        f"{options.references} images of a class behind imagenette's prototypes, seed {options.seed}\n"
     )
     for kind, cells in measured(options, write).items():
         write(f"## {kind}: {len(cells)} cells pooled\n\n{pooled(cells, seed=options.seed)}\n")
+    if options.lines:
+        write("## Lines on known crops\n")
+        crops(options.data, options.lines, options.seed, write=write)
+    write(f"{time.process_time():.0f} s of processor time in all\n")
 
 
 if __name__ == "__main__":

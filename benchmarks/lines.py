@@ -8,7 +8,8 @@ FOLDER holds `imagenette/`, `caltech101/`, `nyala/`, `camvid/`, and `weights/` w
 
 `crops`: a photograph and a crop of it with 40 % of the area, turned by up to 10° and stored as JPEG of quality 60. The
 share of the 20 strongest lines that end within 16 pixels (of the network's input) of the true place, by the same lines
-without the transform, by mutual pairs of shares, and the time of a pair in forward passes.
+without the transform, by mutual pairs of shares, by PAIR-X (see `pairx`) on the first `--pairx` photographs with stride
+16, and the time of a pair beside that of a forward pass.
 `verify`: R@1 and mAP before and after the first 20 are sorted anew by lines, on nyala (query and gallery of different
 photographs) and on two sets that took no part in any choice: synthetic walkers and crops of street scenes.
 Intervals are 95 % bootstrap intervals over photographs or queries.
@@ -31,6 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe_machine
+from pairx import PairX
+from pairx import lines as pairx_lines
 from PIL import Image
 from torch import Tensor
 
@@ -112,6 +115,14 @@ class Eye:
         assert encoding.fine is not None
         return encoding.fine, fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map
 
+    def by_pairx(self, rival: PairX, images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+        """The ends of PAIR-X's 20 strongest lines, in cells, and the shape of the maps."""
+        pixels = torch.stack([self.inference.read(image) for image in images])
+        inputs = self.inference.transform.normalise(pixels)
+        features, relevance = rival(inputs, self.inference(pixels).embedding.flip(0))
+        query, match = pairx_lines(*features, relevance=(relevance[0], relevance[1]))
+        return query.numpy(), match.numpy(), tuple(features.shape[2:])
+
 
 def interval(values: list[float], *, seed: int = 0) -> str:
     """Mean with its 95 % bootstrap interval."""
@@ -121,26 +132,32 @@ def interval(values: list[float], *, seed: int = 0) -> str:
     return f"{data.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
-def crops(folder: Path, count: int, seed: int) -> None:
+def crops(folder: Path, count: int, seed: int, *, peer: int = 10, write: Callable[[str], None] = print) -> None:
     """The table of known crops."""
     files = photographs(folder, count, seed)
-    print(f"known crops: 40 % of the area, ±10°, JPEG 60; {count} photographs, seed {seed}; lines within 16 px")
-    columns = "encoder, fine layer | lines + transform | lines | mutual pairs of shares (n)"
-    print(f"| {columns} | median px | inliers | pair ms | forward ms |\n|---|---|---|---|--:|--:|--:|--:|")
+    peers = dict.fromkeys(random.Random(seed).sample(files, min(peer, count)))
+    write(f"known crops: 40 % of the area, ±10°, JPEG 60; {count} photographs, seed {seed}; lines within 16 px\n")
+    columns = (
+        f"encoder, fine layer | lines + transform | lines | mutual pairs of shares (n) | PAIR-X (n = {len(peers)})"
+    )
+    columns += " | the same, lines + transform | median px | inliers | pair ms | forward ms | PAIR-X ms"
+    write(f"| {columns} |\n|---|---|---|---|---|---|--:|--:|--:|--:|--:|")
     for name in ENCODERS:
         eye, draw = Eye(name, folder / "weights"), random.Random(seed)
+        rival = PairX(eye.inference.encoder, name) if peers else None
         pairs = []
         for file in files:
             image = read_image(file)
             crop, back = known_crop(image, draw)
             start = time.process_time()
             fine, response = eye.look([crop, image])
-            pairs.append((fine, response, back, (time.process_time() - start) / 2))
+            pairs.append((fine, response, back, (time.process_time() - start) / 2, [crop, image]))
         mean = torch.stack([fine.mean((0, 2, 3)) for fine, *_ in pairs]).mean(0)
         rows: dict[str, list[float]] = {
-            key: [] for key in ("fit", "plain", "shares", "px", "inliers", "ms", "forward", "n")
+            key: []
+            for key in ("fit", "plain", "shares", "px", "inliers", "ms", "forward", "n", "beside", "pairx", "px_ms")
         }
-        for fine, response, back, seconds in pairs:
+        for file, (fine, response, back, seconds, images) in zip(files, pairs, strict=True):
             start = time.process_time()
             one, other = (Places.of(f, r, mean) for f, r in zip(fine, response, strict=True))
             found = find_lines(one, other)
@@ -162,10 +179,16 @@ def crops(folder: Path, count: int, seed: int) -> None:
             rows["shares"].append(float((off <= 16).mean()))
             rows["n"].append(len(pairs_))
             rows["inliers"].append(found.inliers)
-        median = {key: f"{np.median(rows[key]):.1f}" for key in ("px", "inliers", "ms", "forward")}
-        shares = [interval(rows[key]) for key in ("fit", "plain", "shares")]
-        cells = [f"{name}, {eye.layer}", *shares[:2], f"{shares[2]} ({np.mean(rows['n']):.1f})", *median.values()]
-        print(f"| {' | '.join(cells)} |", flush=True)
+            if rival is not None and file in peers:
+                start = time.process_time()
+                ends = eye.by_pairx(rival, images)
+                rows["px_ms"].append(1000 * (time.process_time() - start))
+                rows["pairx"].append(float((errors(*ends, back, eye.size) <= 16).mean()))
+                rows["beside"].append(rows["fit"][-1])
+        medians = [f"{np.median(rows[k]):.1f}" if rows[k] else "–" for k in ("px", "inliers", "ms", "forward", "px_ms")]
+        shares = [interval(rows[k]) if rows[k] else "–" for k in ("fit", "plain", "shares", "pairx", "beside")]
+        shares[2] += f" ({np.mean(rows['n']):.1f})"
+        write(f"| {' | '.join([f'{name}, {eye.layer}', *shares, *medians])} |")
 
 
 def errors(
@@ -242,13 +265,14 @@ def main() -> None:
     parser.add_argument("what", choices=["crops", "verify"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--pairx", type=int, default=10, help="of the photographs for `crops`; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--queries", type=int, default=150)
     parser.add_argument("--encoders", nargs="+", default=["mobilenet_v2", "lite0"], choices=ENCODERS)
     options = parser.parse_args()
     print(f"{describe_machine('torch', 'timm')}, {torch.get_num_threads()} threads")
     if options.what == "crops":
-        crops(options.folder, options.images, options.seed)
+        crops(options.folder, options.images, options.seed, peer=options.pairx)
     else:
         verify(options.folder, options.queries, options.seed, options.encoders)
 

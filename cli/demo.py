@@ -114,10 +114,11 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> dict[st
     place = folder / "novel.gallery"
     with progress_bar("building the gallery") as progress:
         gallery = library.index.Gallery.build(
-            novel.folder / "gallery", encoder, out=place, store_maps=True, progress=progress
+            novel.folder / "gallery", encoder, out=place, store_lines=True, progress=progress
         )
     records = novel.of_split("query")
     retriever = library.retrieval.Retriever(gallery, encoder)
+    retriever.lines.keep()  # from here on queries' own pass brings what lines are read from
     results = retriever.query([novel.file(record) for record in records], k=5)
     answers = list(zip(records, results, strict=True))
     two = [record for record in pairs.records if record.boxes[0][0] != record.boxes[-1][0]]
@@ -144,6 +145,7 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> dict[st
         ],
         title="distcam demo: which of these is this, and why",
         labels=[*(None for _ in doubled), *(record.label for record, _ in chosen)],
+        lines=True,
         notes=[*sentences(result), shown],
     )
     return {**result, "seconds": time.perf_counter() - started}

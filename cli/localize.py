@@ -59,6 +59,11 @@ def localize(
     reference_masks: Path | None = option(
         None, "A FOLDER with masks of the references (same path, .png): prototypes of objects, not of images."
     ),
+    composites: int = option(
+        0,
+        "Of so many images of two photographs, and of four: does a map point to the one that it is asked for? "
+        "2 or more; 0: none.",
+    ),
     split: Literal["train", "test", "all"] = option("test", "Which part of CUB-200-2011."),
     metric: Metric = option("cosine", "How embeddings are compared."),
     batch_size: int | None = Running.batch_size,
@@ -128,6 +133,7 @@ def localize(
             reference=reference,
             classifier=classifier,
             masks=None if found is None else partial(_mask_of, found),
+            composites=composites,
             device=device,
             batch_size=batch_size,
             seed=seed,

@@ -17,6 +17,7 @@ from ..errors import InputError, ShapeError
 from .encoder import Encoder
 from .encoding import Encoding
 from .layers import as_feature_map, closest, eagerly, plain_name, run_watched, watch_parts
+from .readouts import ReadOut
 
 FINE_STRIDE = 8
 _WITHIN = 0.35  # octaves: valid convolutions make 35 rows of 299 where a stride of 8 would leave 38
@@ -118,12 +119,41 @@ SAYS: dict[Detail, str] = {
     "one at every second.",
     "finer": "The map is that of a larger image, whose vector differs a little from the one that ranked.",
 }
+_ALIGNED = 32  # pixels: margins are left out in whole cells, also of the coarsest maps
+
+
+class WithoutMargins(nn.Module):
+    """A backbone that is not shown the margins of padded images: the map is that of the rest, and 0 at their places."""
+
+    def __init__(self, source: nn.Module, fill: Float[Tensor, "3 1 1"]) -> None:
+        super().__init__()
+        self.source, self._fill = source, fill
+
+    def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b k h w"]:
+        """The maps of a batch, image by image."""
+        return torch.cat([self._map(image[None]) for image in images])
+
+    def _map(self, image: Tensor) -> Tensor:
+        is_shown = (image[0] - self._fill.to(image)).abs().amax(0) > 1e-3
+        shown, places = [_span(is_shown.any(1)), _span(is_shown.any(0))], list[int]()
+        part: Tensor = self.source(image[..., slice(*shown[0]), slice(*shown[1])])
+        for (start, stop), cells, whole in zip(shown, part.shape[2:], image.shape[2:], strict=True):
+            stride = (stop - start) / cells
+            places = [round(start / stride), round((whole - stop) / stride), *places]  # columns first, as `pad` wants
+        return nn.functional.pad(part, places)
+
+
+def _span(is_shown: Tensor) -> tuple[int, int]:
+    """First and last pixel that is shown, outwards to multiples of `_ALIGNED`; all where none is."""
+    found = is_shown.nonzero()[:, 0].tolist() or [0, len(is_shown) - 1]
+    return found[0] // _ALIGNED * _ALIGNED, min(len(is_shown), -(-(found[-1] + 1) // _ALIGNED) * _ALIGNED)
 
 
 def with_detail(encoder: Encoder, detail: Detail) -> Encoder:
     """A copy of an encoder whose feature maps have more rows and columns; the encoder itself for "plain".
 
-    "fine" dilates the last stage, see `dilate_last_stage`; "finer" enlarges the input by `LARGER`, in multiples of 32.
+    "fine" dilates the last stage, see `dilate_last_stage`; "finer" enlarges the input by `LARGER`, in multiples of 32,
+    and leaves out the margins of elongated images, where the network takes inputs that are no square.
     """
     if detail not in DETAILS:
         raise InputError(f"detail={detail!r} is not known; choose one of {', '.join(DETAILS)}")
@@ -136,14 +166,22 @@ def with_detail(encoder: Encoder, detail: Detail) -> Encoder:
         return copy
     rows, columns = (round(LARGER * side / 32) * 32 for side in (height, width))
     copy.transform = encoder.transform.adapted(size=(max(rows, height + 32), max(columns, width + 32)))
+    zeros = next(copy.parameters()).new_zeros(1, 3, copy.transform.height, copy.transform.width)
     try:
         with torch.no_grad():
-            copy(next(copy.parameters()).new_zeros(1, 3, copy.transform.height, copy.transform.width))
+            copy(zeros)
     except (InputError, RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"detail='finer' needs a network that takes images of any size, and {encoder.architecture} does not: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    if copy.transform.fit == "pad" and not isinstance(copy.backbone, ReadOut):
+        fill = torch.tensor(copy.transform.fill, dtype=torch.uint8)[None, :, None, None]
+        fill = fill.flip(1) if copy.transform.channels == "bgr" else fill
+        trimmed = WithoutMargins(copy.backbone, copy.transform.normalise(fill)[0])
+        with suppress(InputError, RuntimeError, AssertionError, ValueError), torch.no_grad():
+            copy.backbone(zeros[..., :_ALIGNED, :])
+            copy.backbone = trimmed
     return copy
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders import Encoder
-from ..encoders.fine import Detail
+from ..encoders.fine import SAYS, Detail
 from ..encoders.folding import Response, fold
 from ..encoders.heads import Identity
 from ..encoders.regions import MaskPooling, weights_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..index import Gallery, PrototypeStore, Record
 
 Space = Literal["metric", "backbone"]
+LITTLE = 0.6  # of the network's input: where an image covers less, an explanation says so
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,21 @@ class Evidence:
     def _folded(self, feature_maps: Tensor, weights: Tensor | None, constant: Tensor | None = None) -> Response:
         """The map "n d h w", on the CPU, whose spatial mean is what is compared."""
         return folded(self.ranking.retriever.inference, feature_maps, weights, space=self.space, constant=constant)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What detail shows; in plain detail, of an elongated image, that another would show more of it."""
+        query, transform = self.ranking.query, self.ranking.retriever.encoder.transform
+        if self.detail != "plain" or transform.fit != "pad" or not query.has_image or query.weights is not None:
+            return [SAYS[self.detail]] if self.detail != "plain" else []
+        try:
+            width, height = query.size
+        except (ImageError, InputError):  # the file is gone, or there was none
+            return []
+        view = transform.view(width, height)
+        share = width * height / (view.width * view.height)
+        said = f"The image takes {share:.0%} of what the network sees, the rest is margin; detail finer looks closer."
+        return [said] if share < LITTLE else []
 
     @cached_property
     def query_vector(self) -> Tensor:

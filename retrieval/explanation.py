@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoders.fine import SAYS
 from ..encoders.regions import region_mask
 from ..errors import ImageError
 from ..explain import Mean, Norm, Surroundings, Weighting, contrast, dist_cam, match_sensitivity, ratio_maps, rectify
@@ -74,7 +73,8 @@ class Explanation:
         vectors, is_class = torch.cat([self._vectors, unrelated])[None], self.references[0].match is None
         maps, basis = self._maps(self._evidence.query_response.map, vectors, is_class=is_class)
         depends = len(unrelated) and maps[0, 0].amin() < maps[0, 0].amax()  # an empty map depends on nothing
-        sensitivity = float(match_sensitivity(maps[0, [0, -1]])) if depends else None
+        compared = maps[0, [0, -1]].flatten(1)  # but for margins and what lies outside of a region, 0 in every map
+        sensitivity = float(match_sensitivity(compared[:, None, (compared != 0).any(0)])) if depends else None
         object.__setattr__(self, "query_maps", maps[0, : len(self.references)])
         object.__setattr__(self, "sensitivity", sensitivity)
         object.__setattr__(self, "_basis", basis)
@@ -172,8 +172,7 @@ class Explanation:
         choice = self.matches.retriever.gallery.map_choice
         if choice is not None and (choice.weighting, choice.mean) == (self.weighting, self.mean):
             said.append(f"Measured on this gallery: {choice}.")
-        if self._evidence.detail != "plain":
-            said.append(SAYS[self._evidence.detail])
+        said += self._evidence.remarks
         if not self.is_exact:
             said.append("What lies behind the pooling is not linear: the maps hold to first order.")
         return tuple(said)
@@ -247,9 +246,11 @@ class Explanation:
 
     def lines(self, index: int) -> MatchLines | None:
         """The lines to a matched gallery image; None for a prototype, or where an image is gone or damaged."""
-        match = self.references[index].match
+        match, own = self.references[index].match, self._evidence
+        if own.space != "metric" or own.detail != "plain":
+            own = Evidence(self.matches, "metric")
         try:
-            return None if match is None else lines_of(self.matches, match.rank)
+            return None if match is None else lines_of(own, match.rank)
         except ImageError:
             return None
 
@@ -258,10 +259,8 @@ class Explanation:
 
         With `lines` the places that answer one another stand below, for each match.
         """
-        if lines:
-            panel = self.show(look)
-            return below(panel, lines_sheet(list(map(self.lines, range(len(self)))), width=panel.width))
-        return map_panel(self._rows(look), self.words)
+        panel = map_panel(self._rows(look), self.words)
+        return below(panel, lines_sheet(list(map(self.lines, range(len(self)))), width=panel.width)) if lines else panel
 
     def figure(self, look: DrawStyle | None = None) -> Any:
         """The same as a figure of matplotlib, with an axis for each image and map.

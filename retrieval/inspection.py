@@ -8,13 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import ImageError, InputError
 from ..images import Box
-from ..metrics.distances import comparable, distances_to
 from ..remarks import remark
-from .matches import Matches
 from .report import write_report
 from .retriever import Retriever
 
@@ -76,11 +72,7 @@ def _explained(item: Finding, answer: Findings, retriever: Retriever, other: Ret
         width, height = query.whole_size
         left, top, right, bottom = item.part
         query = first.focused(query, Box(left * width, top * height, right * width, bottom * height))
-    gallery, spec = second.gallery, second.gallery.snapshot.search_spec
-    vectors = comparable(spec, gallery.embeddings([ends[1].id]))
-    distance = distances_to(spec, comparable(spec, query.encoding.embedding.cpu().numpy())[0], vectors)
-    match = second.matches_of(np.array([ends[1].id], np.uint64), distance)
     name = f"{answer.question}: {item.says}"
     for record in item.images:
         name = name.replace(record.path, Path(record.path).name)
-    return Matches(replace(query, name=name), match, gallery.metric, second).explain()
+    return second.against(replace(query, name=name), ends[1].id).explain()

@@ -64,7 +64,7 @@ class MatchLines:
     candidates: int
     scale: LineScale
     found: Lines = field(repr=False)
-    _ranking: Ranking = field(repr=False)
+    _evidence: Evidence = field(repr=False)
     _sizes: tuple[tuple[int, int], tuple[int, int]] = field(repr=False)  # of query and match, (width, height)
 
     @property
@@ -99,7 +99,7 @@ class MatchLines:
 
     def tile(self) -> Tile:
         """What `show` draws, for a grid of several."""
-        query, match = self._ranking.query.image, read_image(self.match.item)
+        query, match = self._evidence.ranking.query.image, read_image(self.match.item)
         joined = draw_links(query, match, self.lines, is_faint=not self.has_geometry)
         title = f"query, and {self.match.rank} · {self.match.label or '–'}"
         return Tile(joined, title=title if self.has_geometry else f"{title}: no common geometry", caption=self._alike)
@@ -125,7 +125,7 @@ class MatchLines:
 
     def to_dict(self) -> dict[str, Any]:
         """The lines and the shares of all pairs of positions as JSON-able values, in fractions of both images."""
-        evidence, retriever = Evidence(self._ranking, "metric"), self._ranking.retriever
+        evidence, retriever = self._evidence, self._evidence.ranking.retriever
         answer = evidence.match_response((self.match.rank,))[0]
         shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.reader.metric)
         sizes = self._sizes
@@ -168,12 +168,13 @@ def lines_sheet(matches: Sequence[MatchLines | None], *, width: int = 1000) -> I
     return grid(rows, tile_size=max(480, width // beside - 16))
 
 
-def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
+def lines_of(evidence: Evidence, rank: int, *, k: int = 20) -> MatchLines:
     """The lines between a query and one of its matches, see `Matches.lines`."""
     if k < 1:
         raise InputError(f"k must be at least 1 line, got {k}")
-    match, finder = ranking.at_rank(rank), ranking.retriever.lines
-    query, (answer,) = finder.query_places(ranking), finder.match_places(ranking, (rank,))
+    ranking, finder = evidence.ranking, evidence.ranking.retriever.lines
+    match, query = ranking.at_rank(rank), finder.query_places(evidence)
+    (answer,) = finder.match_places(evidence, (rank,))
     found = find_lines(query, answer, metric=finder.reader.metric)
     least = finder.scale.null[2]
     shown = found.strongest(k, inliers=found.inliers > least)
@@ -182,7 +183,7 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
     ours = [middle_of(cell, views[0], found.query_shape) for cell in shown.query.tolist()]
     theirs = [middle_of(cell, views[1], found.match_shape) for cell in shown.match.tolist()]
     drawn = tuple(Line(*each) for each in zip(ours, theirs, shown.strength.tolist(), strict=True))
-    return MatchLines(match, drawn, found.inliers, len(found), finder.scale, found, ranking, sizes)
+    return MatchLines(match, drawn, found.inliers, len(found), finder.scale, found, evidence, sizes)
 
 
 class LineFinder:
@@ -249,9 +250,9 @@ class LineFinder:
         files = [gallery.item(record) for record in records]
         return self.reader.measure(files, fine, response, gallery.embeddings(numbers), layer=layer)
 
-    def query_places(self, ranking: Ranking) -> Places:
+    def query_places(self, evidence: Evidence) -> Places:
         """The places of the query, whose fine map comes from its own forward pass if lines were asked for then."""
-        query, layer, scale = ranking.query, self.layer, self.scale
+        query, layer, scale = evidence.ranking.query, self.layer, self.scale
         fine = query.encoding.fine
         if fine is None:
             if query.source is None:
@@ -260,14 +261,13 @@ class LineFinder:
         assert fine is not None, layer
         size = query.known_size if query.source is None else query.size
         image = image_in_view(self._retriever.encoder.transform, size)
-        response = Evidence(ranking, "metric").query_response.map[0]
+        response = evidence.query_response.map[0]
         return Places.of(fine[0].cpu(), response, torch.tensor(scale.mean), image=image)
 
-    def match_places(self, ranking: Ranking, ranks: Sequence[int]) -> list[Places]:
+    def match_places(self, evidence: Evidence, ranks: Sequence[int]) -> list[Places]:
         """The places of some matches: from the gallery, or of the matched images, which are encoded once."""
-        _, scale = self.layer, self.scale
-        fine = ranking.fine_maps[[rank - 1 for rank in ranks]]
-        response = Evidence(ranking, "metric").match_response(tuple(ranks))
+        ranking, _, scale = evidence.ranking, self.layer, self.scale
+        fine, response = ranking.fine_maps[[rank - 1 for rank in ranks]], evidence.match_response(tuple(ranks))
         files = [ranking.at_rank(rank).item for rank in ranks]
         return self.reader.places(files, fine, response, torch.tensor(scale.mean))
 
@@ -304,5 +304,6 @@ def inliers_of(matches: Ranking, count: int, name: str = "lines") -> list[int]:
     finder = matches.retriever.lines
     if name != "lines":
         return count_alike(name, matches.query.image, [match.item for match in matches.matches[:count]])
-    query = finder.query_places(matches)
-    return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.reader.metric)
+    evidence = Evidence(matches, "metric")
+    query, answers = finder.query_places(evidence), finder.match_places(evidence, range(1, count + 1))
+    return count_alike(name, query, answers, metric=finder.reader.metric)

@@ -317,7 +317,7 @@ class Matches(Ranking):
         Raises:
             InputError: no such rank, or a query or match whose image is gone.
         """
-        return lines_of(self, rank, k=k)
+        return lines_of(Evidence(self, "metric"), rank, k=k)
 
     def to_dict(self) -> dict[str, Any]:
         """The ranking as JSON-able values."""

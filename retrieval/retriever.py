@@ -263,6 +263,14 @@ class Retriever:
             ranked.append(matches if limit is None else matches.within(limit, rejection=rejection))
         return ranked
 
+    def against(self, query: Query, image: int) -> Matches:
+        """A query beside one image of the gallery alone, wherever that ranks; InputError when it is not there."""
+        ids, spec = np.array([image], np.uint64), SearchSpec(self.gallery.spec.embedding_dim, self.gallery.metric)
+        own, other = (
+            comparable(spec, each) for each in (query.encoding.embedding.cpu().numpy(), self.gallery.embeddings(ids))
+        )
+        return Matches(query, self.matches_of(ids, distances_to(spec, own[0], other)), self.gallery.metric, self)
+
     def require_threshold(
         self, *, k: int = 10, reject: bool = False, max_distance: float | None = None, **_: Any
     ) -> Rejection | None:

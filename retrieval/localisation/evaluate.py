@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...encoders import Encoder, Encoding, Inference
 from ...encoders.layers import closest
-from ...encoders.trained_on import say_overlap
+from ...encoders.trained_on import Overlap, say_overlap
 from ...errors import ImageError, InputError
 from ...explain import peak_in_box, rectify, upsample
 from ...explain.checks.sanity import two_object_preference
@@ -29,8 +29,9 @@ from ...metrics.maps import spearman
 from ...progress import Progress
 from ...remarks import remark
 from .classifiers import LinearClassifier
+from .explanations import Composing
 from .maps import MapMaker
-from .references import ReferenceKind, References
+from .references import Photograph, ReferenceKind, References
 from .results import ImageScores, LocalisationTable
 
 Masks = Callable[[BoxedImage], NDArray[np.bool_]]
@@ -47,6 +48,7 @@ def localise(
     metric: Metric = "cosine",
     masks: Masks | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
+    composites: int = 0,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
@@ -74,6 +76,8 @@ def localise(
         masks: the object's pixels in an image, at the image's size; adds PxAP. An image whose mask cannot be read, or
             has another size, is left out.
         thresholds: fractions of the maps' range; .2 has to be one of them.
+        composites: of so many images of two photographs, and of four, whether a map points to the one asked for;
+            2 or more, 0 for none. See `benchmark_explanations`.
         device: see `Inference`.
         precision: see `Inference`.
         batch_size: see `Inference`.
@@ -83,7 +87,7 @@ def localise(
         progress: called with (images done, images in all).
 
     Raises:
-        InputError: an unknown method, "cam" without a classifier, or a class without references.
+        InputError: an unknown method, "cam" without a classifier, a class without references, or composites of one.
         ImageError: with `strict`, an image or a mask that cannot be used.
 
     Source: [Dist-CAM] Table 1; measures as in Choe et al. 2020.
@@ -94,6 +98,7 @@ def localise(
     images = _with_references(images, references, strict=strict)
     generator = torch.Generator().manual_seed(seed)
     maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference, strict=strict)
+    composing = Composing(inference, maker, composites, strict=strict) if composites else None
     judge = _Judge(maker, tuple(thresholds))
     parts, chances, skipped = [], [], []
     measured: list[BoxedImage] = []
@@ -111,19 +116,19 @@ def localise(
     if not parts:
         raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
     _remark_on_masks(astray, strict=strict)
-    known, labels, files = encoder.trained_on, [each.label for each in measured], [each.file for each in measured]
     if skipped:
         remark(f"{len(skipped):,} of {len(images):,} images cannot be used and are left out, the first: {skipped[0]}")
     return LocalisationTable(
         scores={method.name: ImageScores.cat([part[method.name] for part in parts]) for method in maker.methods},
         energy_chance=torch.tensor(chances, dtype=torch.float64),
+        composites=_composed(composing, measured),
         encoder=encoder.short_name,
         seen_as=inference.seen_as,
         reference=reference,
         n_references=len(references.classes),
         n_classes=len(references.labels),
         notes=_notes(images, [*references.skipped, *skipped]),
-        trained_on=None if known is None else say_overlap(known.overlap(labels, file_digests(files))),
+        trained_on=_trained_on(encoder, measured),
         n_samples=n_samples,
         seed=seed,
     )
@@ -143,6 +148,17 @@ def _with_references(images: BoxedImages, references: References, *, strict: boo
         raise InputError(message)
     remark(f"{len(unknown):,} of {len(images):,} images are left out, as {first.path}: {message}", strict=strict)
     return replace(images, images=kept)
+
+
+def _composed(composing: Composing | None, images: Sequence[BoxedImage]) -> dict[str, dict[str, Tensor]]:
+    asked = [Photograph(image.file, image.label, image.path) for image in images]
+    return {} if composing is None else composing.draw(asked)
+
+
+def _trained_on(encoder: Encoder, images: Sequence[BoxedImage]) -> Overlap | None:
+    """How much of the images the encoder was trained on; None where that is not known."""
+    known, files = encoder.trained_on, [image.file for image in images]
+    return None if known is None else say_overlap(known.overlap([i.label for i in images], file_digests(files)))
 
 
 def _notes(images: BoxedImages, unusable: Sequence[str]) -> tuple[str, ...]:

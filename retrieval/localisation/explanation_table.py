@@ -18,13 +18,10 @@ from ...explain.drawing.page import write_page
 from ...explain.drawing.panels import sheet
 from ...images import Box
 from ...index.storage.background import MapChoice
-from .results import Estimate, LocalisationTable, MeasuredTable
+from .results import OF_COMPOSITES, Estimate, LocalisationTable, MeasuredTable
 
 MEASURES = {  # measure: heading of its column
-    "right_of_two": "right of two",
-    "energy_of_two": "energy on its half",
-    "right_of_four": "right of four",
-    "energy_of_four": "energy on its quarter",
+    **OF_COMPOSITES,
     "sensitivity": "sensitivity",
     "insertion_deletion": "insertion - deletion",
 }

@@ -80,10 +80,7 @@ def benchmark_explanations(
     reference (rank correlation with the map for another class), and how much the similarity hangs on what it shows
     first (insertion minus deletion), on `faithful` of them at 22 passes for each method. See `localise` for the rest.
     """
-    if composites < 2:
-        raise InputError(f"composites={composites} should be 2 or more, so that there is an interval")
     inference = Inference(encoder, device=device, precision=precision)
-    known = [image for image in images if image.label in references.labels]
     if classifier is not None and methods is None:
         try:
             classifier.for_references(references, strict=True)
@@ -94,22 +91,10 @@ def benchmark_explanations(
         methods = default_methods(references, reference, has_classifier=classifier is not None)
     generator = torch.Generator().manual_seed(seed)
     maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference)
-    run = _Run(inference, maker, strict=strict)
-    drawn = {grid: draw_composites(known, composites, grid, generator=generator) for grid in ((1, 1), TWO, FOUR)}
-    if not drawn[TWO]:
-        raise InputError(f"composites need images of two classes that have references; there are {len(known)} images")
-    total, done = sum(map(len, drawn.values())) + faithful, 0
-    for grid, asked in drawn.items():
-        for start in range(0, len(asked), AT_ONCE):
-            some = asked[start : start + AT_ONCE]
-            run.measure(some, grid, faithful=max(0, faithful - run.n_faithful))
-            done += len(some)
-            if progress is not None:
-                progress(done + run.n_faithful, total)
-    if run.skipped:
-        remark(f"{len(run.skipped):,} composites have an image that cannot be read, the first: {run.skipped[0]}")
+    run = Composing(inference, maker, composites, strict=strict)
+    values = run.draw(images, ((1, 1), TWO, FOUR), faithful=faithful, progress=progress)
     return ExplanationTable(
-        values={name: {m: torch.cat(parts) for m, parts in own.items()} for name, own in run.values.items()},
+        values=values,
         encoder=encoder.short_name,
         seen_as=inference.seen_as,
         reference=reference,
@@ -122,11 +107,13 @@ def benchmark_explanations(
     )
 
 
-class _Run:
-    """Composites turned into measurements."""
+class Composing:
+    """N composites of each kind drawn from images and turned into measurements of the maps of several methods."""
 
-    def __init__(self, inference: Inference, maker: MapMaker, *, strict: bool) -> None:
-        self.inference, self.maker, self.strict = inference, maker, strict
+    def __init__(self, inference: Inference, maker: MapMaker, n: int, *, strict: bool = False) -> None:
+        if n < 2:
+            raise InputError(f"`composites={n}` should be 2 or more, so that there is an interval")
+        self.inference, self.maker, self.n, self.strict = inference, maker, n, strict
         self.references, self.generator = maker.references, maker.generator
         self.canvas = Canvas.of(inference)
         self.values: dict[str, dict[str, list[Tensor]]] = {method.name: {} for method in maker.methods}
@@ -135,7 +122,34 @@ class _Run:
         self.n_faithful = 0
         self.n_shown: dict[Grid, int] = {TWO: 0, FOUR: 0}
 
-    def measure(self, composites: Sequence[tuple[Photograph, ...]], grid: Grid, *, faithful: int) -> None:
+    def draw(
+        self,
+        images: Sequence[Photograph],
+        grids: Sequence[Grid] = (TWO, FOUR),
+        *,
+        faithful: int = 0,
+        progress: Progress | None = None,
+    ) -> dict[str, dict[str, Tensor]]:
+        """By method and measure one value of each composite, or single image, of images whose class has references."""
+        known = [image for image in images if image.label in self.references.labels]
+        drawn = {grid: draw_composites(known, self.n, grid, generator=self.generator) for grid in grids}
+        if not drawn[TWO]:
+            raise InputError(
+                f"composites need images of two classes that have references; there are {len(known)} images"
+            )
+        total, done = sum(map(len, drawn.values())) + faithful, 0
+        for grid, asked in drawn.items():
+            for start in range(0, len(asked), AT_ONCE):
+                some = asked[start : start + AT_ONCE]
+                self._measure(some, grid, faithful=max(0, faithful - self.n_faithful))
+                done += len(some)
+                if progress is not None:
+                    progress(done + self.n_faithful, total)
+        if self.skipped:
+            remark(f"{len(self.skipped):,} composites have an image that cannot be read, the first: {self.skipped[0]}")
+        return {name: {m: torch.cat(parts) for m, parts in own.items()} for name, own in self.values.items()}
+
+    def _measure(self, composites: Sequence[tuple[Photograph, ...]], grid: Grid, *, faithful: int) -> None:
         """A batch of composites of one grid, or of single images."""
         used, read = [], []
         for composite in composites:

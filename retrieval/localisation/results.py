@@ -19,6 +19,12 @@ from ...remarks import counted
 
 FIXED = 0.2  # CAM's threshold; Dist-CAM states none
 IOUS = (0.3, 0.5, 0.7)
+OF_COMPOSITES = {  # measure: heading of its column
+    "right_of_two": "right of two",
+    "energy_of_two": "energy on its half",
+    "right_of_four": "right of four",
+    "energy_of_four": "energy on its quarter",
+}
 
 
 class Estimate(NamedTuple):
@@ -171,12 +177,14 @@ class LocalisationTable(MeasuredTable):
         scores: per-image measurements by method.
         energy_chance: (n,), share of the area that the boxes cover.
         notes: what a reader should know: left-out images, where a classifier came from.
+        composites: by method and measure (`OF_COMPOSITES`) one value of each composite; empty where none were made.
         trained_on: how much of what is measured the encoder was trained on; None where that is not known.
     """
 
     scores: Mapping[str, ImageScores] = field(repr=False)
     energy_chance: Tensor = field(repr=False)
     notes: tuple[str, ...] = ()
+    composites: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
     trained_on: Overlap | None = None
 
     def __post_init__(self) -> None:
@@ -206,6 +214,14 @@ class LocalisationTable(MeasuredTable):
             rows.append(row)
         return tuple(rows)
 
+    @cached_property
+    def on_composites(self) -> dict[str, dict[str, Estimate]]:
+        """By method and measure the mean over composites; empty where none were made."""
+        return {
+            name: {measure: self._mean(values) for measure, values in own.items()}
+            for name, own in self.composites.items()
+        }
+
     def __getitem__(self, method: str) -> LocalisationRow:
         self._known(method)
         return next(row for row in self.rows if row.method == method)
@@ -233,9 +249,13 @@ class LocalisationTable(MeasuredTable):
             "trained_on": None if self.trained_on is None else self.trained_on.to_dict(),
             "energy_chance": float(self.energy_chance.mean()),
             "iou": list(IOUS),
+            "composites": self._composed(),
             "notes": list(self.notes),
             "rows": [
-                {key: value._asdict() if isinstance(value, Estimate) else value for key, value in vars(row).items()}
+                {
+                    key: value._asdict() if isinstance(value, Estimate) else value
+                    for key, value in {**vars(row), **self.on_composites.get(row.method, {})}.items()
+                }
                 for row in self.rows
             ],
         }
@@ -252,6 +272,7 @@ class LocalisationTable(MeasuredTable):
             f"energy ({float(self.energy_chance.mean()):.3f})": lambda row: row.energy.value,
             "sensitivity": lambda row: row.sensitivity.value,
             "two objects": lambda row: row.two_objects and row.two_objects.value,
+            **{heading: partial(self._on_composites, measure) for measure, heading in OF_COMPOSITES.items()},
         }
         shown = {name: get for name, get in columns.items() if any(get(row) is not None for row in self.rows)}
         rows = []
@@ -261,10 +282,19 @@ class LocalisationTable(MeasuredTable):
             rows.append([row.method, *cells])
         return ["map", *shown], rows
 
+    def _composed(self) -> dict[str, int]:
+        return {measure: len(values) for own in self.composites.values() for measure, values in own.items()}
+
+    def _on_composites(self, measure: str, row: LocalisationRow) -> float | None:
+        found = self.on_composites.get(row.method, {}).get(measure)
+        return None if found is None else found.value
+
     @property
     def heading(self) -> str:
         """Under which circumstances the numbers came about."""
-        return self._heading(f"{len(self)} images")
+        counts = {OF_COMPOSITES[measure]: n for measure, n in self._composed().items() if "energy" not in measure}
+        said = "".join(f", {n} composites ({name})" for name, n in counts.items())
+        return self._heading(f"{len(self)} images{said}")
 
     @property
     def remarks(self) -> Sequence[str]:

@@ -12,8 +12,9 @@ import torch
 from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
 from pydantic import BaseModel
 
+from ...errors import InputError
 from ...images import Box
-from ...retrieval import Retriever
+from ...retrieval import Matches, Retriever
 from ...retrieval.ranking import BareVector
 from ...retrieval.ranking import Query as ImageQuery
 from ...retrieval.texts import text_queries, with_text
@@ -186,10 +187,13 @@ class _Ranking:
             raise ApiError(422, "send an image, or a `text` without a region, or both", reason="input")
         else:
             (query,) = text_queries(retriever.inference, [text])
+        if (other := getattr(asked, "other", None)) is not None:
+            self.matches = _beside(retriever, query, other, asked)
+            return
         (self.matches,) = retriever.rank(
             [query],
             k=asked.k,
-            where=_filter_of(retriever, asked),
+            where=asked.where,
             reject=getattr(asked, "reject", False),
             max_distance=getattr(asked, "max_distance", None),
             verify=getattr(asked, "verify", 0),
@@ -208,16 +212,14 @@ class _Ranking:
         return json_answer(search_answer(self.matches, said, timings))
 
 
-def _filter_of(retriever: Retriever, asked: Any) -> str | None:
-    """The filter of a request; of a pair one that keeps the other image alone."""
-    where: str | None = asked.where
-    if (other := getattr(asked, "other", None)) is None:
-        return where
-    if where is not None:
+def _beside(retriever: Retriever, query: ImageQuery, other: int, asked: Any) -> Matches:
+    """The query of a request beside the other image of a pair."""
+    if asked.where is not None:
         raise ApiError(422, "`other` names the one image to rank; leave `where` out", reason="input")
     require_image(retriever, other)
-    path = retriever.gallery.records([other])[0].path.replace("\\", "\\\\").replace('"', '\\"')
-    return f'path="{path}"'
+    if other == asked.id:
+        raise InputError(f"image {other} is asked for beside itself; name another one")
+    return retriever.against(query, other)
 
 
 def _stored(retriever: Retriever, image: int) -> ImageQuery:

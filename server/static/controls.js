@@ -6,7 +6,7 @@ import { byId, debounced, make, say } from "./dom.js";
 /** `onChange(changes, how)` with how "push" (a step in the history) or "replace" (none). */
 export function controls(onChange) {
   const node = Object.fromEntries(
-    ["k", "verify", "label", "where", "threshold", "max-distance", "weighting", "against", "against-class", "versus", "space", "scale", "opacity"].map((id) => [id, byId(id)]),
+    ["k", "verify", "label", "where", "threshold", "max-distance", "weighting", "mean", "against", "against-class", "versus", "space", "scale", "opacity"].map((id) => [id, byId(id)]),
   );
   let gallery = null, asked = null;
 
@@ -54,12 +54,13 @@ export function controls(onChange) {
     if (isClass && !name) return node["against-class"].focus();
     return onChange({
       weighting: node.weighting.selectedIndex > 0 ? node.weighting.value : "",
+      mean: node.weighting.value === "root_ratio" ? node.mean.value : "auto",
       against: isClass ? referenceNamed(name) : node.against.value,
       versus: other && referenceNamed(other),
       space: node.space.value,
     }, "push");
   }
-  for (const id of ["weighting", "against", "against-class", "versus", "space"]) node[id].addEventListener("change", explain);
+  for (const id of ["weighting", "mean", "against", "against-class", "versus", "space"]) node[id].addEventListener("change", explain);
   node.scale.addEventListener("change", () => onChange({ scale: node.scale.checked ? "shared" : "own" }, "replace"));
   node.opacity.addEventListener("input", () => onChange({ opacity: node.opacity.valueAsNumber }, "replace"));
 
@@ -115,6 +116,8 @@ export function controls(onChange) {
       showLargest();
       const weighting = gallery?.weightings.find(({ name }) => name === state.weighting) ?? gallery?.weightings[0];
       node.weighting.value = weighting?.name ?? "";
+      node.mean.value = state.mean;
+      node.mean.disabled = weighting?.name !== "root_ratio";
       const isClass = !["match", "prototype"].includes(state.against);
       node.against.value = isClass ? "label" : state.against;
       byId("against-label").hidden = !isClass;

@@ -12,6 +12,7 @@ export const DEFAULTS = Object.freeze({
   threshold: "", // "", "gallery", or the largest distance
   verify: 0, // how many of the first matches are sorted anew by lines
   weighting: "", // or a name; the first that the gallery offers
+  mean: "auto", // what root_ratio takes off
   against: "match", // "match", "prototype", "label:…", "rank:…"
   versus: "", // "", "label:…", "rank:…"
   space: "metric",
@@ -20,7 +21,7 @@ export const DEFAULTS = Object.freeze({
   match: 1, // the rank that is chosen
 });
 
-const CHOICES = { space: ["metric", "backbone"], scale: ["shared", "own"] };
+const CHOICES = { mean: ["auto", "gallery", "border", "max", "half"], space: ["metric", "backbone"], scale: ["shared", "own"] };
 
 /** The state as the text of a hash, without what is as usual. */
 export function toHash(state) {
@@ -97,6 +98,7 @@ export function explainQuestion(state) {
     against: state.against,
     versus: state.versus || null,
     weighting: state.weighting || null,
+    mean: ["", "root_ratio"].includes(state.weighting) ? state.mean : "auto",
     space: state.space,
     both_sides: true,
   };

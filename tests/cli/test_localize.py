@@ -73,6 +73,28 @@ def test_json_and_the_nearest_image(arguments: list[str], capsys: pytest.Capture
     assert content["images"] == 4
 
 
+def test_composites_of_the_same_images_join_the_table_and_the_other_numbers_stay(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*arguments, "--methods", "dist,dot_centered"]
+    plain, composed = (json.loads(run([*asked, *more, "--json"], capsys)[1]) for more in ([], ["--composites", "3"]))
+    assert (plain["composites"], composed["composites"]) == ({}, {"right_of_two": 3, "energy_of_two": 3})
+    rows = {row["method"]: row for row in composed["rows"]}
+    assert rows["caam"]["right_of_two"]["value"] == 0.5  # blind; of two classes there are no composites of four
+    assert rows["caam"]["energy_of_two"]["value"] == pytest.approx(0.5)
+    added = {"right_of_two", "energy_of_two"}
+    assert plain["rows"] == [{key: row[key] for key in row if key not in added} for row in composed["rows"]]
+    code, out, _ = run([*asked, "--composites", "3", "--out", str(tmp_path / "table.csv")], capsys)
+    assert code == 0
+    assert "3 composites (right of two)" in out
+    assert "| right of two | energy on its half |" in out
+    written = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [float(row["right_of_two"]) for row in written] == [row["right_of_two"]["value"] for row in rows.values()]
+    code, _, said = run([*asked, "--composites", "1"], capsys)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "--composites 1 should be 2 or more" in said
+
+
 def test_masks_add_pixel_precision(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     masks = Path(arguments[1]).parent / "masks" / "query"
     code, out, _ = run([*arguments, "--methods", "dist", "--masks", str(masks), "--json"], capsys)

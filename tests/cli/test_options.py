@@ -210,9 +210,8 @@ ALWAYS = {
     "segment train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "segment infer": "max_pixels strict folder scales flip base layout show device as_json",
     "segment evaluate": "max_pixels strict layout masks names as_json",
-    "localize": "max_pixels boxes references encoder weights readout reference methods labels masks reference_masks "
-    "layer fit image_size "
-    "metric batch_size device seed out_file strict as_json",
+    "localize": "max_pixels boxes references encoder weights readout reference methods labels masks "
+    "reference_masks composites layer fit image_size metric batch_size device seed out_file strict as_json",
     "train": "variant changes device dry_run _list _template strict as_json",
     "serve": "max_pixels read_token_file host port writable allow_host max_batch window_ms concurrency "
     "client_concurrency rate max_upload_mb "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from distcam.encoders import Encoder
 from distcam.encoders.fine import with_detail
@@ -52,3 +53,21 @@ def test_finer_takes_a_larger_image_and_leaves_the_encoder_as_it_is(small_encode
     assert (finer.transform.height, finer.transform.width) == (96, 96)
     assert small_encoder.transform.height == 64
     assert with_detail(small_encoder, "plain") is small_encoder
+
+
+def test_finer_is_not_shown_the_margins_of_elongated_images() -> None:
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(64))
+    finer = with_detail(encoder, "finer")
+    draw = torch.Generator().manual_seed(0)
+    for width, height, rows, columns in ((90, 25, slice(32, 64), slice(0, 96)), (20, 80, slice(0, 96), slice(32, 64))):
+        pixels = torch.randint(1, 256, (height, width, 3), generator=draw, dtype=torch.uint8)
+        image = finer.transform.normalise(finer.transform(Image.fromarray(pixels.numpy()))[None])
+        plain = encoder(image[..., rows, columns]).feature_map
+        found = finer(torch.cat([image, torch.rand(image.shape, generator=draw)])).feature_map  # the second has none
+        stride = 96 // found.shape[2]
+        inside = [slice(part.start // stride, part.stop // stride) for part in (rows, columns)]
+        torch.testing.assert_close(found[:1, :, inside[0], inside[1]], plain)
+        rest = found[:1].clone()
+        rest[:, :, inside[0], inside[1]] = 0
+        assert not rest.any()
+        assert found[1].any(0).all()

@@ -71,6 +71,16 @@ def test_more_matches_than_images_give_all_images(retriever, photos):
     assert len(retriever.query(picture(photos), k=1000)) == len(retriever.gallery)
 
 
+def test_against_one_image_it_is_the_match_that_a_ranking_of_all_has(retriever, photos):
+    every = retriever.query(picture(photos), k=1000)
+    for match in (every[0], every[-1]):
+        (alone,) = retriever.against(every.query, match.id)
+        assert (alone.id, alone.rank, alone.path) == (match.id, 1, match.path)
+        assert alone.distance == pytest.approx(match.distance, abs=1e-7)
+    with pytest.raises(InputError):
+        retriever.against(every.query, 10_000)
+
+
 def test_the_encoder_comes_with_the_gallery(small_gallery, photos):
     retriever = Retriever(small_gallery.folder)
     assert retriever.query(picture(photos), k=1)[0].file == picture(photos)

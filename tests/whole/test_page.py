@@ -396,6 +396,18 @@ def test_another_weighting_costs_one_small_request_and_signed_maps_have_their_ze
     visit.expect("#weighting-hint", "dot_centered: ")
 
 
+def test_what_is_taken_off_is_chosen_for_root_ratio_and_kept_in_the_address(visit: Visit) -> None:
+    visit.ask(3, "scale=shared")
+    visit.expect("#meaning", "is taken off")
+    visit.page.locator("#mean").select_option("border")
+    visit.expect("#meaning", "What lies at the edges of this gallery's images is taken off")
+    visit.page.wait_for_url("**mean=border*")
+    visit.page.locator("#weighting").select_option("dist")
+    visit.expect("#weighting-hint", "dist: ")
+    assert visit.page.locator("#mean").is_disabled()
+    assert "mean=" not in visit.page.url
+
+
 @pytest.mark.slow
 def test_one_scale_for_all_differs_from_each_its_own(visit: Visit) -> None:
     visit.ask(3, "weighting=dot")
