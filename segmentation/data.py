@@ -239,6 +239,7 @@ class MaskedImages:
             class_names=self.class_names,
             regions=regions,
             digests=file_digests(map(self.file, range(len(self)))),
+            original=self.image,
         )
 
     @classmethod

@@ -7,7 +7,7 @@ the number of workers shows.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,13 @@ class AugmentSettings(Table):
     # smallest and largest share of the area that is cut out and enlarged again; (1, 1) for the whole image
     crop: Range = (1.0, 1.0)
     crop_ratio: Range = (0.75, 4 / 3)  # narrowest and widest shape of what is cut out, width : height
+    # "input" cuts from the image as the network would see it; "file" from the original, which is read anew every epoch:
+    # areas and shapes are then those of the image itself, and shift is not used
+    crop_from: Literal["input", "file"] = "input"
+    # crop_from = "file": in place of crop, the smallest and largest side in pixels that an image is brought to before a
+    # window of the network's size is cut out anywhere: the shorter side with data.fit = "crop", the longer one with
+    # "pad", both with "squash"
+    resize: tuple[int, int] | None = None
     rotate: NotNegative = 0.0  # largest angle, in degrees, either way
     brightness: Share = 0.0  # 0.4 multiplies by a number from 0.6 to 1.4
     contrast: Share = 0.0  # likewise, the distance from the image's mean grey
@@ -52,16 +59,29 @@ class AugmentSettings(Table):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
                 raise InputError(f"expected {name} as 0 < lowest <= highest <= {most:g}, got {low} and {high}")
+        if self.resize is not None and not 0 < self.resize[0] <= self.resize[1]:
+            raise InputError(f"expected resize as 0 < smallest <= largest, got {self.resize[0]} and {self.resize[1]}")
+        cuts = (self.crop != (1.0, 1.0)) + (self.resize is not None)
+        if self.crop_from == "file" and cuts != 1:
+            raise InputError(f'crop_from = "file" needs crop or resize, got {"both" if cuts else "neither"}')
+        if self.crop_from == "input" and self.resize is not None:
+            raise InputError('resize needs crop_from = "file"')
 
     def _unused(self) -> dict[str, str]:
         off = {"crop_ratio": self.crop == (1.0, 1.0), "erase_area": self.erase == 0, "mix_share": not self.mixes}
         whom = {"crop_ratio": "crop = [1, 1]", "erase_area": "erase = 0", "mix_share": "mixup = 0 and cutmix = 0"}
-        return {key: whom[key] for key, is_off in off.items() if is_off}
+        unused = {key: whom[key] for key, is_off in off.items() if is_off}
+        return unused | ({"shift": 'crop_from = "file"'} if self.crop_from == "file" else {})
 
     @classmethod
     def none(cls) -> AugmentSettings:
         """Images as they are."""
         return cls(flip=0.0, shift=0.0)
+
+    @property
+    def behind_a_window(self) -> AugmentSettings:
+        """What is left to do where the image is a window of its file."""
+        return self.changed(crop_from="input", crop=(1.0, 1.0), resize=None, shift=0.0)
 
     @property
     def mixes(self) -> bool:
@@ -71,6 +91,7 @@ class AugmentSettings(Table):
 
 _DRAWS = 20  # numbers per image; each change has its own, so switching one on leaves the others as they were
 _FLIP, _SHIFT, _CROP, _ROTATE, _COLOUR, _ERASE = 0, 1, 3, 7, 8, 13
+PLACE = slice(_CROP, _ROTATE)  # of what is cut out: area, shape, and its place across and down
 
 
 def uniforms(seed: int, epoch: int, place: Int[Tensor, " b"], index: Int[Tensor, " b"]) -> Float[Tensor, "b _draws"]:
