@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..layers import Tap, closest, cut
 from ..libraries.models import build_model
 from ..names import library_of
 from ..readouts import ReadOut, read_out
+from .cifar import cifar_resnet, cifar_resnext, densenet_bc, pyramidnet
 from .few_shot import Conv4, ResNet12, WideResNet
 from .resnet38 import RESNET38_SPARE, ResNet38
 from .torchvisions import models
@@ -30,6 +32,11 @@ _OWN: dict[str, tuple[Callable[..., nn.Module], str, frozenset[str]]] = {  # wit
     "resnet12": (ResNet12, "layer4", frozenset()),
     "resnet38": (ResNet38, "relu7", RESNET38_SPARE),
     "wrn28_10": (WideResNet, "relu", frozenset()),
+    "resnet56": (cifar_resnet, "layer3", frozenset()),
+    "resnet110": (partial(cifar_resnet, depth=110), "layer3", frozenset()),
+    "resnext29_8x64d": (cifar_resnext, "layer3", frozenset()),
+    "densenet_bc_190_40": (densenet_bc, "relu", frozenset()),
+    "pyramidnet200": (pyramidnet, "relu", frozenset()),
 }
 _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "dropout", "AuxLogits", "aux1", "aux2"}
 

@@ -52,15 +52,13 @@ class Window(Transform):
     def _whole(self, width: int, height: int) -> tuple[int, int]:
         settings, (first, second, *_) = self.settings, self.chance
         if settings.resize is not None:
-            low, high = settings.resize
-            side = low + first * (high - low)
+            side = settings.resize[0] + first * (settings.resize[1] - settings.resize[0])
             if self.asked == "squash":
                 factor = side / max(self.width, self.height)
                 return max(round(self.width * factor), 1), max(round(self.height * factor), 1)
             factor = side / (min(width, height) if self.asked == "crop" else max(width, height))
             return max(round(width * factor), 1), max(round(height * factor), 1)
-        low, high = settings.crop
-        area = low + first * (high - low)
+        area = settings.crop[0] + first * (settings.crop[1] - settings.crop[0])
         narrow, wide = map(math.log, settings.crop_ratio)
         shape = math.exp(narrow + second * (wide - narrow)) * height / width
         return round(self.width / min(math.sqrt(area * shape), 1)), round(self.height / min(math.sqrt(area / shape), 1))

@@ -34,7 +34,8 @@ from .tables import Table, check_name, checked_table, merged, parse, plain
 class EncoderSettings(Table):
     """The encoder that is trained, and its first weights."""
 
-    # a name of torchvision, "timm:NAME", "hf:NAME", "open_clip:NAME", "conv4", "resnet12", or a checkpoint
+    # a name of torchvision, "timm:NAME", "hf:NAME", "open_clip:NAME", one of our own ("conv4", "resnet12",
+    # "resnet56", …), or a checkpoint
     architecture: str = "conv4"
     # "random", "imagenet", "pretrained" (of timm, hf, open_clip), or a file; relative to the recipe's folder,
     # `$DISTCAM_DATA/…` is filled in
