@@ -168,7 +168,9 @@ class PipelineRecipe:
         if has_network:
             training = _stage({"loss": [{"kind": "pixels"}], **own}, data, "segmenter", name, folder)
             if training.augment.mixes:
-                raise InputError("[segmenter.augment]: masks do not go with mixup or cutmix; leave both at 0")
+                raise InputError(
+                    "[segmenter.augment]: masks do not go with mixup, cutmix or manifold_mixup; leave them at 0"
+                )
         return cls(
             name=name,
             data=data,

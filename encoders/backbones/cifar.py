@@ -39,7 +39,8 @@ class ShakeDrop(nn.Module):
             return branch
         alpha, beta = torch.rand(2, len(branch), 1, 1, 1, device=branch.device, dtype=branch.dtype)
         back = beta * branch
-        return back + ((2 * alpha - 1) * branch - back).detach()
+        shaken: Tensor = back + ((2 * alpha - 1) * branch - back).detach()
+        return shaken
 
     def extra_repr(self) -> str:
         """The option, for `print`."""

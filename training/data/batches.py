@@ -23,7 +23,7 @@ from ...encoders import Encoder
 from ...errors import InputError
 from ...remarks import Skipped
 from ..engine.step import Batch, Objective
-from .augment import AugmentSettings, augment, mix_images, uniforms
+from .augment import AugmentSettings, augment, cut_out, mix_images, uniforms
 from .dividing import SplitSettings
 from .samplers import Indices, Sampler, share_of_rank
 from .training_set import TrainingSet
@@ -105,7 +105,7 @@ class TrainingBatches:
         """A batch of bytes augmented, normalised and mixed, where it lies."""
         chance = chance.to(batch.images.device, non_blocking=True)
         pixels, regions = augment(batch.images, self._rest, chance, regions=batch.regions)
-        images = self.data.transform.normalise(pixels)
+        images = cut_out(self.data.transform.normalise(pixels), self._rest, chance)
         images, mix, regions = mix_images(images, self._augment, key, regions=regions)
         return replace(batch, images=images, regions=regions, mix=mix, finish=None)
 
