@@ -42,10 +42,6 @@ class ShakeDrop(nn.Module):
         shaken: Tensor = back + ((2 * alpha - 1) * branch - back).detach()
         return shaken
 
-    def extra_repr(self) -> str:
-        """The option, for `print`."""
-        return f"rate={self.rate}"
-
 
 class _Residual(nn.Module):
     """A branch added to its input or to the shortcut's output, in which channels that are missing are 0."""
