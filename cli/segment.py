@@ -160,6 +160,9 @@ def evaluate(
     base: Base = "network",
     refined: Refined = True,
     refine: Refine = "none",
+    hausdorff: Annotated[
+        bool, typer.Option("--hausdorff", help="Also the Hausdorff distance of every class, in pixels.")
+    ] = False,
     device: Device = "auto",
     strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
@@ -173,7 +176,7 @@ def evaluate(
             "refine", "device",
         )  # fmt: skip
         compared, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
-        score = evaluate_masks(compared, mask_names)
+        score = evaluate_masks(compared, mask_names, hausdorff=hausdorff)
         remark_on_shift(score)
         answer(score.to_dict(), score.table(), as_json=as_json)
         return
@@ -193,9 +196,10 @@ def evaluate(
             make, beta = _mask_maker(
                 model, data, settings, labels=labels, background=background, refine=refine, device=device
             )
-            score = evaluate_masks(_masks_with_truth(data, make, progress), data.mask_names)
+            score = evaluate_masks(_masks_with_truth(data, make, progress), data.mask_names, hausdorff=hausdorff)
             content, text = score.to_dict() | ({} if beta is None else {"beta": beta}), score.table()
         else:
+            refuse_unused("by class maps without --refine, which are measured at every background score", "hausdorff")
             where = on_device(model, device)
             scored = score_images(model, data, labels=labels, settings=settings, device=where, progress=progress)
             pairs = ((true, scores) for i, scores in scored if (true := data.mask(i)) is not None)

@@ -43,11 +43,8 @@ class Window(Transform):
     def _placement(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Width and height of the whole image at the window's scale, and the window's left and top edges in it."""
         across, down = self._whole(width, height)
-        left, top = (round(u * spare) for u, spare in zip(self.chance[2:], self._spare(across, down), strict=True))
-        return across, down, left, top
-
-    def _spare(self, across: int, down: int) -> tuple[int, int]:
-        return across - self.width, down - self.height
+        *_, u, v = self.chance
+        return across, down, round(u * (across - self.width)), round(v * (down - self.height))
 
     def _whole(self, width: int, height: int) -> tuple[int, int]:
         settings, (first, second, *_) = self.settings, self.chance

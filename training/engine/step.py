@@ -29,7 +29,7 @@ class Regions:
         row: the image's position in the batch.
         label: the class that the region belongs to.
         is_box: True for a box drawn as a filled rectangle, False for a mask.
-        raster: 1 on the object, 0 elsewhere, at the resolution of the images and augmented with them.
+        raster: 1 on the object, 1 + saliency where that is known, 0 elsewhere; augmented with the images.
     """
 
     row: Int[Tensor, " r"]
