@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import WeightsError
+from ...errors import WeightsError
 
 _BEGIN = struct.pack("<Q", 0x112)
 _SHAPED, _STORED = 0xF993FAC8, 0xF993FAC9
