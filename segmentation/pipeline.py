@@ -130,8 +130,8 @@ class _Run:
         source = load_source(weak, method=recipe.cues.method)
         settings = {"cues": plain(recipe.cues), "seed": self.seed}
         masks = VocFolder(self.folder / "masks", train.class_names, settings=settings)
-        told = {"stage": recipe.cues, "saliency": self.saliency, "seed": self.seed, "progress": self.progress}
-        metrics = make_masks(source, train, masks, **told)
+        told: dict[str, Any] = {"stage": recipe.cues, "saliency": self.saliency, "seed": self.seed}
+        metrics = make_masks(source, train, masks, progress=self.progress, **told)
         return train.with_masks(masks.masks), metrics
 
     def learn_network(
