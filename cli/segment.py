@@ -133,6 +133,7 @@ def evaluate(
     ),
     labels: Literal["known", "predicted", "all"] = option("known", "Which classes an image may show, for such models."),
     views: Views,
+    hausdorff: bool = option(False, "Also the Hausdorff distance of every class, in pixels.", "--hausdorff"),
     device: Device = "auto",
     strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
@@ -143,7 +144,7 @@ def evaluate(
     if not (found.suffix == ".safetensors" or (found.is_dir() and any(found.glob("*.safetensors")))):
         refuse_unused("where masks are compared with masks", "curve", "background", "labels", Views, "device")
         compared, mask_names = given.pairs(found, truth, masks=masks)
-        score = evaluate_masks(compared, mask_names)
+        score = evaluate_masks(compared, mask_names, hausdorff=hausdorff)
         remark_on_shift(score)
         answer(score.to_dict(), score.table(), as_json=as_json)
         return
@@ -162,9 +163,10 @@ def evaluate(
                 refuse_unused("by refined masks, which are made at one background score", "curve")
             judged: dict[str, Any] = {"background": background, "refine": views.refine, "device": device}
             make, beta = _mask_maker(model, data, settings, labels=labels, **judged)
-            score = evaluate_masks(_masks_with_truth(data, make, progress), data.mask_names)
+            score = evaluate_masks(_masks_with_truth(data, make, progress), data.mask_names, hausdorff=hausdorff)
             content, text = score.to_dict() | ({} if beta is None else {"beta": beta}), score.table()
         else:
+            refuse_unused("by class maps without --refine, which are measured at every background score", "hausdorff")
             where = on_device(model, device)
             scored = score_images(model, data, labels=labels, settings=settings, device=where, progress=progress)
             pairs = ((true, scores) for i, scores in scored if (true := data.mask(i)) is not None)

@@ -11,7 +11,10 @@ from ..errors import InputError
 from ..files import is_file
 
 CHECKPOINT_SUFFIX = ".safetensors"
-OWN_ARCHITECTURES = ("conv4", "resnet12", "resnet38", "wrn28_10")
+OWN_ARCHITECTURES = (
+    *("conv4", "resnet12", "resnet38", "wrn28_10"),
+    *("resnet56", "resnet110", "resnext29_8x64d", "densenet_bc_190_40", "pyramidnet200"),  # CIFAR's
+)
 """Built here, beside torchvision's; there are no weights of them to download."""
 
 LIBRARIES = {"timm": "timm", "hf": "transformers", "open_clip": "open_clip"}

@@ -26,6 +26,7 @@ from .backbones.registry import available_architectures, require_architecture
 from .backbones.torchvisions import models, transforms
 from .heads import GAP, BNNeck, GeM, Pooling
 from .libraries import open_clips
+from .libraries.mxnet_params import is_params, read_params
 from .libraries.timms import transform_of
 from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, library_of, needs_weights, program_in, refuse_weight_file
 from .state_dicts import StateDict, load_state
@@ -66,7 +67,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
             "state_dict() of the network it was made from"
         )
     try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        read = read_params if is_params(path) else _read_safetensors if path.suffix == ".safetensors" else _read_torch
+        content: Any = read(path)
     except WeightsError:
         raise
     except Exception as error:  # torch's unpickler raises whatever a broken file provokes

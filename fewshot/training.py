@@ -199,7 +199,12 @@ class FewShotRecipe(Recipe):
         say_left_out(skipped, of=sum(map(len, data)) + len(skipped), strict=self.data.strict)
         labels, names = torch.from_numpy(base.class_of), base.class_names.tolist()
         train_set = TrainingSet.from_pixels(
-            base.pixels(transform), labels, transform=transform, class_names=names, digests=base.digests
+            base.pixels(transform),
+            labels,
+            transform=transform,
+            class_names=names,
+            digests=base.digests,
+            original=base.images.__getitem__,
         )
         episodes = self.episodes
         return RunData(

@@ -101,6 +101,17 @@ class MaskFolder:
             raise ImageError(path, problem)
         return mask
 
+    def saliency(self, path: str | os.PathLike[str], size: tuple[int, int]) -> UInt8[NDArray[Any], "height width"]:
+        """The saliency map, in grey levels, of an image of `size` (width, height), in the place of its mask.
+
+        ImageError: there is none, it cannot be read, or it has another size.
+        """
+        file = self.file(path)
+        levels = np.asarray(read_image(file).convert("L"))
+        if (problem := wrong_size(file, (levels.shape[1], levels.shape[0]), size)) is not None:
+            raise ImageError(path, problem.replace("its mask", "its saliency map"))
+        return levels
+
 
 def wrong_size(file: str | os.PathLike[str], mask: tuple[int, int], image: tuple[int, int]) -> str | None:
     """The fault of a mask of one (width, height) for an image of another; None if they are the same."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from ..errors import InputError, ShapeError
 from ..remarks import remark
@@ -50,6 +50,8 @@ class SegmentationScore:
     class_names: tuple[str, ...]
     confusion: Int[np.ndarray, "c c_and_void"]
     images: int
+    # of each class, in pixels, the mean over images that show it in both masks, nan without any; None if not measured
+    hausdorff: Float[np.ndarray, " c"] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.class_names)
@@ -99,6 +101,10 @@ class SegmentationScore:
         means = [_in_table(_mean(values)) for values in (self.f1, self.class_accuracy)]
         lines.append(f"{'mean':{width}}  {_in_table(self.mean_iou):>6}  {means[0]:>5}  {means[1]:>5}")
         lines.append(f"{'pixel accuracy':{width}}  {_in_table(self.pixel_accuracy):>6}")
+        if self.hausdorff is not None:
+            lines.append(f"{'':{width}}  Hausdorff distance in pixels, where both masks show the class")
+            pairs = zip((*self.class_names, "mean"), (*self.hausdorff, _mean(self.hausdorff)), strict=True)
+            lines += [f"{name:{width}}  {'–' if np.isnan(value) else f'{value:.1f}':>6}" for name, value in pairs]
         lines.append(f"{self.images} images")
         return "\n".join(lines)
 
@@ -109,29 +115,56 @@ class SegmentationScore:
             "mean_f1": _in_json(_mean(self.f1)),
             "pixel_accuracy": _in_json(self.pixel_accuracy),
             "mean_class_accuracy": _in_json(_mean(self.class_accuracy)),
-            "iou": {name: _in_json(value) for name, value in zip(self.class_names, self.iou, strict=True)},
-            "f1": {name: _in_json(value) for name, value in zip(self.class_names, self.f1, strict=True)},
+            "iou": self._by_class(self.iou),
+            "f1": self._by_class(self.f1),
+            **({} if self.hausdorff is None else {"mean_hausdorff": _in_json(_mean(self.hausdorff))}),
+            **({} if self.hausdorff is None else {"hausdorff": self._by_class(self.hausdorff)}),
             "confusion": self.confusion.tolist(),
             "class_names": list(self.class_names),
             "images": self.images,
         }
 
+    def _by_class(self, values: Float[np.ndarray, " c"]) -> dict[str, float | None]:
+        return {name: _in_json(value) for name, value in zip(self.class_names, values, strict=True)}
 
-def evaluate_masks(pairs: Iterable[tuple[Mask, Mask]], class_names: Sequence[str]) -> SegmentationScore:
+
+def hausdorff_distance(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> float:
+    """The largest distance, in pixels, from a pixel of either set to the nearest of the other; nan if one is empty.
+
+    >>> hausdorff_distance(np.array([[True, False, False]]), np.array([[True, False, True]]))
+    2.0
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if not one.any() or not other.any():
+        return float("nan")
+    return float(max(distance_transform_edt(~other)[one].max(), distance_transform_edt(~one)[other].max()))
+
+
+def evaluate_masks(
+    pairs: Iterable[tuple[Mask, Mask]], class_names: Sequence[str], *, hausdorff: bool = False
+) -> SegmentationScore:
     """The score of (truth, prediction) pairs, masks of one size each; `class_names` by number, "background" first.
+
+    With `hausdorff` also each class's distance, void pixels of the truth left out, for which every mask is looked at
+    class by class.
 
     Raises:
         InputError: no pair, or a number that is no class.
         ShapeError: two masks differ in size.
     """
     total = np.zeros((len(class_names), len(class_names) + 1), dtype=np.int64)
-    images = 0
+    images, distances = 0, np.zeros((2, len(class_names)))  # their sums and numbers
     for truth, prediction in pairs:
         total += confusion_matrix(truth, prediction, len(class_names))
         images += 1
+        for c in np.intersect1d(truth, prediction[truth != VOID]) if hausdorff else ():
+            if c != VOID:
+                distances[:, c] += hausdorff_distance(truth == c, (prediction == c) & (truth != VOID)), 1
     if not images:
         raise InputError("expected one image with a mask or more to compare with, got none")
-    return SegmentationScore(tuple(class_names), total, images)
+    means = _shares(*distances) if hausdorff else None
+    return SegmentationScore(tuple(class_names), total, images, means)
 
 
 def remark_on_shift(score: SegmentationScore) -> None:

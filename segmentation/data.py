@@ -207,13 +207,16 @@ class MaskedImages:
         *,
         masks_for: Sequence[int] = (),
         kind: Literal["mask", "box"] = "mask",
+        boxes_for: Sequence[int] = (),
+        saliency: str | Path = "",
         regions: RegionTable | None = None,
     ) -> TrainingSet:
         """The images with one 0/1 column per class, in memory, for training an encoder from image-level labels.
 
-        The masks of `masks_for` become regions of their classes (GAIN-ext): masks, or boxes around connected parts;
-        `regions` are others in place of those. ImageError for an image that cannot be read, InputError for one without
-        labels, or one of `masks_for` without a mask.
+        The masks of `masks_for` become regions of their classes (GAIN-ext): masks, or boxes around connected parts, as
+        those of `boxes_for` do; `saliency` is a folder of maps of what stands out in boxes. `regions` are others in
+        place of those. ImageError for an image or map that cannot be read, InputError for one without labels, or one
+        whose outline is asked for without a mask.
         """
         columns = torch.zeros(len(self), len(self.class_names))
         pixels = torch.empty(len(self), 3, transform.height, transform.width, dtype=torch.uint8)
@@ -221,17 +224,24 @@ class MaskedImages:
             columns[i, list(self.labels(i))] = 1
             pixels[i] = transform(self.image(i))
         found: list[tuple[int, int, Mask]] = []
-        for i in sorted(set(masks_for)):
+        kinds = dict.fromkeys(masks_for, kind) | dict.fromkeys(boxes_for, "box")
+        are_boxes: list[bool] = []
+        for i in sorted(kinds):
             mask = self.mask(i)
             if mask is None:
                 raise InputError(f"{self._entries[i].name} has no mask, but its mask was to be used")
             for c in self.labels(i):
-                marked = boxes_around(mask == c + 1) if kind == "box" else mask == c + 1
-                seen = label_map(marked.astype(np.uint8), transform, outside=0)
+                marked = (boxes_around(mask == c + 1) if kinds[i] == "box" else mask == c + 1).astype(np.uint8)
+                if saliency and kinds[i] == "box":
+                    levels = MaskFolder.given(saliency).saliency(f"{self.names[i]}.png", marked.shape[::-1])
+                    marked *= np.maximum(levels, 1)
+                seen = label_map(marked, transform, outside=0)
                 if seen.any():
                     found.append((i, c, seen))
-        if len(masks_for):
-            regions = as_regions(found, transform, are_boxes=kind == "box")
+                    are_boxes.append(kinds[i] == "box")
+        if kinds:
+            regions = as_regions(found, transform, are_boxes=are_boxes)
+            regions = replace(regions, has_saliency=bool(saliency))
         return TrainingSet.from_pixels(
             pixels,
             columns,
@@ -239,6 +249,7 @@ class MaskedImages:
             class_names=self.class_names,
             regions=regions,
             digests=file_digests(map(self.file, range(len(self)))),
+            original=self.image,
         )
 
     @classmethod
@@ -325,13 +336,15 @@ def boxes_around(marked: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return filled
 
 
-def as_regions(found: Sequence[tuple[int, int, Mask]], transform: Transform, *, are_boxes: bool = False) -> RegionTable:
-    """Regions from (image, label, pixels of the network's input that belong to it)."""
+def as_regions(
+    found: Sequence[tuple[int, int, Mask]], transform: Transform, *, are_boxes: Sequence[bool] = ()
+) -> RegionTable:
+    """Regions from (image, label, pixels of the network's input that belong to it); masks if `are_boxes` is empty."""
     rasters = [torch.from_numpy(raster) for *_, raster in found]
     blank = torch.zeros(0, transform.height, transform.width, dtype=torch.uint8)
     return RegionTable(
         torch.tensor([image for image, *_ in found], dtype=torch.long),
         torch.tensor([label for _, label, _ in found], dtype=torch.long),
-        torch.full((len(found),), are_boxes),
+        torch.tensor(are_boxes or [False] * len(found), dtype=torch.bool),
         torch.stack(rasters) if rasters else blank,
     )

@@ -101,12 +101,24 @@ class _Run:
     progress: Progress | None
     told: Mapping[str, Any]  # options of `run_recipe` for each training
 
+    @property
+    def saliency(self) -> str:
+        """The folder of saliency maps; empty if there is none."""
+        given = self.recipe.data.saliency
+        return str(located(given, self.recipe.folder)) if given else ""
+
     def learn_maps(self, stage: Recipe, train: MaskedImages) -> RunResult:
         """An encoder and a classifier from image-level labels, and from some outlines where the recipe has them."""
-        outlined = train.choose(self.recipe.data.outlined, seed=self.recipe.data.outline_seed)
+        data = self.recipe.data
+        outlined, all_of_them = (
+            train.choose(count, seed=data.outline_seed) for count in (data.outlined, data.outlined + data.boxed)
+        )
+        boxed = [i for i in all_of_them if i not in outlined]
 
         def opened(transform: Transform) -> RunData:
-            own = train.training_set(transform, masks_for=outlined, kind=self.recipe.data.outlines)
+            own = train.training_set(
+                transform, masks_for=outlined, kind=data.outlines, boxes_for=boxed, saliency=self.saliency
+            )
             return RunData({"train": own}, parts=self.parts)
 
         return run_recipe(stage, data=opened, folder=self.folder / "weak", **self.told)
@@ -118,7 +130,8 @@ class _Run:
         source = load_source(weak, method=recipe.cues.method)
         settings = {"cues": plain(recipe.cues), "seed": self.seed}
         masks = VocFolder(self.folder / "masks", train.class_names, settings=settings)
-        metrics = make_masks(source, train, masks, stage=recipe.cues, seed=self.seed, progress=self.progress)
+        told: dict[str, Any] = {"stage": recipe.cues, "saliency": self.saliency, "seed": self.seed}
+        metrics = make_masks(source, train, masks, progress=self.progress, **told)
         return train.with_masks(masks.masks), metrics
 
     def learn_network(

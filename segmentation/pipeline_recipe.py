@@ -53,7 +53,11 @@ class PipelineData(Table):
     size: int | tuple[int, int] = 64  # side of the networks' input in pixels, or height and width
     outlined: int = 0  # how many training images may show their outline to a loss (GAIN-ext)
     outlines: Literal["mask", "box"] = "mask"  # whether they show a mask, or boxes around its parts
+    boxed: int = 0  # how many further ones may show boxes, where those show masks (GAIN^{b,p})
     outline_seed: int = 0  # of the choice of those images
+    # a folder of saliency maps, `NAME.png` in grey levels: what stands out in boxes (GAIN's S), and in images whose
+    # cues are made with sure.background = "saliency"; left out, the contrast of colours
+    saliency: str = ""
     strict: bool = False  # stop where an image or its mask cannot be read, instead of leaving it out with a remark
 
     def _check(self) -> None:
@@ -62,6 +66,8 @@ class PipelineData(Table):
             raise InputError(f"expected one of {', '.join(_SOURCES)}; got {' and '.join(given) or 'none'}")
         if self.images and not (self.masks and self.names):
             raise InputError("images come with masks and names")
+        if self.boxed and self.outlines == "box":
+            raise InputError('boxed are further images beside those of outlines = "mask"; add them to outlined')
 
     def _unused(self) -> dict[str, str]:
         [kind] = [name for name in _SOURCES if getattr(self, name)]
@@ -108,7 +114,7 @@ class NetworkSettings(Table):
 
     only_for: ClassVar = {"crf": ("refine", "crf")}
 
-    architecture: str = "light"  # of torchvision's segmenters, or "light"
+    architecture: str = "light"  # of torchvision's segmenters, "unet", "deeplab_largefov_vgg16", or "light"
     weights: str = "random"  # "random", "imagenet", a file, or "weak": the encoder of the first stage ("light" only)
     options: Mapping[str, Any] = {}  # for the architecture
     inference: InferenceSettings = ONE_LOOK  # how it looks at the test images
@@ -168,7 +174,9 @@ class PipelineRecipe:
         if has_network:
             training = _stage({"loss": [{"kind": "pixels"}], **own}, data, "segmenter", name, folder)
             if training.augment.mixes:
-                raise InputError("[segmenter.augment]: masks do not go with mixup or cutmix; leave both at 0")
+                raise InputError(
+                    "[segmenter.augment]: masks do not go with mixup, cutmix or manifold_mixup; leave them at 0"
+                )
         return cls(
             name=name,
             data=data,

@@ -59,7 +59,9 @@ def explain(
         "A method, several with commas (a column each), or `all`. Default: hirescam; of a match or prototype "
         "rootratio, what sets it apart from --gallery, with distcam beside it.",
     ),
-    layer: str | None = option(None, "The layer to look at. Default: the last one with a map."),
+    layer: str | None = option(
+        None, "The layer to look at, several with commas (a column each). Default: the last with a map."
+    ),
     readout: str | None = Loading.readout,
     option: list[str] | None = option(None, "An option of the method such as `window=3`, `relu=false`, `tau=0`."),
     classes: Path | None = option(None, "A text FILE with the name of a class on each line."),
@@ -131,7 +133,10 @@ def explain(
             "without --gallery there is nothing to set the match apart from: rootratio shows the similarity's own parts"
         )
     options = option_values(option or [], methods, defaults=subject.method_options)
-    found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]
+    layers = list(dict.fromkeys(layer.split(","))) if layer else [subject.layer]
+    if faithfulness and len(layers) > 1:
+        raise InputError(f"--faithfulness measures the maps of one layer, got {len(layers)} of --layer")
+    found = [_explained(path, subject, methods, layers, options, measured=faithfulness) for path in images]
     if out_file is not None:
         _write(
             out_file, found, target=target, look=library.explain.DrawStyle(style=style, scale=scale, colours=colours)
@@ -178,7 +183,7 @@ def _both_sides(
 
 @dataclass(frozen=True)
 class Explained:
-    """An image with its maps by method."""
+    """An image with its maps by method, or by method@layer where there are several layers."""
 
     path: Path
     image: Image
@@ -197,7 +202,7 @@ class Explained:
         for name, found in self.maps.items():
             heat = found.maps[0, 0]
             box = place_box(library.explain.normalise(heat), self.view).clipped(*self.image.size)
-            described: dict[str, Any] = {"method": name, "layer": found.layer}
+            described: dict[str, Any] = {"method": name.partition("@")[0], "layer": found.layer}
             described["is_constant"] = bool(found.is_constant[0, 0])
             described |= {"lowest": float(heat.min()), "highest": float(heat.max())}
             described["peak"] = [round(each, 2) for each in middle_of(peak(heat), self.view, heat.shape)]
@@ -224,7 +229,7 @@ def _explained(
     path: Path,
     subject: Subject,
     methods: Sequence[str],
-    layer: str | None,
+    layers: Sequence[str | None],
     options: Mapping[str, Mapping[str, Any]],
     *,
     measured: bool,
@@ -233,16 +238,18 @@ def _explained(
     image = library.images.read_image(path, whole=subject.has_place)
     pixels = subject.transform.normalise(subject.transform(image)[None])
     target, name = subject.question(image, pixels)
-    layer = subject.layer if layer is None else layer
     maps = {
-        method: library.explain.explain_image(
+        method if len(layers) == 1 else f"{method}@{layer}": library.explain.explain_image(
             subject.model, pixels, target=target, method=method, layer=layer, **options[method]
         )
         for method in methods
+        for layer in layers
     }
     raw = {method: each.maps for method, each in maps.items()}
     faithfulness = (
-        library.explain.measure_faithfulness(subject.model, pixels, raw, target=target, layer=layer) if measured else {}
+        library.explain.measure_faithfulness(subject.model, pixels, raw, target=target, layer=layers[0])
+        if measured
+        else {}
     )
     return Explained(path, image, subject.transform.view(*image.size), name, maps, faithfulness)
 
@@ -262,7 +269,11 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawSty
     arrays |= {f"maps_{name}": each.numpy() for name, each in maps.items()}
 
     def rows() -> list[list[library.explain.Tile | None]]:
-        titled = {library.explain.METHODS[name].title: each for name, each in maps.items()}
+        named = {name: name.partition("@") for name in maps}
+        titled = {
+            library.explain.METHODS[method].title + (f", {layer}" if layer else ""): maps[name]
+            for name, (method, _, layer) in named.items()
+        }
         return sheet(images, titled, views=views, look=look, captions=targets)
 
     if path.suffix.lower() == ".html":

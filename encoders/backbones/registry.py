@@ -22,6 +22,7 @@ from ..layers import Tap, closest, cut
 from ..libraries.models import build_model
 from ..names import library_of
 from ..readouts import ReadOut, read_out
+from .cifar import cifar_resnet, cifar_resnext, densenet_bc, pyramidnet
 from .few_shot import Conv4, ResNet12, WideResNet
 from .osnet import OSNET_SPARE, OSNETS, OSNet
 from .resnet38 import RESNET38_SPARE, ResNet38
@@ -33,6 +34,11 @@ _OWN: dict[str, tuple[Callable[..., nn.Module], str, frozenset[str]]] = {  # wit
     "resnet38": (ResNet38, "relu7", RESNET38_SPARE),
     "wrn28_10": (WideResNet, "relu", frozenset()),
     **{name: (partial(OSNet, **form), "conv5", OSNET_SPARE) for name, form in OSNETS.items()},
+    "resnet56": (cifar_resnet, "layer3", frozenset()),
+    "resnet110": (partial(cifar_resnet, depth=110), "layer3", frozenset()),
+    "resnext29_8x64d": (cifar_resnext, "layer3", frozenset()),
+    "densenet_bc_190_40": (densenet_bc, "relu", frozenset()),
+    "pyramidnet200": (pyramidnet, "relu", frozenset()),
 }
 _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "dropout", "AuxLogits", "aux1", "aux2"}
 
@@ -82,7 +88,7 @@ def build_backbone(
     """A network with freshly drawn weights (from torch's global generator: fork it outside).
 
     ResNets also take the option `last_stride=1`: their fourth stage keeps the third's resolution, as the strong
-    re-identification baseline does. ResNets and MobileNets take `output_stride`, see `dilate`. Networks of other
+    re-identification baseline does. ResNets, MobileNets and VGGs take `output_stride`, see `dilate`. Networks of other
     libraries take `readout` and what their constructor takes; with `is_pretrained` they bring the library's weights.
     """
     if library_of(name) is not None:
@@ -195,7 +201,7 @@ OUTPUT_STRIDES = (4, 8, 16, 32)
 
 
 def dilate(model: nn.Module, output_stride: int) -> None:
-    """Rebuild a torchvision ResNet or MobileNet in place so that its map has one position per `output_stride` pixels.
+    """Rebuild torchvision's ResNet, MobileNet or VGG in place: its map has one position per `output_stride` pixels.
 
     A convolution or pooling that would step further steps by 1, and every convolution after it spreads its kernel by
     what was left out. No weight changes, and the new map holds the old one: at every second (fourth, …) row and column
@@ -222,17 +228,18 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
         yield from (model.conv1, model.maxpool)
         for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
             yield from stage
-    elif isinstance(model, models.MobileNetV2 | models.MobileNetV3):
+    elif isinstance(model, models.MobileNetV2 | models.MobileNetV3 | models.VGG):
         yield from model.features
     else:
-        raise InputError(f"output_stride is an option of ResNets and MobileNets, not of {type(model).__name__}")
+        raise InputError(f"output_stride is an option of ResNets, MobileNets and VGGs, not of {type(model).__name__}")
 
 
 def _stepping(block: nn.Module) -> list[nn.Conv2d | nn.MaxPool2d]:
     return [part for part in block.modules() if isinstance(part, nn.Conv2d | nn.MaxPool2d)]
 
 
-def _side(value: int | tuple[int, ...]) -> int:
+def _side(value: int | str | tuple[int, ...]) -> int:
+    assert not isinstance(value, str)
     return value if isinstance(value, int) else value[0]
 
 
@@ -244,6 +251,7 @@ def _spread(block: nn.Module, before: int, after: int) -> None:
         if steps and after != before:
             part.stride = (1, 1)
         if side > 1 and dilation > 1:
-            part.dilation, part.padding = (dilation, dilation), (dilation * (side - 1) // 2,) * 2
+            part.dilation = (dilation, dilation)
+            part.padding = (dilation * _side(part.padding),) * 2  # none of a VGG's poolings, and "same" of all others
         if steps:
             dilation = after

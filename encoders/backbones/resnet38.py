@@ -8,15 +8,18 @@ from torch import Tensor, nn
 from ...errors import InputError
 
 # Of published checkpoints: classifiers and refinements that are no part of the backbone.
-RESNET38_SPARE = frozenset(f"{name}.weight" for name in ("fc8", "f8_3", "f8_4", "f8_5", "f9", "f10", "linear1000"))
+RESNET38_SPARE = frozenset(
+    ["linear1000.bias", *(f"{name}.weight" for name in ("fc8", "f8_3", "f8_4", "f8_5", "f9", "f10", "linear1000"))]
+)
 
 
 class ResNet38(nn.Module):
     """Wide pre-activation ResNet, model A1, with a map of 4096 channels at an eighth of the image's side.
 
     The fifth stage spreads its kernels by 2 and the last two blocks by 4, in place of two further strides. Layers are
-    called as in AffinityNet's and SEAM's code, so their state dicts load; no weights come with this package, and from
-    random ones a training takes days. Layers of interest: `b5.relu_branch2a` is what the fourth stage hands on (512
+    called as in AffinityNet's and SEAM's code, so their state dicts load, and so does the MXNet file of the published
+    ImageNet weights (`…_cls1000_ep-0001.params`); none come with this package, and from random ones a training takes
+    days. Layers of interest: `b5.relu_branch2a` is what the fourth stage hands on (512
     channels), `b6.relu_branch2a` the fifth's (1024), both after batch norm and ReLU; `relu7` is the map.
 
     Args:

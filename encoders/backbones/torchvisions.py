@@ -31,6 +31,7 @@ sys.modules.setdefault(_COMPILER, _deferred)
 try:
     from torchvision import models as models
     from torchvision import transforms as transforms
+    from torchvision.ops import StochasticDepth as StochasticDepth
 finally:
     if sys.modules[_COMPILER] is _deferred:
         del sys.modules[_COMPILER]

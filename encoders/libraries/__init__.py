@@ -1,1 +1,1 @@
-"""Networks of timm, transformers and open_clip by their names; each library is an extra, imported when it is named."""
+"""Networks of timm, transformers and open_clip by their names, each an optional extra; and MXNet's files of weights."""

@@ -81,9 +81,14 @@ def grad_cam_plus_plus(activations: Layer, gradients: Layer, *, relu: bool = Tru
 
     Source: Chattopadhay et al., Grad-CAM++, 2018, Eq. 5, 19.
     """
+    return weighted_sum(activations, plus_plus_weights(activations, gradients), relu=relu)
+
+
+def plus_plus_weights(activations: Layer, gradients: Layer) -> Float[Tensor, "*b k"]:
+    """The α_k of `grad_cam_plus_plus`."""
     denominator = 2 + activations.sum((-2, -1), keepdim=True) * gradients
     share = torch.where(denominator == 0, 0.0, 1 / denominator)
-    return weighted_sum(activations, (share * gradients.clamp(min=0)).sum((-2, -1)), relu=relu)
+    return (share * gradients.clamp(min=0)).sum((-2, -1))
 
 
 def xgrad_cam(activations: Layer, gradients: Layer, *, relu: bool = True) -> Maps:

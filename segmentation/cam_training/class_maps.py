@@ -23,7 +23,7 @@ from torch.nn import functional
 from ...encoders import Encoder
 from ...encoders.layers import evaluating, require_layer, returned_by
 from ...errors import InputError
-from ...training.engine.optimisation import whole_backbone
+from ...training.engine.step import whole_backbone
 from ...training.recipes.tables import Table
 
 Scaling = Literal["max", "range"]

@@ -5,6 +5,7 @@ Scores are those of `class_scores`: in an image's own pixels, each class's maxim
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from ...datasets.masked_images import VocFolder
 from ...encoders import Encoder
 from ...errors import InputError, ShapeError
-from ...images.masks import VOID, Mask
+from ...images.masks import VOID, Mask, MaskFolder
 from ...metrics.segmentation import CurveCounter, SegmentationScore, confusion_matrix
 from ...progress import Progress
 from ...training.recipes.tables import BelowOne, Table
@@ -160,13 +161,17 @@ def make_masks(
     masks: VocFolder,
     *,
     stage: CueStage | None = None,
+    saliency: str | Path = "",
     seed: int = 0,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Write a mask for every image, and measure them where the truth is known."""
+    """Write a mask for every image, and measure them where the truth is known.
+
+    `saliency` is a folder of maps, `NAME.png`, in place of `border_contrast` where cues ask what stands out.
+    """
     require_classes(source.class_names, data)
-    maker = MaskMaker(source, data, stage or CueStage(), device=on_device(source, device), seed=seed)
+    maker = MaskMaker(source, data, stage or CueStage(), saliency=saliency, device=on_device(source, device), seed=seed)
     metrics = maker.prepare(progress)
     total = np.zeros((len(data.mask_names), len(data.mask_names) + 1), dtype=np.int64)
     for i, name in enumerate(data.names):
@@ -190,12 +195,20 @@ class MaskMaker:
     """The masks of a data set, image by image; `prepare` does first what needs all images."""
 
     def __init__(
-        self, source: ClassMapSource, data: MaskedImages, stage: CueStage, *, device: str | torch.device, seed: int = 0
+        self,
+        source: ClassMapSource,
+        data: MaskedImages,
+        stage: CueStage,
+        *,
+        saliency: str | Path = "",
+        device: str | torch.device,
+        seed: int = 0,
     ) -> None:
         self.source, self.data, self.stage, self.device, self.seed = source, data, stage, device, seed
         self.beta = 0.0 if stage.beta == "best" else float(stage.beta)
         # street scenes have no background to be sure of
         self.sure = stage.sure if data.has_background else stage.sure.changed(background="none")
+        self.saliency = MaskFolder.given(saliency) if saliency and self.sure.background == "saliency" else None
         self.affinity: AffinityNet | None = None
         self._cache: dict[int, Float[np.ndarray, "c h w"]] = {}  # from `prepare`, for the one mask of each image
         self._room = _CACHE_BYTES
@@ -220,7 +233,7 @@ class MaskMaker:
             if truth is not None:
                 counter.add(truth, scores)
             if needs_cues:
-                cues.append(make_cues(scores, settings=self.sure, image=image))
+                cues.append(self._cues(i, scores, image))
             if progress is not None:
                 progress(i + 1, len(self.data))
         if needs_cues:
@@ -257,7 +270,11 @@ class MaskMaker:
             return pseudo_mask(scores, beta=self.beta if self.data.has_background else -1.0, margin=stage.margin)
         if refined is not None:
             scores = refined[1:] / max(float(refined[1:].max()), 1e-12)
-        return make_cues(scores, settings=self.sure, image=image)
+        return self._cues(i, scores, image)
+
+    def _cues(self, i: int, scores: Float[np.ndarray, "c h w"], image: Image.Image) -> Mask:
+        given = None if self.saliency is None else self.saliency.saliency(f"{self.data.names[i]}.png", image.size)
+        return make_cues(scores, settings=self.sure, image=image, saliency=None if given is None else given / 255)
 
     def _scores(self, i: int, image: Image.Image) -> Float[np.ndarray, "c h w"]:
         labels, settings = self.stage.labels, self.stage.inference

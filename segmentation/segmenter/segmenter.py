@@ -1,7 +1,7 @@
 """A segmentation network: its parts by name, its file, and its prediction for an image.
 
-Architectures are torchvision's segmenters (`lraspp_mobilenet_v3_large`, `deeplabv3_resnet50`, …) and "light": any
-encoder's backbone with a head of one dilated 3×3 convolution, which is small enough for a CPU.
+Architectures are torchvision's segmenters (`lraspp_mobilenet_v3_large`, `deeplabv3_resnet50`, …), those of
+`architectures.py`, and "light": any encoder's backbone with a head of one dilated 3×3 convolution, for CPUs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from ...encoders.trained_on import TrainedOn
 from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
 from ...errors import InputError, WeightsError
 from ...images import Transform
-from ...training.recipes.tables import check_options
+from ...training.recipes.tables import check_options, keyword_options
+from .architectures import BUILDERS
 from .inference import ONE_LOOK, InferenceSettings, taken_by_network
 
 LIGHT = "light"
@@ -98,7 +99,8 @@ class Segmenter(Encoder):
         """For `distcam explain --target segment:…` and everything else that takes a segmentation network."""
         names = ("background", *self.class_names)
         children = [name for name, _ in self.backbone.named_children()]
-        layer = f"backbone.{children[-1]}" if children and self.architecture != LIGHT else "backbone"
+        last = getattr(self.backbone, "layer", children[-1] if children else "")
+        layer = f"backbone.{last}" if last and self.architecture != LIGHT else "backbone"
         return Network(self.model.eval(), "segmenter", self.transform, layer, names, len(names))
 
     def describe(self) -> dict[str, Any]:
@@ -130,12 +132,12 @@ def build_segmenter(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Segmenter:
-    """A segmentation network to be trained: one of torchvision's, or "light"; the transform's size is the training's.
+    """A segmentation network to be trained, by name, or "light"; the transform's size is the training's.
 
     Weights must be named: "random", or of the backbone: "imagenet" (torchvision's, downloaded), a state_dict of a
     classifier, or, for "light", a checkpoint of an encoder, whose architecture it then has. A state_dict of a segmenter
     with as many classes fills everything. Options of "light": `encoder` (an architecture), `encoder_options`, `layer`,
-    `hidden` and `dilation` (of the head).
+    `hidden` and `dilation` (of the head); of others those of their builder.
 
     Raises:
         InputError: an unknown name or option, or no weights named.
@@ -148,7 +150,7 @@ def build_segmenter(
         if architecture == LIGHT:
             model, given, record = _light(given, class_names, transform, weights)
         else:
-            model = _torchvision(architecture, given, class_names, download=weights == "imagenet")
+            model = _by_name(architecture, given, class_names, download=weights == "imagenet")
     segmenter = Segmenter(model, class_names, transform=transform, architecture=architecture, options=given)
     segmenter.trained_on = record
     if architecture != LIGHT and weights not in ("random", "imagenet"):
@@ -176,7 +178,7 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
             if config["architecture"] == LIGHT:
                 model = _light_model(options, names, transform)
             else:
-                model = _torchvision(config["architecture"], options, names)
+                model = _by_name(config["architecture"], options, names)
         segmenter = Segmenter(model, names, transform=transform, architecture=config["architecture"], options=options)
         segmenter.metadata = dict(config["metadata"])
         segmenter.trained_on = TrainedOn.of_checkpoint(config, tensors)
@@ -184,10 +186,17 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
     return segmenter.eval()
 
 
-def _torchvision(
+def _by_name(
     name: str, options: Mapping[str, Any], class_names: Sequence[str], *, download: bool = False
 ) -> SegmentationModel:
-    known = available_networks("segmenter")
+    if name in BUILDERS:
+        check_options(name, options, keyword_options(BUILDERS[name]) - {"download"})
+        if download and name == "unet":
+            raise InputError('there are no weights of a U-Net to download; choose weights = "random" or a file')
+        return SegmentationModel(
+            *BUILDERS[name](len(class_names) + 1, **options, **({"download": True} if download else {}))
+        )
+    known = [*available_networks("segmenter"), *BUILDERS]
     if name not in known:
         raise InputError(f"no segmentation network {name!r}; nearest: {closest(name, known)}, or {LIGHT!r}")
     backbone: Any = "DEFAULT" if download else None

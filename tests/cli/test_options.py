@@ -161,6 +161,7 @@ BRANCHES = [
     ),
     ("segment evaluate {weak} {scenes} --refine walk", "by a random walk", "--background 0.4"),
     ("segment evaluate {weak} {scenes} --refine crf", "by refined masks", "--curve"),
+    ("segment evaluate {weak} {scenes}", "by class maps without --refine", "--hausdorff"),
     ("segment evaluate {photos} {photos}", "by a folder of masks", "--split val"),
 ]
 

@@ -9,11 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.spatial.distance import directed_hausdorff
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import f1_score, jaccard_score
 
 from distcam.errors import InputError, ShapeError
-from distcam.metrics.segmentation import background_curve, confusion_matrix, evaluate_masks, remark_on_shift
+from distcam.metrics.segmentation import (
+    background_curve,
+    confusion_matrix,
+    evaluate_masks,
+    hausdorff_distance,
+    remark_on_shift,
+)
 from distcam.remarks import DistcamWarning
 
 NAMES = ("background", "cat", "dog")
@@ -145,3 +152,33 @@ def test_masks_that_are_numbered_from_elsewhere_are_remarked_on(moved: int, wher
     remark_on_shift(evaluate_masks([(truth, truth)], names))
     noise = np.random.default_rng(1).integers(0, 5, (20, 20)).astype(np.uint8)
     remark_on_shift(evaluate_masks([(truth, noise)], names))
+
+
+# --- Hausdorff distance -----------------------------------------------------------------------------------------------
+
+
+def test_the_hausdorff_distance_is_scipys_of_the_pixels_places() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        one, other = generator.random((2, 9, 13)) < 0.1
+        if one.any() and other.any():
+            sets = (np.argwhere(one), np.argwhere(other))
+            expected = max(directed_hausdorff(*sets)[0], directed_hausdorff(*sets[::-1])[0])
+            assert hausdorff_distance(one, other) == pytest.approx(expected)
+            assert hausdorff_distance(other, one) == hausdorff_distance(one, other)
+    assert np.isnan(hausdorff_distance(np.zeros((2, 2), bool), np.ones((2, 2), bool)))
+
+
+def test_distances_of_classes_are_means_over_images_that_show_them_twice() -> None:
+    truth = np.uint8([[0, 1, 0, 0, 255]])
+    found = [np.uint8([[0, 1, 0, 0, 1]]), np.uint8([[0, 0, 0, 1, 1]]), np.uint8([[0, 0, 0, 0, 0]])]
+    score = evaluate_masks([(truth, each) for each in found], ("background", "a", "b"), hausdorff=True)
+    assert score.hausdorff is not None
+    # background: the same; of pixels 0, 2, 3 and 0, 1, 2 one away; of 0, 2, 3 and 0, 1, 2, 3 one away
+    assert score.hausdorff[:2].tolist() == pytest.approx([2 / 3, 1.0])
+    assert np.isnan(score.hausdorff[2])
+    assert score.to_dict()["hausdorff"]["b"] is None
+    assert "Hausdorff distance in pixels" in score.table()
+    plain = evaluate_masks([(truth, found[0])], ("background", "a", "b"))
+    assert plain.hausdorff is None
+    assert "hausdorff" not in plain.to_dict()

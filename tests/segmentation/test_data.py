@@ -338,3 +338,27 @@ def test_boxes_fill_each_connected_part() -> None:
     parts = np.array([[1, 0, 0, 0, 0], [0, 1, 0, 0, 1], [0, 0, 0, 0, 1]], bool)
     filled = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 1], [0, 0, 0, 0, 1]]
     assert boxes_around(parts).astype(int).tolist() == filled
+
+
+def test_masks_and_boxes_in_one_set_with_what_stands_out_in_the_boxes(scenes, tmp_path) -> None:
+    """GAIN^{b,p}; the saliency of a box is 1 + S in the batch, and S is the map's grey level."""
+    data, transform = MaskedImages.from_scenes(scenes), Transform(32, fit="squash")
+    for i in (1, 3):
+        file = tmp_path / f"{data.names[i]}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", data.image(i).size, 102).save(file)
+    both = data.training_set(transform, masks_for=[0], boxes_for=[1, 3], saliency=tmp_path).regions
+    assert both is not None
+    assert {(int(i), bool(b)) for i, b in zip(both.image, both.is_box, strict=True)} == {
+        (0, False),
+        (1, True),
+        (3, True),
+    }
+    batch = both.of(torch.tensor([0, 1, 3]))
+    plain = data.training_set(transform, masks_for=[1, 3], kind="box").regions
+    assert torch.equal(batch.raster[batch.is_box] > 0, plain.raster > 0)
+    assert set(batch.raster[~batch.is_box].unique().tolist()) == {0.0, 1.0}
+    inside = batch.raster[batch.is_box]
+    torch.testing.assert_close(inside[inside > 0], torch.full_like(inside[inside > 0], 1 + 101 / 254))
+    with pytest.raises(ImageError, match="no such file"):
+        data.training_set(transform, boxes_for=[2], saliency=tmp_path)

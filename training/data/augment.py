@@ -7,7 +7,7 @@ the number of workers shows.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,13 @@ class AugmentSettings(Table):
     # smallest and largest share of the area that is cut out and enlarged again; (1, 1) for the whole image
     crop: Range = (1.0, 1.0)
     crop_ratio: Range = (0.75, 4 / 3)  # narrowest and widest shape of what is cut out, width : height
+    # "input" cuts from the image as the network would see it; "file" from the original, which is read anew every epoch:
+    # areas and shapes are then those of the image itself, and shift is not used
+    crop_from: Literal["input", "file"] = "input"
+    # crop_from = "file": in place of crop, the smallest and largest side in pixels that an image is brought to before a
+    # window of the network's size is cut out anywhere: the shorter side with data.fit = "crop", the longer one with
+    # "pad", both with "squash"
+    resize: tuple[int, int] | None = None
     rotate: NotNegative = 0.0  # largest angle, in degrees, either way
     brightness: Share = 0.0  # 0.4 multiplies by a number from 0.6 to 1.4
     contrast: Share = 0.0  # likewise, the distance from the image's mean grey
@@ -40,10 +47,17 @@ class AugmentSettings(Table):
     grey: Share = 0.0  # probability of an image without colour
     erase: Share = 0.0  # probability that a rectangle takes the image's mean colour; masks and boxes stay
     erase_area: Range = (0.02, 0.33)  # smallest and largest share of the area that is painted over
+    # side of a square, as a share of the image's shorter side, that takes the mean colour of the encoder's transform,
+    # around any place of every image (DeVries and Taylor, Cutout, 2017); masks and boxes stay
+    cutout: Share = 0.0
     mixup: NotNegative = 0.0  # parameter of the Beta distribution that blends two images, 0.2 for example; 0 for none
     # the same for pasting a rectangle of another image, 1.0 for example. With both, batches take turns by chance.
     cutmix: NotNegative = 0.0
-    mix_share: Share = 1.0  # share of the batches that are mixed, if mixup or cutmix is on
+    # the same for mixup of what one of the `manifold_layers`, drawn for each batch, hands on (Verma et al., Manifold
+    # Mixup, 2019); 2.0 for example. "" is the image, other names are layers of the backbone.
+    manifold_mixup: NotNegative = 0.0
+    manifold_layers: tuple[str, ...] = ("", "layer1", "layer2")
+    mix_share: Share = 1.0  # share of the batches that are mixed, if any of the three is on
 
     def _check(self) -> None:
         if self.rotate > 180:
@@ -52,11 +66,23 @@ class AugmentSettings(Table):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
                 raise InputError(f"expected {name} as 0 < lowest <= highest <= {most:g}, got {low} and {high}")
+        if self.resize is not None and not 0 < self.resize[0] <= self.resize[1]:
+            raise InputError(f"expected resize as 0 < smallest <= largest, got {self.resize[0]} and {self.resize[1]}")
+        if self.manifold_mixup and (self.mixup or self.cutmix or not self.manifold_layers):
+            raise InputError("manifold_mixup goes without mixup and cutmix, and needs a layer or more")
+        cuts = (self.crop != (1.0, 1.0)) + (self.resize is not None)
+        if self.crop_from == "file" and cuts != 1:
+            raise InputError(f'crop_from = "file" needs crop or resize, got {"both" if cuts else "neither"}')
+        if self.crop_from == "input" and self.resize is not None:
+            raise InputError('resize needs crop_from = "file"')
 
     def _unused(self) -> dict[str, str]:
         off = {"crop_ratio": self.crop == (1.0, 1.0), "erase_area": self.erase == 0, "mix_share": not self.mixes}
-        whom = {"crop_ratio": "crop = [1, 1]", "erase_area": "erase = 0", "mix_share": "mixup = 0 and cutmix = 0"}
-        return {key: whom[key] for key, is_off in off.items() if is_off}
+        off["manifold_layers"] = self.manifold_mixup == 0
+        whom = {"crop_ratio": "crop = [1, 1]", "erase_area": "erase = 0", "manifold_layers": "manifold_mixup = 0"}
+        whom["mix_share"] = "mixup = 0, cutmix = 0 and manifold_mixup = 0"
+        unused = {key: whom[key] for key, is_off in off.items() if is_off}
+        return unused | ({"shift": 'crop_from = "file"'} if self.crop_from == "file" else {})
 
     @classmethod
     def none(cls) -> AugmentSettings:
@@ -64,13 +90,19 @@ class AugmentSettings(Table):
         return cls(flip=0.0, shift=0.0)
 
     @property
+    def behind_a_window(self) -> AugmentSettings:
+        """What is left to do where the image is a window of its file."""
+        return self.changed(crop_from="input", crop=(1.0, 1.0), resize=None, shift=0.0)
+
+    @property
     def mixes(self) -> bool:
         """True if images of a batch are blended."""
-        return self.mixup > 0 or self.cutmix > 0
+        return self.mixup > 0 or self.cutmix > 0 or self.manifold_mixup > 0
 
 
 _DRAWS = 20  # numbers per image; each change has its own, so switching one on leaves the others as they were
-_FLIP, _SHIFT, _CROP, _ROTATE, _COLOUR, _ERASE = 0, 1, 3, 7, 8, 13
+_FLIP, _SHIFT, _CROP, _ROTATE, _COLOUR, _ERASE, _CUTOUT = 0, 1, 3, 7, 8, 13, 18
+PLACE = slice(_CROP, _ROTATE)  # of what is cut out: area, shape, and its place across and down
 
 
 def uniforms(seed: int, epoch: int, place: Int[Tensor, " b"], index: Int[Tensor, " b"]) -> Float[Tensor, "b _draws"]:
@@ -206,6 +238,22 @@ def _erased(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Tensor
     return torch.where(inside[:, None], mean, pixels)
 
 
+def cut_out(
+    images: Float[Tensor, "b 3 h w"], settings: AugmentSettings, chance: Float[Tensor, "b _draws"]
+) -> Float[Tensor, "b 3 h w"]:
+    """Normalised images, in each a square of zeros around a place drawn by chance, which the border may cut."""
+    if not settings.cutout:
+        return images
+    height, width = images.shape[-2:]
+    side = round(settings.cutout * min(height, width))
+    centre = (chance[:, _CUTOUT : _CUTOUT + 2] * chance.new_tensor([height, width])).floor()
+    start = centre - side // 2
+    rows, columns = torch.arange(height, device=chance.device), torch.arange(width, device=chance.device)
+    down = (rows >= start[:, :1]) & (rows < start[:, :1] + side)
+    across = (columns >= start[:, 1:]) & (columns < start[:, 1:] + side)
+    return images.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0.0)
+
+
 def _rectangles(sides: Float[Tensor, "b 2"], place: Float[Tensor, "b 2"], height: int, width: int) -> Tensor:
     """True inside a rectangle of these sides (down, across, as shares), somewhere in the image."""
     whole = torch.tensor([height, width])
@@ -221,15 +269,20 @@ def _rectangles(sides: Float[Tensor, "b 2"], place: Float[Tensor, "b 2"], height
 def mix_images(
     images: Float[Tensor, "b 3 h w"], settings: AugmentSettings, seed: tuple[int, ...], *, regions: Regions | None
 ) -> tuple[Float[Tensor, "b 3 h w"], Mix | None, Regions | None]:
-    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of normalised images; `seed` says which batch it is."""
+    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of normalised images; `seed` says which batch it is.
+
+    Where Manifold Mixup's layer is one of the network's, the images stay, and the mix says where they are blended.
+    """
     generator = np.random.default_rng([0x313, *seed])
     if not settings.mixes or len(images) < 2 or generator.random() >= settings.mix_share:
         return images, None, regions
     cuts = settings.cutmix > 0 and (settings.mixup == 0 or generator.random() < 0.5)
-    strength = settings.cutmix if cuts else settings.mixup
+    strength = settings.cutmix if cuts else settings.mixup or settings.manifold_mixup
     share = float(generator.beta(strength, strength))
     place = torch.from_numpy(generator.random((1, 2))).to(images.device, torch.float32)
     partner = torch.from_numpy(generator.permutation(len(images))).to(images.device)
+    if settings.manifold_mixup and (layer := str(generator.choice(settings.manifold_layers))):
+        return images, Mix(partner, share, layer), regions
     if not cuts:
         return torch.lerp(images[partner], images, share), Mix(partner, share), regions
     height, width = images.shape[-2:]

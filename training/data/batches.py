@@ -23,10 +23,11 @@ from ...encoders import Encoder
 from ...errors import InputError
 from ...remarks import Skipped
 from ..engine.step import Batch, Objective
-from .augment import AugmentSettings, augment, mix_images, uniforms
+from .augment import AugmentSettings, augment, cut_out, mix_images, uniforms
 from .dividing import SplitSettings
 from .samplers import Indices, Sampler, share_of_rank
 from .training_set import TrainingSet
+from .windows import cut, require_files
 
 if TYPE_CHECKING:
     from ..losses.registry import Builder
@@ -56,8 +57,12 @@ class TrainingBatches:
         self.steps_per_epoch = sampler.steps_per_epoch
         self._sampler = sampler
         self._augment = AugmentSettings.none() if augment is None else augment
+        self._cuts = self._augment.crop_from == "file"
+        if self._cuts:
+            require_files(data)
+        self._rest = self._augment.behind_a_window if self._cuts else self._augment
         self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._workers = workers or (1 if data.held is not None else min(os.cpu_count() or 1, 16))
+        self._workers = workers or (1 if data.held is not None and not self._cuts else min(os.cpu_count() or 1, 16))
         self._device: torch.device | None = None
 
     def finish_on(self, device: torch.device) -> None:
@@ -84,10 +89,14 @@ class TrainingBatches:
         own = share_of_rank(np.arange(len(members)), rank=self._rank, world_size=self._world_size)
         index = torch.from_numpy(members[own])
         place = torch.from_numpy(own) + (step << 32)
-        regions = None if self.data.regions is None else self.data.regions.of(index)
         chance = uniforms(self._seed, epoch, place, index)
+        if self._cuts:
+            pixels, regions = cut(self.data, index, self._augment, chance)
+        else:
+            pixels = self.data.pixels(index)
+            regions = None if self.data.regions is None else self.data.regions.of(index)
         finish = partial(self._finished, chance, (self._seed, epoch, step, self._rank))
-        batch = Batch(self.data.pixels(index), self.data.labels[index], index, regions, finish=finish)
+        batch = Batch(pixels, self.data.labels[index], index, regions, finish=finish)
         if self._device is None:
             return finish(batch)
         return replace(batch, images=batch.images.pin_memory()) if self._device.type == "cuda" else batch
@@ -95,8 +104,8 @@ class TrainingBatches:
     def _finished(self, chance: Tensor, key: tuple[int, ...], batch: Batch) -> Batch:
         """A batch of bytes augmented, normalised and mixed, where it lies."""
         chance = chance.to(batch.images.device, non_blocking=True)
-        pixels, regions = augment(batch.images, self._augment, chance, regions=batch.regions)
-        images = self.data.transform.normalise(pixels)
+        pixels, regions = augment(batch.images, self._rest, chance, regions=batch.regions)
+        images = cut_out(self.data.transform.normalise(pixels), self._rest, chance)
         images, mix, regions = mix_images(images, self._augment, key, regions=regions)
         return replace(batch, images=images, regions=regions, mix=mix, finish=None)
 

@@ -40,6 +40,7 @@ class RegionTable:
     label: Int[Tensor, " r"]  # the class index of the object
     is_box: Bool[Tensor, " r"]  # True for boxes, False for masks
     raster: UInt8[Tensor, "r h w"]  # 1 on the object, in the pixels of the network's input
+    has_saliency: bool = False  # the raster is 1 to 255 on the object, by how much a place stands out
 
     def of(self, index: Int[Tensor, " b"]) -> Regions:
         """The regions of a batch of images."""
@@ -48,7 +49,10 @@ class RegionTable:
         row = torch.repeat_interleave(torch.arange(len(index)), count)
         before = torch.cumsum(count, 0) - count
         own = torch.arange(len(row)) - before[row] + first[row]
-        return Regions(row, self.label[own], self.is_box[own], self.raster[own].float())
+        raster = self.raster[own].float()
+        if self.has_saliency:
+            raster = (raster > 0) * (1 + (raster - 1) / 254)
+        return Regions(row, self.label[own], self.is_box[own], raster)
 
 
 @dataclass(frozen=True)

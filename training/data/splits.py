@@ -75,6 +75,7 @@ class DataSettings(Table):
     scenes: ScenesSettings | None = None  # procedural scenes
     size: int | tuple[int, int] = 64  # side of the network's input in pixels, or height and width
     fit: Literal["crop", "squash", "pad"] = DEFAULT_FIT  # how an image gets that shape; see `Transform`
+    resize: int | None = None  # fit = "crop": pixels of the shorter side before the middle is cut out; see `Transform`
     labels: str = ""  # "folder", "split", "none", or a table, as in `list_images`
     label_columns: tuple[str, ...] = ()  # 0/1 columns of a table, one per class, for images that show several
     multi_label: bool = False  # scenes: an image shows the classes of all its objects
@@ -130,11 +131,18 @@ def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
 
 
 def load_splits(
-    settings: DataSettings, transform: Transform, *, folder: Path, cache: Path, progress: Progress | None = None
+    settings: DataSettings,
+    transform: Transform,
+    *,
+    folder: Path,
+    cache: Path,
+    keeps_training: bool = True,
+    progress: Progress | None = None,
 ) -> RunData:
     """The images by split, listed once; "train" is always there, and other splits of its classes number them alike.
 
-    Files that cannot be read are left out and named, all at once. Scenes are drawn into `cache`.
+    Files that cannot be read are left out and named, all at once. Scenes are drawn into `cache`. The pixels of "train"
+    stay in memory as `settings.cache` says, or, where `keeps_training` is False, never.
     """
     if settings.scenes is not None:
         return RunData(_drawn_splits(settings, settings.scenes, transform, cache, progress), split=settings.split)
@@ -169,7 +177,7 @@ def load_splits(
             class_names=known if set(_class_names(records, settings)) <= set(known) else None,
             outlines=outlines,
             regions=settings.regions if name == "train" else measured,
-            cache=settings.cache,
+            cache=settings.cache if name != "train" or keeps_training else "none",
             strict=settings.strict,
             left_out=left_out,
             progress=progress,

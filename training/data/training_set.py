@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ...encoders.trained_on import TrainedOn
@@ -100,6 +101,7 @@ class TrainingSet:
     image_names: Sequence[str] = ()  # for messages
     digests: NDArray[np.int64] | None = None  # of the images' contents, see `content_digest`; None if not known
     skipped: Sequence[Skipped] = ()  # images that cannot be read and are left out
+    original: Callable[[int], Image.Image] | None = None  # an image by number as it was, where there are no `files`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -156,6 +158,7 @@ class TrainingSet:
         class_names: Sequence[str] | None = None,
         regions: RegionTable | None = None,
         digests: NDArray[np.int64] | None = None,
+        original: Callable[[int], Image.Image] | None = None,
     ) -> TrainingSet:
         """Images in memory, as `transform` makes them; labels are names, indices, or 0/1 columns."""
         expected = (len(labels), 3, transform.height, transform.width)
@@ -169,7 +172,7 @@ class TrainingSet:
             numbers = labels.float() if labels.ndim == 2 else labels.long()
         else:
             names, numbers = _numbered([(label,) for label in labels], class_names, is_multi_label=False)
-        return cls(pixels, (), transform, numbers, names, regions=regions, digests=digests)
+        return cls(pixels, (), transform, numbers, names, regions=regions, digests=digests, original=original)
 
     @classmethod
     def from_listing(

@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
 from ...encoders import Encoder
-from ...encoders.layers import Tap, closest
+from ...encoders.layers import closest
 from ...errors import InputError
 from ..recipes.settings import OptimiserSettings, ScheduleSettings, Settings
-from .step import Objective
+from .step import Objective, whole_backbone
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -185,13 +185,6 @@ def set_training(encoder: Encoder, objective: Objective, settings: Settings) -> 
         for part in encoder.backbone.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
-
-
-def whole_backbone(encoder: Encoder) -> nn.Module:
-    """The backbone with the layers behind the one that is read."""
-    backbone = encoder.backbone.source if isinstance(encoder.backbone, Tap) else encoder.backbone
-    assert isinstance(backbone, nn.Module)
-    return backbone
 
 
 def _frozen_parts(encoder: Encoder, settings: Settings) -> list[nn.Module]:

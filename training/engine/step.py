@@ -6,7 +6,7 @@ Every loss is a `Term`: a module that looks at a `Step` and returns a scalar. Th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ...encoders import Encoder, Encoding
+from ...encoders.layers import Tap, require_layer
 from ...errors import InputError
 
 
@@ -28,7 +29,7 @@ class Regions:
         row: the image's position in the batch.
         label: the class that the region belongs to.
         is_box: True for a box drawn as a filled rectangle, False for a mask.
-        raster: 1 on the object, 0 elsewhere, at the resolution of the images and augmented with them.
+        raster: 1 on the object, 1 + saliency where that is known, 0 elsewhere; augmented with the images.
     """
 
     row: Int[Tensor, " r"]
@@ -56,6 +57,7 @@ class Mix:
 
     partner: Int[Tensor, " b"]
     share: float
+    layer: str = ""  # of the backbone, where what it hands on is still to be blended; empty if the images are already
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +152,18 @@ class Step:
         return self.encode(self.batch.images)
 
     def encode(self, images: Float[Tensor, "b 3 h w"], *, encoder: Encoder | None = None) -> Encoding:
-        """A forward pass of the encoder, or of a teacher, under the run's mixed precision; float32 results."""
-        with self._autocast():
+        """A forward pass of the encoder, or of a teacher, under the run's mixed precision; float32 results.
+
+        InputError: images are blended inside the network, and this is another pass over them.
+        """
+        mix = self.batch.mix
+        is_blended = mix is not None and bool(mix.layer)
+        if is_blended and (encoder is not None or images is not self.batch.images):
+            raise InputError(
+                "augment.manifold_mixup blends inside the trained network alone, so no loss may look at the images "
+                "again, as GAIN, CPN and those with a teacher do; use mixup or cutmix"
+            )
+        with self._autocast(), _blended(self.encoder, mix) if mix is not None and is_blended else nullcontext():
             encoding: Encoding = (encoder or self.encoder)(images)
         return encoding.changed(Tensor.float)
 
@@ -167,6 +179,32 @@ class Step:
                 f"{who} needs class weights: add a cross entropy or a loss with proxies (proxy_anchor, arcface, …)"
             )
         return self.classifier
+
+
+@contextmanager
+def _blended(encoder: Encoder, mix: Mix) -> Iterator[None]:
+    """Inside, what the backbone's layer hands on of each image is blended with its partner's."""
+    backbone = whole_backbone(encoder)
+    try:
+        require_layer(backbone, mix.layer)
+    except InputError as error:
+        raise InputError(f"augment.manifold_layers: {error}") from None
+
+    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return torch.lerp(output[mix.partner], output, mix.share)
+
+    handle = backbone.get_submodule(mix.layer).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def whole_backbone(encoder: Encoder) -> nn.Module:
+    """The backbone with the layers behind the one that is read."""
+    backbone = encoder.backbone.source if isinstance(encoder.backbone, Tap) else encoder.backbone
+    assert isinstance(backbone, nn.Module)
+    return backbone
 
 
 class Term(nn.Module):

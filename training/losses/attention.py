@@ -17,6 +17,7 @@ from ...encoders import Encoder
 from ...encoders.heads import GAP, affine_of
 from ...encoders.layers import evaluating
 from ...errors import InputError
+from ...explain.methods.cam import plus_plus_weights
 from ..engine.step import HasClassWeights, Progress, Targets, Term
 
 ADAPTIVE_ACCURACY = 0.5
@@ -55,11 +56,13 @@ def gradient_weights(
     *,
     score: Literal["logit", "log_odds"] = "logit",
     second_order: bool = False,
+    plus_plus: bool = False,
 ) -> Float[Tensor, "t k"]:
     """Grad-CAM's channel weights, `GAP(∂ s^c / ∂ f)`, for each pair of an image and a class ([GAIN] Eq. 1).
 
-    s^c is the class's logit, or its log-odds `logit_c - log Σ_{j≠c} exp logit_j`. The head runs as in evaluation mode;
-    the weights are constants, or, with `second_order`, part of the graph.
+    With `plus_plus` those of Grad-CAM++, see `explain.methods.cam.grad_cam_plus_plus`. s^c is the class's logit, or its
+    log-odds `logit_c - log Σ_{j≠c} exp logit_j`. The head runs as in evaluation mode; the weights are constants, or,
+    with `second_order`, part of the graph.
     """
     maps = targets.of(feature_map)
     is_mean = isinstance(encoder.pooling, GAP)
@@ -71,6 +74,9 @@ def gradient_weights(
         if score == "log_odds":
             own = own - logits.scatter(1, targets.label[:, None], -torch.inf).logsumexp(1, keepdim=True)
         (gradient,) = torch.autograd.grad(own.sum(), source, create_graph=second_order)
+    if plus_plus:
+        slopes = (gradient / maps[0, 0].numel())[:, :, None, None].expand_as(maps) if is_mean else gradient
+        return plus_plus_weights(maps if second_order else maps.detach(), slopes)
     return gradient / maps[0, 0].numel() if is_mean else gradient.mean((-2, -1))
 
 

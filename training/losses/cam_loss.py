@@ -64,18 +64,18 @@ class CamLoss(LateTerm):
         # the epoch from which it counts (20 of 160 in the paper), or "adaptive": after the first epoch with a training
         # accuracy of 50 % or more
         start: int | Literal["adaptive"] = "adaptive",
-        # "cam", "gradcam", or "auto": CAM where it exists, Grad-CAM where it does not
-        method: Literal["auto", "cam", "gradcam"] = "auto",
+        # "cam", "gradcam", "gradcam++", or "auto": CAM where it exists, Grad-CAM where it does not
+        method: Literal["auto", "cam", "gradcam", "gradcam++"] = "auto",
         # "pooled", the channels of the feature map, or "embedding", those of the folded map
         space: Literal["pooled", "embedding"] = "pooled",
         norm: MapNorm = "l1",  # "l1" is the paper's; "l2" takes the mean of squares
-        # the weights get no gradient, as Algorithm 1 demands; nor in "gradcam", whatever they are
+        # the weights get no gradient, as Algorithm 1 demands; nor in "gradcam" and "gradcam++", whatever they are
         detach_weights: bool = True,
         detach_target: bool = False,  # the class's map is a constant; the class-agnostic map alone moves
         eps: float = 1e-8,  # under which a map counts as flat; see `scaled`
     ) -> None:
         super().__init__(start)
-        check_name("method", method, ("auto", "cam", "gradcam"))
+        check_name("method", method, ("auto", "cam", "gradcam", "gradcam++"))
         check_name("space", space, ("pooled", "embedding"))
         check_name("norm", norm, ("l1", "l2"))
         self.method, self.space, self.norm, self.eps = method, space, norm, eps
@@ -85,8 +85,15 @@ class CamLoss(LateTerm):
         """Mean over the batch's images."""
         classifier, targets = step.need_classifier("CAM-loss"), true_classes(step.batch)
         encoder, maps = step.encoder, step.encoding.feature_map
-        if self.method == "gradcam" or (self.method == "auto" and not has_cam(encoder, classifier)):
-            weights = gradient_weights(encoder, maps, classifier, targets, second_order=not self.detach_weights)
+        if self.method.startswith("gradcam") or (self.method == "auto" and not has_cam(encoder, classifier)):
+            weights = gradient_weights(
+                encoder,
+                maps,
+                classifier,
+                targets,
+                second_order=not self.detach_weights,
+                plus_plus=self.method == "gradcam++",
+            )
         else:
             of_classes = classifier.class_weights()
             of_classes = of_classes.detach() if self.detach_weights else of_classes

@@ -26,7 +26,9 @@ from .metric import ProxyTerm, VectorSpace, gather_vectors
 class ClassifierTerm(Term):
     """Cross entropy of a linear or cosine classifier; soft margin per class if labels are 0/1 columns.
 
-    Cosine: `scale · cos(w_c, e)` (Chen et al., A Closer Look at Few-shot Classification, 2019, §3.2).
+    Cosine: `scale · cos(w_c, e)` (Chen et al., A Closer Look at Few-shot Classification, 2019, §3.2). With a margin the
+    image's own class must lead by it: its logit is m less in the loss (Liang et al., Soft-Margin Softmax for Deep
+    Classification, 2017).
     """
 
     def __init__(
@@ -40,17 +42,21 @@ class ClassifierTerm(Term):
         scale: float = 10.0,  # of the cosine head; what it starts from if it is learnt
         learn_scale: bool = False,  # whether the cosine head's scale is trained (its logarithm is)
         label_smoothing: float = 0.0,  # ε; the label's own class gets 1 - ε + ε/C, the others ε/C
+        margin: float = 0.0,  # m, by which the own class's logit is lowered in the loss (soft-margin softmax)
     ) -> None:
         super().__init__()
         check_name("classifier head", head, ("linear", "cosine"))
         if not 0 <= label_smoothing < 1 or scale <= 0:
             raise InputError(f"expected 0 <= label_smoothing < 1 and scale > 0, got {label_smoothing} and {scale}")
-        if multi_label and label_smoothing:
-            raise InputError("label_smoothing is for one class per image; these labels are 0/1 columns")
+        if margin < 0:
+            raise InputError(f"expected margin of at least 0, got {margin}")
+        if multi_label and (label_smoothing or margin):
+            name = "label_smoothing" if label_smoothing else "margin"
+            raise InputError(f"{name} is for one class per image; these labels are 0/1 columns")
         linear = nn.Linear(dim, n_classes, bias=bias and head == "linear")
         self.weight, self.bias = linear.weight, linear.bias
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
-        self.head, self.multi_label, self.label_smoothing = head, multi_label, label_smoothing
+        self.head, self.multi_label, self.label_smoothing, self.margin = head, multi_label, label_smoothing, margin
 
     def class_weights(self) -> Float[Tensor, "c d"]:
         """One vector per class, inside the gradient graph."""
@@ -74,8 +80,12 @@ class ClassifierTerm(Term):
             step.log["accuracy"] = accuracy(logits, batch)
         if self.multi_label:
             return in_shares(batch, lambda own: functional.multilabel_soft_margin_loss(logits, own.to(logits.dtype)))
-        smoothing = self.label_smoothing
-        return in_shares(batch, lambda own: functional.cross_entropy(logits, own, label_smoothing=smoothing))
+
+        def value(own: Tensor) -> Tensor:
+            lowered = logits - self.margin * functional.one_hot(own, logits.shape[1]) if self.margin else logits
+            return functional.cross_entropy(lowered, own, label_smoothing=self.label_smoothing)
+
+        return in_shares(batch, value)
 
 
 class CenterTerm(Term):

@@ -152,7 +152,10 @@ class AttentionMining(LateTerm):
         attention = self.attention(step, Targets(row, label, torch.ones_like(row, dtype=torch.float32)))
         size = (attention.shape[-2], attention.shape[-1])
         if regions.is_box[chosen][0]:
-            values = box_loss(attention, raster, contrast_saliency(step.batch.images[row], raster, size))
+            boxes, given = raster.clamp(max=1), (raster - 1).clamp(min=0)
+            prior = contrast_saliency(step.batch.images[row], boxes, size)
+            is_given = given.amax((1, 2), keepdim=True) > 0
+            values = box_loss(attention, boxes, torch.where(is_given, _reduced(given, attention), prior))
         else:
             values = mask_loss(attention, raster)
         if self.positions == "sum":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -34,7 +34,8 @@ from .tables import Table, check_name, checked_table, merged, parse, plain
 class EncoderSettings(Table):
     """The encoder that is trained, and its first weights."""
 
-    # a name of torchvision, "timm:NAME", "hf:NAME", "open_clip:NAME", "conv4", "resnet12", or a checkpoint
+    # a name of torchvision, "timm:NAME", "hf:NAME", "open_clip:NAME", one of our own ("conv4", "resnet12",
+    # "resnet56", …), or a checkpoint
     architecture: str = "conv4"
     # "random", "imagenet", "pretrained" (of timm, hf, open_clip), or a file; relative to the recipe's folder,
     # `$DISTCAM_DATA/…` is filled in
@@ -62,6 +63,8 @@ class EncoderSettings(Table):
                 seed=seed,
             )
         encoder.transform = encoder.transform.adapted(size=data.size, fit=data.fit)
+        if data.resize is not None:
+            encoder.transform = replace(encoder.transform, resize=data.resize)
         if self.head is not None:
             with drawn_from(seed):
                 # the width of its vectors need not be repeated in the recipe
@@ -154,7 +157,9 @@ class Recipe(Table):
         """The images of the run, and what a task adds to them."""
         world = current_world()
         place = cache / "scenes" / (f"process-{world.rank}" if world.size > 1 else "")
-        return load_splits(self.data, transform, folder=self.folder, cache=place, progress=progress)
+        held = self.augment.crop_from == "input"  # else training reads from the files
+        told = {"folder": self.folder, "cache": place, "progress": progress}
+        return load_splits(self.data, transform, keeps_training=held, **told)
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe with every default filled in, as JSON can hold it; `from_dict` restores it."""

@@ -107,6 +107,20 @@ def test_options_reach_the_methods_that_take_them(picture):
         assert found[0]["maps"][0]["lowest"] < 0
 
 
+def test_several_layers_stand_beside_one_another(picture, tmp_path):
+    figure, arrays = tmp_path / "levels.png", tmp_path / "levels.npz"
+    asked = ["explain", picture, *CLASSIFIER, "--target", "class:5", "--method", "hirescam,gradcam"]
+    shown = json.loads(distcam(*asked, "--layer", "layer2,layer4", "--out", figure, "--json"))
+    expected = [("hirescam", "layer2"), ("hirescam", "layer4"), ("gradcam", "layer2"), ("gradcam", "layer4")]
+    assert [(each["method"], each["layer"]) for each in shown[0]["maps"]] == expected
+    distcam(*asked, "--layer", "layer2,layer4", "--out", arrays)
+    with np.load(arrays) as written:
+        sides = {name: written[f"maps_{name}"].shape[-1] for name in ("gradcam@layer2", "gradcam@layer4")}
+    assert sides["gradcam@layer2"] == 4 * sides["gradcam@layer4"]
+    with Image.open(figure) as image:
+        assert image.width > 4 * image.height  # the image and four maps
+
+
 def test_a_constant_map_is_a_warning_and_no_nan(picture, tmp_path):
     network = load_network("lraspp_mobilenet_v3_large", weights="random")
     transform = network.transform.adapted(size=64, fit="squash")
@@ -268,6 +282,10 @@ def test_a_query_for_a_region_with_a_contrast_and_a_point(gallery, photos, tmp_p
     [
         ([*CLASSIFIER, "--target", "klass:5"], "--target 'klass:5' is not known; expected class:CAT"),
         ([*CLASSIFIER, "--target", "class:tabi"], "no class 'tabi'; nearest: 'tabby'"),
+        (
+            [*CLASSIFIER, "--target", "class:5", "--layer", "layer2,layer4", "--faithfulness"],
+            "--faithfulness measures the maps of one layer, got 2 of --layer",
+        ),
         ([*CLASSIFIER, "--target", "class:5", "--layer", "layer5"], "no layer 'layer5'; nearest: 'layer4', "),
         ([*CLASSIFIER, "--target", "class:5", "--method", "gradcan"], "'gradcan' is not known; nearest: 'gradcam'"),
         ([*CLASSIFIER, "--target", "class:5", "--option", "window=3"], "takes 'window'; they take relu"),

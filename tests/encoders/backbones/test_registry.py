@@ -21,6 +21,8 @@ from distcam.images import Transform
         ("mobilenet_v2", 8),
         ("mobilenet_v2", 16),
         ("mobilenet_v3_small", 8),
+        ("vgg11", 8),
+        ("vgg11", 4),
     ],
 )
 def test_a_dilated_network_has_the_plain_one_s_values_at_every_few_positions(name: str, output_stride: int) -> None:
@@ -34,8 +36,10 @@ def test_a_dilated_network_has_the_plain_one_s_values_at_every_few_positions(nam
         network.load_state_dict(state)
         with torch.no_grad():
             maps[bool(options)] = network(images)
-    step = 32 // output_stride
-    assert maps[True].shape[-2:] == (32 // output_stride, 64 // output_stride)
+    is_vgg = name.startswith("vgg")  # whose last pooling is left out, and whose others lose a row and column each
+    step = (16 if is_vgg else 32) // output_stride
+    lost = (step - 1) if is_vgg else 0
+    assert maps[True].shape[-2:] == (32 // output_stride - lost, 64 // output_stride - lost)
     torch.testing.assert_close(maps[True][:, :, ::step, ::step], maps[False])
 
 
@@ -63,7 +67,7 @@ def test_the_full_stride_changes_nothing() -> None:
     ("name", "options", "message"),
     [
         ("resnet18", {"output_stride": 12}, "4, 8, 16, 32, got 12"),
-        ("squeezenet1_1", {"output_stride": 8}, "ResNets and MobileNets, not of SqueezeNet"),
+        ("squeezenet1_1", {"output_stride": 8}, "ResNets, MobileNets and VGGs, not of SqueezeNet"),
         (
             "resnet50",
             {"output_stride": 8, "replace_stride_with_dilation": (False, True, True)},

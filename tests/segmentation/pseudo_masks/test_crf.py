@@ -52,6 +52,6 @@ def test_scores_of_another_size_and_odd_settings_are_refused(halves) -> None:
     image, scores = halves
     with pytest.raises(ShapeError, match=r"expected scores of 24 x 32 pixels, got \(24, 31\)"):
         dense_crf(image, scores[:, :, 1:])
-    with pytest.raises(InputError, match="expected colour above 0"):
+    with pytest.raises(InputError, match="colour: expected a number above 0, got 0"):
         CrfSettings(colour=0)
     assert CrfSettings().scaled(0.5).colour_position == 40

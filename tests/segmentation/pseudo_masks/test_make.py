@@ -12,7 +12,7 @@ from PIL import Image
 
 from distcam.datasets.masked_images import VocFolder
 from distcam.encoders import Encoder
-from distcam.errors import InputError, ShapeError
+from distcam.errors import ImageError, InputError, ShapeError
 from distcam.images import Transform
 from distcam.segmentation.data import MaskedImages, MaskIds
 from distcam.segmentation.pseudo_masks.make import (
@@ -163,3 +163,37 @@ def test_data_without_a_background_get_no_cues_of_it(tmp_path) -> None:
 def test_cues_of_four_pixels_come_out_as_by_hand() -> None:
     scores = np.array([[[1.0, 0.9, 0.3, 0.0]], [[0.0, 0.1, 1.0, 0.0]]])
     assert foreground_cues(scores).tolist() == [[1, 1, 2, 255]]
+
+
+def test_what_stands_out_may_come_from_files(tmp_path) -> None:
+    """The darkest tenth of each saliency map is background; a missing map, or one of another size, is an error."""
+    for folder in ("images", "saliency", "small"):
+        (tmp_path / folder).mkdir()
+    levels = np.full((10, 10), 200, np.uint8)
+    levels[3] = 5
+    Image.new("RGB", (10, 10), (90, 0, 0)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(levels).save(tmp_path / "saliency" / "a.png")
+    Image.fromarray(levels[:9]).save(tmp_path / "small" / "a.png")
+    (tmp_path / "t.csv").write_text("path,labels\nimages/a.png,cat\n")
+    data = MaskedImages.from_table(tmp_path / "t.csv", ("cat",))
+    encoder = Encoder.load("conv4", weights="random", options={"width": 4, "last_pool": False}, transform=Transform(32))
+    source = WeakSegmenter(encoder, torch.zeros(1, encoder.pooled_dim), ("cat",))  # maps that find nothing
+    stage = CueStage(sure=CueSettings(background="saliency"))
+    name = data.names[0]
+
+    def made(folder: str) -> np.ndarray:
+        maps = MaskMaker(source, data, stage, saliency=tmp_path / folder, device="cpu")
+        return maps.mask(0)
+
+    (tmp_path / "saliency" / name).parent.mkdir(exist_ok=True, parents=True)
+    for folder in ("saliency", "small"):
+        target = tmp_path / folder / f"{name}.png"
+        target.parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / folder / "a.png").replace(target)
+    found = made("saliency")
+    assert (found[3] == 0).all()
+    assert (np.delete(found, 3, 0) == 255).all()
+    with pytest.raises(ImageError, match="its saliency map"):
+        made("small")
+    with pytest.raises(ImageError, match="no such file"):
+        made("images")

@@ -425,10 +425,14 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path) -> None:
     for name in ("data", "weak", "cues", "segmenter"):
         with pytest.raises(InputError, match=f"{name}: expected a table, got 3"):
             PipelineRecipe.from_dict(table(**{name: 3}))
-    with pytest.raises(InputError, match=r"\[segmenter.augment\]: masks do not go with mixup or cutmix"):
+    with pytest.raises(
+        InputError, match=r"\[segmenter.augment\]: masks do not go with mixup, cutmix or manifold_mixup"
+    ):
         PipelineRecipe.from_dict(table(segmenter={"augment": {"mixup": 0.2}}))
     with pytest.raises(InputError, match=r"unknown key in .segmenter. 'wieghts', nearest is 'weights'"):
         PipelineRecipe.from_dict(table(segmenter={"wieghts": "random"}))
+    with pytest.raises(InputError, match="boxed are further images beside those of outlines"):
+        PipelineRecipe.from_dict(table(data={"voc": "x", "outlined": 2, "outlines": "box", "boxed": 2}))
     few = {"scenes": {"classes": 2, "train": 1, "test": 1, "size": 32}}
     nothing = PipelineRecipe.from_dict({"data": few, "cues": {"kind": "truth"}})
     with pytest.raises(InputError, match="the recipe trains nothing"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as peer
 
 from distcam.errors import InputError
-from distcam.training.data.augment import AugmentSettings, augment, mix_images, uniforms
+from distcam.training.data.augment import AugmentSettings, augment, cut_out, mix_images, uniforms
 from distcam.training.engine.step import Regions
 
 
@@ -199,6 +199,8 @@ def test_only_the_asked_share_of_batches_is_mixed() -> None:
         ({"crop": (0.8, 0.2)}, "crop as 0 < lowest <= highest <= 1, got 0.8 and 0.2"),
         ({"hue": 0.7}, "hue: expected a number from 0 to 0.5"),
         ({"mixup": -1.0}, "mixup: expected 0 or more"),
+        ({"manifold_mixup": 1.0, "cutmix": 1.0}, "manifold_mixup goes without mixup and cutmix"),
+        ({"cutout": 1.5}, "cutout: expected a number from 0 to 1"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message) -> None:
@@ -215,3 +217,32 @@ def test_everything_is_made_on_the_device_of_the_images(crop) -> None:
         assert pixels.device == device
         images, mix, _ = mix_images(pixels.float(), settings, (0, 0), regions=None)
         assert images.device == mix.partner.device == device
+
+
+# --- cutout and manifold mixup ----------------------------------------------------------------------------------------
+
+
+def test_cutout_zeroes_a_square_around_any_place_which_the_border_may_cut() -> None:
+    numbers = uniforms(0, 0, torch.arange(400), torch.arange(400))
+    cut = cut_out(torch.ones(400, 3, 20, 16), AugmentSettings(cutout=0.5), numbers) == 0
+    assert torch.equal(cut[:, 0], cut[:, 2])
+    rows, columns = cut[:, 0].any(2).sum(1), cut[:, 0].any(1).sum(1)
+    assert torch.equal(cut[:, 0].sum((1, 2)), rows * columns)  # a rectangle
+    assert int(rows.max()) == int(columns.max()) == 8  # half of the shorter side
+    assert int(rows.min()) == int(columns.min()) == 4  # a square around a place on the border
+    assert cut.any(0).all()
+    centre = (numbers[:, 18:20] * torch.tensor([20, 16])).long()
+    assert cut[torch.arange(400), 0, centre[:, 0], centre[:, 1]].all()
+    assert torch.equal(cut_out(torch.ones(4, 3, 20, 16), AugmentSettings(), numbers[:4]), torch.ones(4, 3, 20, 16))
+
+
+def test_manifold_mixup_draws_a_layer_for_each_batch_and_leaves_the_images_to_the_network() -> None:
+    settings = AugmentSettings(manifold_mixup=2.0, manifold_layers=("", "a", "b"))
+    images, seen = torch.rand(6, 3, 4, 4), set()
+    for number in range(40):
+        mixed, mix, _ = mix_images(images, settings, (0, 0, number), regions=None)
+        assert mix is not None
+        seen.add(mix.layer)
+        expected = images if mix.layer else torch.lerp(images[mix.partner], images, mix.share)
+        assert torch.equal(mixed, expected)
+    assert seen == {"", "a", "b"}

@@ -30,7 +30,7 @@ from distcam.training import (
     fit,
     load_classifier,
 )
-from distcam.training.engine.step import is_right
+from distcam.training.engine.step import Mix, Progress, is_right
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "shared" / "tiny_run.py"), run_name="tiny"))
 QUICK = Settings(epochs=2, precision="fp32", device="cpu")
@@ -448,3 +448,33 @@ def test_regions_and_mixtures_reach_the_terms() -> None:
 
 def test_a_tie_with_a_class_that_is_not_shown_is_lost() -> None:
     assert is_right(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])).tolist() == [True, False]
+
+
+# --- manifold mixup ---------------------------------------------------------------------------------------------------
+
+
+def blended(layer: str) -> Step:
+    images, encoder = torch.rand(4, 3, 16, 16), Encoder.load("conv4", weights="random", transform=Transform(16))
+    mix = Mix(torch.tensor([1, 0, 3, 2]), 0.7, layer)
+    return Step(encoder, Batch(images, torch.tensor([0, 1, 0, 1]), torch.arange(4), mix=mix), Progress(0, 1, 0))
+
+
+def test_what_a_layer_hands_on_is_blended_with_the_partners() -> None:
+    step = blended("encoder.1")
+    stages, images = step.encoder.backbone.encoder, step.batch.images
+    hidden = stages[:2](images)
+    expected = stages[2:](0.7 * hidden + 0.3 * hidden[[1, 0, 3, 2]])
+    torch.testing.assert_close(step.encoding.feature_map, expected)
+    torch.testing.assert_close(step.encoder(images).feature_map, stages(images))  # the hook has gone
+
+
+def test_a_second_look_at_images_that_are_blended_inside_is_refused() -> None:
+    step = blended("encoder.1")
+    for look in (
+        lambda: step.encode(step.batch.images * 0),
+        lambda: step.encode(step.batch.images, encoder=step.encoder),
+    ):
+        with pytest.raises(InputError, match="blends inside the trained network alone"):
+            look()
+    with pytest.raises(InputError, match=r"augment.manifold_layers: no layer 'layer9'; nearest: "):
+        _ = blended("layer9").encoding

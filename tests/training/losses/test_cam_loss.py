@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from distcam.encoders import Encoder
 from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError
+from distcam.explain.methods.cam import grad_cam_plus_plus
 from distcam.images import Transform
 from distcam.training.engine.step import Batch, Mix, Objective, Progress, Step, Term
+from distcam.training.losses.attention import scaled
 from distcam.training.losses.cam_loss import CamLoss, NegativeCam, cam_differences, negative_cam
 from distcam.training.losses.classifier import ClassifierTerm
 from distcam.training.losses.metric import metric_term
@@ -186,6 +188,21 @@ def test_grad_cam_takes_cams_place_and_is_the_same_where_both_exist(head) -> Non
     cam, _ = value_of(CamLoss(start=0, method="cam"), classifier, enc, batch())
     gradcam, _ = value_of(CamLoss(start=0, method="gradcam"), classifier, enc, batch())
     torch.testing.assert_close(cam, gradcam)
+
+
+@pytest.mark.parametrize("pooling", ["gap", "gem"])
+def test_grad_cam_plus_plus_is_that_of_explain(pooling) -> None:
+    enc = encoder(Linear(64, 8), pooling=pooling)
+    classifier = ClassifierTerm(8, 3)
+    value, step = value_of(CamLoss(start=0, method="gradcam++"), classifier, enc, batch())
+    maps = step.encoding.feature_map.detach().requires_grad_()
+    logits = classifier.logits(enc.embed(enc.pooling(maps)))
+    (slopes,) = torch.autograd.grad(logits[torch.arange(4), LABELS].sum(), maps)
+    found = grad_cam_plus_plus(maps.detach(), slopes, relu=False)
+    both = [scaled(each) for each in (maps.detach().sum(1), found)]
+    torch.testing.assert_close(value.detach(), (both[0] - both[1]).abs().mean())
+    value.backward()
+    assert all(p.grad is None for p in classifier.parameters())
 
 
 def test_behind_a_head_that_is_not_affine_grad_cam_is_used() -> None:

@@ -75,6 +75,24 @@ def test_label_smoothing_spreads_over_all_classes() -> None:
     torch.testing.assert_close(value, torch.tensor(0.9 * math.log(4 / 3) + 0.1 * math.log(4)))
 
 
+def test_a_margin_lowers_the_own_classs_logit_in_the_loss_alone() -> None:
+    """Liang et al. 2017: -log(e^(2 - m) / (e^(2 - m) + e^1 + e^0)) of the logits 2, 1, 0 with m = .5."""
+    term = fixed([[2.0], [1.0], [0.0]], margin=0.5)
+    step = step_of(torch.ones(1, 1), torch.tensor([0]))
+    expected = -math.log(math.exp(1.5) / (math.exp(1.5) + math.exp(1) + 1))
+    assert float(term(step).detach()) == pytest.approx(expected)
+    assert term.logits(torch.ones(1, 1)).tolist() == [[2, 1, 0]]
+    assert float(step.log["accuracy"]) == 1
+    plain = fixed([[2.0], [1.0], [0.0]])(step)
+    assert float(plain.detach()) == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + math.exp(1) + 1)))
+    for options, words in (
+        ({"margin": -1.0}, "margin of at least 0"),
+        ({"margin": 1.0, "multi_label": True}, "margin is for"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ClassifierTerm(2, 3, **options)
+
+
 def test_mixed_labels_count_in_their_shares() -> None:
     labels, partner = torch.tensor([0, 1]), torch.tensor([1, 0])
     term = fixed([[1.0, 0.0], [0.0, 1.0]])

@@ -275,6 +275,23 @@ def test_losses_of_regions_can_be_sums_over_positions_and_means_over_the_images_
     assert together == pytest.approx(height * width * (two / 2 + one), rel=1e-4)  # [GAIN] Eq. 7 and 9, in full
 
 
+def test_saliency_that_the_data_bring_takes_the_place_of_the_colours_contrast() -> None:
+    given = regions_of((0, 0, True), (1, 1, True))
+    levels = torch.linspace(0, 1, 48).expand(48, 48)
+    raster = given.raster.clone()
+    raster[0] = raster[0] * (1 + levels)  # the other box has none
+    salient = Regions(given.row, given.label, given.is_box, raster)
+    enc = encoder()
+    term, classifier = Gain(mining=0.0, box=1.0), classifier_for(enc)
+    step = step_of(enc, classifier, batch(regions=salient))
+    value = term(step)
+    attention = term.attention(step, Targets(given.row, given.label, torch.ones(2)))
+    size = tuple(attention.shape[-2:])
+    prior = contrast_saliency(step.batch.images[given.row], given.raster, size)
+    prior[0] = functional.interpolate((given.raster[0] * levels)[None, None], size, mode="area")[0, 0]
+    torch.testing.assert_close(value, box_loss(attention, given.raster, prior).sum() / len(step.batch))
+
+
 def test_regions_that_are_empty_change_nothing() -> None:
     enc = encoder().eval()
     classifier = classifier_for(enc)
