@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -87,7 +87,8 @@ class BatchSource(Protocol):
     """A source of batches; epoch e is the same list of batches whenever it is asked for.
 
     A source that has `names(index)` lets error messages say which images a batch held; one that has `class_names` names
-    the classes of the classifier that is kept.
+    the classes of the classifier that is kept. One whose images are the same in every epoch may have `unchanged()`:
+    their number, and all of them in the order of their index, in batches.
     """
 
     @property
@@ -136,6 +137,7 @@ class Step:
         progress: Progress,
         *,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        features: Encoding | None = None,  # of every training image, where the backbone is frozen
     ) -> None:
         self.encoder = encoder
         self.batch = batch
@@ -143,11 +145,16 @@ class Step:
         self.classifier: HasClassWeights | None = None
         self.log: dict[str, float | Tensor] = {}
         self._autocast = autocast
+        self._features = features
 
     @cached_property
     def encoding(self) -> Encoding:
         """The batch's encoding, float32, inside the gradient graph."""
-        return self.encode(self.batch.images)
+        if self._features is None:
+            return self.encode(self.batch.images)
+        index = self.batch.index.to(self._features.pooled.device)
+        own = self._features.changed(lambda part: part[index].to(self.batch.images.device))
+        return self.encoder.encode_map(own.feature_map, constant=own.constant)
 
     def encode(self, images: Float[Tensor, "b 3 h w"], *, encoder: Encoder | None = None) -> Encoding:
         """A forward pass of the encoder, or of a teacher, under the run's mixed precision; float32 results."""
@@ -171,6 +178,9 @@ class Step:
 
 class Term(nn.Module):
     """A part of the training objective; its parameters, if it has any, are trained with the encoder's."""
+
+    # of the encodings of a batch the "vector" alone, the "map" too, or "images" and whatever the encoder makes of them
+    reads: ClassVar[Literal["vector", "map", "images"]] = "images"
 
     def weight_at(self, progress: Progress, weight: float) -> float:
         """The factor of this term now, `weight` being the recipe's; a term that starts late returns 0 before."""
