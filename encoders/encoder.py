@@ -99,14 +99,20 @@ class Encoder(nn.Module):
             feature_map: Tensor = self.backbone(images if self.options is not None else images.clone())
         if feature_map.ndim != 4:
             raise ShapeError(f"expected a feature map (b, k, h, w) from the backbone, got {tuple(feature_map.shape)}")
-        with torch.autocast(images.device.type, enabled=False):
-            if feature_map.dtype in (torch.bfloat16, torch.float16) and images.dtype == torch.float32:
-                feature_map = feature_map.float()
+        if feature_map.dtype in (torch.bfloat16, torch.float16) and images.dtype == torch.float32:
+            feature_map = feature_map.float()
+        return self.encode_map(feature_map, constant=torch.cat(told) if told else None)
+
+    def encode_map(
+        self, feature_map: Float[Tensor, "b k h w"], *, constant: Float[Tensor, "b k"] | None = None
+    ) -> Encoding:
+        """The encoding of what the backbone made of images; see `Encoding` for the constant."""
+        with torch.autocast(feature_map.device.type, enabled=False):
             # A pooling or head of the user's own may work in place; what is handed out stays what it was.
             own = feature_map if isinstance(self.pooling, GAP | GeM) else feature_map.clone()
             require_poolable(self.backbone, is_mean=isinstance(self.pooling, GAP))
             pooled = self.pooling(own)
-            return Encoding(feature_map, pooled, self.embed(pooled), torch.cat(told) if told else None)
+            return Encoding(feature_map, pooled, self.embed(pooled), constant)
 
     @property
     def is_read_exactly(self) -> bool:

@@ -180,6 +180,15 @@ class ReadOut(nn.Module):
         return f"readout={self.readout}"
 
 
+def source_of(network: nn.Module) -> tuple[nn.Module, str]:
+    """The network inside what reads it out, and the layer that is read; "" for the network's own end."""
+    layer = ""
+    while isinstance(network, Tap | ReadOut):
+        layer = network.layer if isinstance(network, Tap) else layer
+        network = network.source
+    return network, layer
+
+
 # --- Vectors, computed as each library does it ------------------------------------------------------------------------
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ...errors import InputError, ShapeError
 from ...images.transform import Transform
 from ..checkpoint import canonical_json
-from ..layers import Tap, closest, cut
+from ..layers import closest, cut
 from ..libraries.models import build_model
 from ..names import library_of
-from ..readouts import ReadOut, read_out
+from ..readouts import read_out, source_of
 from .cifar import cifar_resnet, cifar_resnext, densenet_bc, pyramidnet
 from .few_shot import Conv4, ResNet12, WideResNet
 from .osnet import OSNET_SPARE, OSNETS, OSNet
@@ -59,10 +59,7 @@ class Backbone:
     @property
     def source(self) -> nn.Module:
         """The network without what reads it out: names of parameters are those of its library."""
-        network = self.network
-        while isinstance(network, Tap | ReadOut):
-            network = network.source
-        return network
+        return source_of(self.network)[0]
 
 
 def available_architectures() -> list[str]:

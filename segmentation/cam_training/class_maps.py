@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from ...encoders import Encoder
 from ...encoders.layers import evaluating, require_layer, returned_by
+from ...encoders.readouts import source_of
 from ...errors import InputError
-from ...training.engine.step import whole_backbone
 from ...training.recipes.tables import Table
 
 Scaling = Literal["max", "range"]
@@ -201,7 +201,8 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 @contextmanager
 def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[Callable[[], list[Tensor]]]:
     """Inside, a function gives these layers' outputs in the last forward pass, without gradients, in this order."""
-    backbone = whole_backbone(encoder)
+    backbone, _ = source_of(encoder.backbone)
+    layers = [layer.removeprefix("source.") for layer in layers]
     outputs: dict[str, Tensor] = {}
 
     def keeper(layer: str) -> Callable[[nn.Module, object, object], None]:
@@ -230,7 +231,7 @@ def stage_layers(encoder: Encoder) -> tuple[str, str]:
     """The layers of stage 3 and stage 4: the last two resolutions or widths of the networks known by name."""
     if encoder.architecture in _STAGES:
         return _STAGES[encoder.architecture]
-    names = {name for name, _ in whole_backbone(encoder).named_children()}
+    names = {name for name, _ in source_of(encoder.backbone)[0].named_children()}
     if {"layer3", "layer4"} <= names:
         return ("layer3", "layer4")
     raise InputError(f'which layers of {encoder.architecture} are stages 3 and 4? Name them: stages = ["…", "…"]')

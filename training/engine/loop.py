@@ -25,7 +25,9 @@ from ...errors import InputError
 from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings
 from . import environment, outcome
-from .optimisation import Optimisation, set_training, training_mode
+from .adapters import merge_adapters
+from .features import features_of_frozen
+from .optimisation import Optimisation, set_training, training_mode, what_is_trained
 from .step import Batch, BatchSource, Losses, Objective, Progress, Step, as_numbers
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
@@ -44,6 +46,7 @@ def fit(
     config: Mapping[str, Any] | None = None,
     progress: OnProgress | None = None,
     report: Callable[[outcome.LogRow], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> outcome.FitResult:
     """Train `encoder` and what `objective` learns, in place; both end in evaluation mode, on the training device.
 
@@ -63,6 +66,7 @@ def fit(
         config: where this run came from (a resolved recipe, say), as JSON can hold it; kept with the encoder.
         progress: called with (batches done, batches in all).
         report: called after every epoch with its row of the log.
+        announce: called before the first step with a sentence on what of the backbone is frozen, if anything is.
 
     Raises:
         InputError: a loss or gradient is not finite; the checkpoint was made with other settings; `folder` holds a run
@@ -78,6 +82,8 @@ def fit(
         encoder.to(device).to(memory_format=torch.channels_last)
         objective.to(device)
         stack.enter_context(training_mode(encoder, objective, settings))
+        if announce is not None and world.is_first and (said := what_is_trained(encoder, settings)):
+            announce(said)
         run = _Run(
             encoder,
             batches,
@@ -132,6 +138,10 @@ class _Run:
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16) if bf16 else nullcontext
         self.now = Progress(epoch=0, epochs=settings.epochs, step=0)
         self._restore(resume=resume)
+        is_probe = "backbone" in settings.freeze
+        self.features = (
+            features_of_frozen(self.encoder, self.batches, self.objective, autocast=self.autocast) if is_probe else None
+        )
         self.board = None
         if self.folder is not None and settings.tensorboard and self.world.is_first:
             self.board = outcome.TensorBoardLog(self.folder / "tensorboard", step=self.now.step)
@@ -149,6 +159,7 @@ class _Run:
         elif self.optimisation.average is not None:
             self.optimisation.average.exchange()
         best = self.early_stopping.best_epoch or self.now.epoch
+        merge_adapters(self.encoder)
         result = outcome.FitResult(tuple(self.history), best, self.folder)
         if self.folder is not None and self.world.is_first:
             outcome.write_outcome(
@@ -206,7 +217,8 @@ class _Run:
         """Add a batch's share of the gradient; a device may still be at work on it, and on the losses and the log."""
         number = self.now.epoch * self.batches.steps_per_epoch + self.batch + place
         environment.seed_step(self.settings.seed, number, self.world.rank)
-        step = Step(self.encoder, environment.batch_on_device(batch, self.device), self.now, autocast=self.autocast)
+        batch = environment.batch_on_device(batch, self.device)
+        step = Step(self.encoder, batch, self.now, autocast=self.autocast, features=self.features)
         losses = self.objective(step)
         if losses.total.requires_grad:
             (losses.total * share).backward()

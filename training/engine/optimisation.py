@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,9 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from ...encoders import Encoder
 from ...encoders.layers import closest
+from ...encoders.readouts import source_of
 from ...errors import InputError
 from ..recipes.settings import OptimiserSettings, ScheduleSettings, Settings
-from .step import Objective, whole_backbone
+from .adapters import adapted, layers_with_adapters
+from .blocks import blocks_of
+from .step import Objective
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -99,28 +104,55 @@ class Optimisation:
             self.average.model.load_state_dict(state["average"])
 
 
+def _needs_gradient(parameter: Tensor) -> bool:
+    return parameter.requires_grad
+
+
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return list(filter(_needs_gradient, module.parameters()))
+
+
+def _groups(encoder: Encoder, objective: Objective, settings: OptimiserSettings) -> list[dict[str, Any]]:
+    """The weights of backbone, of pooling and head, and of the objective alone, by learning rate and weight decay.
+
+    Of the backbone's groups the one with the highest rate is first.
+    """
+    network, _ = source_of(encoder.backbone)
+    seen: set[nn.Parameter] = set()
+    groups: list[dict[str, Any]] = []
+    parts = ((network, settings.backbone_factor), (encoder, 1.0), (objective, settings.term_factor))
+    for part, factor in parts:
+        alike: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+        named = [(name, each) for name, each in part.named_parameters() if each.requires_grad and each not in seen]
+        has_depth = part is network and settings.layer_decay is not None
+        blocks = blocks_of(encoder.backbone, fine=True) if has_depth else None
+        if blocks is not None and not named:
+            raise InputError("optimiser.layer_decay: the whole backbone is frozen; leave it out, or train some of it")
+        for name, parameter in named:
+            below_top = 0 if blocks is None else len(blocks.parts) - 1 - blocks.depth(name)
+            rate = settings.learning_rate * factor * (settings.layer_decay or 1.0) ** below_top
+            decay, is_spared = settings.norm_decay, parameter.ndim <= 1 or _SPARED.search(name)
+            alike[rate, decay if decay is not None and is_spared else settings.weight_decay].append(parameter)
+        seen.update(part.parameters())
+        for rate, decay in sorted(alike, key=lambda key: -key[0]):
+            groups.append({"params": alike[rate, decay], "lr": rate, "weight_decay": decay})
+    return groups
+
+
+_SPARED = re.compile(r"pos(ition(al)?)?_?(embed|bias)|(cls|class|reg(ister)?|dist|mask)_(token|embed)")
 
 
 def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettings) -> Optimizer:
-    """The optimiser over backbone, pooling and head, and the objective's own weights, each with its learning rate."""
-    backbone = _trainable(encoder.backbone)
-    inside = {id(parameter) for parameter in encoder.backbone.parameters()}
-    rest = [parameter for parameter in _trainable(encoder) if id(parameter) not in inside]
-    inside |= {id(parameter) for parameter in encoder.parameters()}
-    own = [parameter for parameter in _trainable(objective) if id(parameter) not in inside]
-    parts = ((backbone, settings.backbone_factor), (rest, 1.0), (own, settings.term_factor))
-    groups = [{"params": part, "lr": settings.learning_rate * factor} for part, factor in parts if part]
+    """The optimiser over all groups of weights."""
+    groups = _groups(encoder, objective, settings)
     if not groups:
         raise InputError("nothing is left to train: every part of the encoder is frozen and the terms have no weights")
-    rate, decay = settings.learning_rate, settings.weight_decay
-    fused = is_fused([*backbone, *rest, *own])
+    rate, fused = settings.learning_rate, is_fused(each for group in groups for each in group["params"])
     if settings.kind == "sgd":
         momentum, nesterov = settings.momentum, settings.nesterov and settings.momentum > 0
-        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
+        return torch.optim.SGD(groups, rate, momentum=momentum, nesterov=nesterov, fused=fused)
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
-    return kind(groups, rate, betas=settings.betas, weight_decay=decay, fused=fused)
+    return kind(groups, rate, betas=settings.betas, fused=fused)
 
 
 def is_fused(parameters: Iterable[Tensor]) -> bool | None:
@@ -163,11 +195,14 @@ class Average:
 def training_mode(encoder: Encoder, objective: Objective, settings: Settings) -> Iterator[None]:
     """Encoder and objective in training mode, frozen parts frozen; then in evaluation mode, gradients as before."""
     needed = [(parameter, parameter.requires_grad) for parameter in encoder.parameters()]
-    for part in _frozen_parts(encoder, settings):
-        part.requires_grad_(False)
     try:
-        set_training(encoder, objective, settings)
-        yield
+        with adapted(encoder, settings.lora, seed=settings.seed):
+            for part in _frozen_parts(encoder, settings):
+                part.requires_grad_(False)
+            for layer in layers_with_adapters(encoder):
+                layer.set_adapter(layer.active_adapters)  # which alone gets gradients
+            set_training(encoder, objective, settings)
+            yield
     finally:
         for parameter, flag in needed:
             parameter.requires_grad_(flag)
@@ -180,20 +215,55 @@ def set_training(encoder: Encoder, objective: Objective, settings: Settings) -> 
     encoder.train()
     objective.train()
     for part in _frozen_parts(encoder, settings):
-        part.eval()
+        if isinstance(part, nn.Module):
+            part.eval()
+    for layer in layers_with_adapters(encoder):
+        layer.train()
     if settings.freeze_batch_norm:
-        for part in encoder.backbone.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
+        for module in encoder.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
-def _frozen_parts(encoder: Encoder, settings: Settings) -> list[nn.Module]:
-    """The modules of the backbone that `freeze` names."""
-    parts = {name or "backbone": part for name, part in whole_backbone(encoder).named_modules()}
-    for name in settings.freeze:
+def _frozen_names(encoder: Encoder, settings: Settings) -> list[str]:
+    """The names of what stays as it is in the backbone; "backbone" for all of it."""
+    if settings.lora is not None:
+        return ["backbone"]
+    count = settings.train_blocks
+    if count is None:
+        return [name.removeprefix("source.") for name in settings.freeze]
+    blocks = blocks_of(encoder.backbone)
+    if count > len(blocks.names):
+        raise InputError(
+            f"run.train_blocks: {encoder.architecture} has {len(blocks.names)} blocks up to the layer that is read "
+            f"({', '.join(blocks.names)}), got {count}; leave it out to train all"
+        )
+    return [*(name for part in blocks.parts[: -count - 1] for name in part), *blocks.unused]
+
+
+def _frozen_parts(encoder: Encoder, settings: Settings) -> list[nn.Module | nn.Parameter]:
+    """What of the backbone stays as it is."""
+    network, _ = source_of(encoder.backbone)
+    parts = {name or "backbone": part for name, part in [*network.named_modules(), *network.named_parameters()]}
+    frozen = _frozen_names(encoder, settings)
+    for name in frozen:
         if name not in parts:
             raise InputError(f"run.freeze: the backbone has no part {name!r}; nearest: {closest(name, list(parts))}")
-    return [parts[name] for name in settings.freeze]
+    return [parts[name] for name in frozen]
+
+
+def what_is_trained(encoder: Encoder, settings: Settings) -> str:
+    """What a run changes of the backbone, inside `training_mode` and in a sentence; empty if that is all of it."""
+    frozen = [str(name) for name in _frozen_names(encoder, settings)]
+    if not frozen:
+        return ""
+    weights = list(source_of(encoder.backbone)[0].parameters())
+    trained, total = (sum(map(Tensor.numel, each)) for each in (filter(_needs_gradient, weights), weights))
+    shown = [*frozen[:4], "…", frozen[-1]] if len(frozen) > 6 else frozen
+    names = [name for name, part in encoder.named_modules() if part in layers_with_adapters(encoder)]
+    kinds = ", ".join(sorted({".".join(name.split(".")[-2:]) for name in names}))
+    beside = f", but for adapters of {len(names)} layers: {kinds}" if settings.lora else ""
+    return f"trained: {trained:,} of {total:,} weights of the backbone; frozen: {', '.join(shown)}{beside}"
 
 
 def learning_rate_schedule(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ...encoders import Encoder, Encoding
-from ...encoders.layers import Tap, require_layer
+from ...encoders.layers import require_layer
+from ...encoders.readouts import source_of
 from ...errors import InputError
 
 
@@ -89,7 +90,8 @@ class BatchSource(Protocol):
     """A source of batches; epoch e is the same list of batches whenever it is asked for.
 
     A source that has `names(index)` lets error messages say which images a batch held; one that has `class_names` names
-    the classes of the classifier that is kept.
+    the classes of the classifier that is kept. One whose images are the same in every epoch may have `unchanged()`:
+    their number, and all of them in the order of their index, in batches.
     """
 
     @property
@@ -138,6 +140,7 @@ class Step:
         progress: Progress,
         *,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        features: Encoding | None = None,  # of every training image, where the backbone is frozen
     ) -> None:
         self.encoder = encoder
         self.batch = batch
@@ -145,11 +148,16 @@ class Step:
         self.classifier: HasClassWeights | None = None
         self.log: dict[str, float | Tensor] = {}
         self._autocast = autocast
+        self._features = features
 
     @cached_property
     def encoding(self) -> Encoding:
         """The batch's encoding, float32, inside the gradient graph."""
-        return self.encode(self.batch.images)
+        if self._features is None:
+            return self.encode(self.batch.images)
+        index = self.batch.index.to(self._features.pooled.device)
+        own = self._features.changed(lambda part: part[index].to(self.batch.images.device))
+        return self.encoder.encode_map(own.feature_map, constant=own.constant)
 
     def encode(self, images: Float[Tensor, "b 3 h w"], *, encoder: Encoder | None = None) -> Encoding:
         """A forward pass of the encoder, or of a teacher, under the run's mixed precision; float32 results.
@@ -184,7 +192,7 @@ class Step:
 @contextmanager
 def _blended(encoder: Encoder, mix: Mix) -> Iterator[None]:
     """Inside, what the backbone's layer hands on of each image is blended with its partner's."""
-    backbone = whole_backbone(encoder)
+    backbone, _ = source_of(encoder.backbone)
     try:
         require_layer(backbone, mix.layer)
     except InputError as error:
@@ -200,15 +208,11 @@ def _blended(encoder: Encoder, mix: Mix) -> Iterator[None]:
         handle.remove()
 
 
-def whole_backbone(encoder: Encoder) -> nn.Module:
-    """The backbone with the layers behind the one that is read."""
-    backbone = encoder.backbone.source if isinstance(encoder.backbone, Tap) else encoder.backbone
-    assert isinstance(backbone, nn.Module)
-    return backbone
-
-
 class Term(nn.Module):
     """A part of the training objective; its parameters, if it has any, are trained with the encoder's."""
+
+    # of the encodings of a batch the "vector" alone, the "map" too, or "images" and whatever the encoder makes of them
+    reads: ClassVar[Literal["vector", "map", "images"]] = "images"
 
     def weight_at(self, progress: Progress, weight: float) -> float:
         """The factor of this term now, `weight` being the recipe's; a term that starts late returns 0 before."""

@@ -31,6 +31,8 @@ class ClassifierTerm(Term):
     Classification, 2017).
     """
 
+    reads = "vector"
+
     def __init__(
         self,
         dim: int,  # length of the embedding
@@ -95,6 +97,7 @@ class CenterTerm(Term):
     after each batch in training mode, from N(0, 1) on (Luo et al., Bag of Tricks for Person Re-ID, 2019, §3.6).
     """
 
+    reads = "vector"
     default_weight = 5e-4
 
     def __init__(self, dim: int, n_classes: int, *, on: VectorSpace = "pooled", rate: float = 0.5) -> None:

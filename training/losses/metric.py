@@ -147,6 +147,7 @@ class MetricTerm(Term):
     batch's loss. Mixed images count with both labels. A cross-batch memory is part of the state dict.
     """
 
+    reads = "vector"
     loss: Any
     memory_position: Tensor
 

@@ -124,6 +124,7 @@ def run_recipe(
             announce(sentence(parts))
         config = config or _fixed(recipe)
         told: dict[str, Any] = {"evaluate": validate, "config": config, "progress": progress, "report": report}
+        told["announce"] = announce
         fitted = fit(encoder, batches, objective, recipe.run, folder=folder, resume=resume, **told)
         if out is not None and world.is_first:
             write_recipe()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from ...errors import InputError
-from .tables import BelowOne, Count, NotNegative, Positive, Table, plain
+from .tables import BelowOne, Count, NotNegative, Positive, Share, Table, plain
 
 
 class OptimiserSettings(Table):
@@ -22,6 +22,10 @@ class OptimiserSettings(Table):
         betas: of "adam" and "adamw".
         backbone_factor: times the learning rate, for the backbone; 0.1 spares pretrained weights.
         term_factor: times the learning rate, for what the objective's terms learn: classifiers, proxies, centres.
+        layer_decay: the backbone's rate falls by this factor from block to block, counted from the last one down to the
+            embedding of patches or the stem; what lies behind the blocks has the whole rate (BEiT). None for all alike.
+        norm_decay: the weight decay of norms, biases, and position embeddings, which BEiT and timm set to 0; None is
+            `weight_decay`.
         clip_norm: the gradient of all weights together is scaled down to this length; None leaves it.
     """
 
@@ -35,7 +39,29 @@ class OptimiserSettings(Table):
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     backbone_factor: NotNegative = 1.0
     term_factor: NotNegative = 1.0
+    layer_decay: Share | None = None
+    norm_decay: NotNegative | None = None
     clip_norm: Positive | None = None
+
+    def _check(self) -> None:
+        if self.layer_decay == 0:
+            raise InputError("optimiser.layer_decay: expected a factor above 0; run.train_blocks freezes blocks")
+
+
+class LoraSettings(Table):
+    """Low-rank adapters beside a frozen backbone's matrices, by peft (Hu et al., LoRA, 2022).
+
+    Attributes:
+        rank: of the matrices that are learnt.
+        alpha: their product counts `alpha / rank` times; None is the rank.
+        dropout: of what goes into an adapter.
+        targets: the layers that get one, by their names or the ends of these; the attention's projections if left out.
+    """
+
+    rank: Count = 8
+    alpha: Count | None = None
+    dropout: BelowOne = 0.0
+    targets: tuple[str, ...] = ()
 
 
 class ScheduleSettings(Table):
@@ -90,7 +116,10 @@ class Settings(Table):
         ema: decay of a moving average of the weights, such as 0.999; the average is what is evaluated and kept. In the
             first steps n it is (1 + n) / (10 + n) if that is less. None trains without.
         freeze: parts of the backbone that stay as they are, batch-norm statistics included: names such as "layer1", or
-            "backbone" for all of it.
+            "backbone" for all of it. What the whole backbone makes of images that are not augmented is computed once.
+        train_blocks: how many of the backbone's last blocks or stages are trained, with what lies behind them; all
+            before stays as it is. None trains every part that `freeze` does not name.
+        lora: see `LoraSettings`: the backbone stays as it is, but for adapters that are merged into it at the end.
         freeze_batch_norm: the backbone's batch norms keep their statistics; their scale and shift still learn.
         monitor: the metric that says which epoch's weights are kept: one of those that `evaluate` returns, or "loss".
             None keeps the last epoch's.
@@ -111,6 +140,8 @@ class Settings(Table):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     ema: BelowOne | None = None
     freeze: tuple[str, ...] | str = ()
+    train_blocks: Count | None = None
+    lora: LoraSettings | None = None
     freeze_batch_norm: bool = False
     monitor: str | None = None
     mode: Literal["max", "min"] = "max"
@@ -130,6 +161,11 @@ class Settings(Table):
     def _check(self) -> None:
         if self.seed < 0:
             raise InputError(f"run.seed: expected 0 or more, got {self.seed}")
+        chosen = [name for name in ("freeze", "train_blocks", "lora") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise InputError(f"run.{chosen[0]} and run.{chosen[1]} both say what is trained; leave one of them out")
+        if self.lora is not None and self.freeze_batch_norm:
+            raise InputError("run.freeze_batch_norm: run.lora freezes the whole backbone already; leave it out")
         if self.patience is not None and self.monitor is None:
             raise InputError("run.patience: name the metric to wait for with run.monitor")
 
