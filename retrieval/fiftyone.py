@@ -43,9 +43,9 @@ def fiftyone_samples(explanation: Explanation) -> list[Any]:
         raise MissingExtraError("samples need FiftyOne: pip install 'distcam[fiftyone]'") from error
     query, samples = explanation.matches.query, []
     if query.has_image and isinstance(query.source, str | os.PathLike):
-        heat = _unit(explanation, explanation.query_maps)
+        own = _unit(explanation, explanation.query_maps)
         place = partial(_heat_map, item=os.fspath(query.source), image=query.image, view=explanation.query_view)
-        maps = {f"evidence_{number}": place(each) for number, each in enumerate(heat, 1)}
+        maps = {f"evidence_{number}": place(each) for number, each in enumerate(own, 1)}
         samples.append(fo.Sample(filepath=str(Path(split_item(query.source)[0]).absolute()), tags=["query"], **maps))
     answers = explanation.found_reference_maps
     heat = None if answers is None else _unit(explanation, answers)

@@ -60,9 +60,9 @@ def merge_adapters(encoder: Encoder) -> None:
     with_adapters = layers_with_adapters(encoder)
     for name, layer in list(encoder.named_modules()) if with_adapters else ():
         if layer in with_adapters:
-            inner: Any = layer.get_base_layer()  # type: ignore[operator]
+            inner: Any = layer.get_base_layer()
             # not by peft's `merge`, which writes through `.data`, so that no fingerprint would see the change
-            inner.weight += layer.get_delta_weight("default")  # type: ignore[operator]
+            inner.weight += layer.get_delta_weight("default")
             encoder.set_submodule(name, inner)
 
 
