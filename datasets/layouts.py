@@ -1,7 +1,8 @@
 """Retrieval benchmarks as their archives unpack: markers, lists, official counts.
 
 CUB-200-2011 (Wah et al. 2011), Cars196 (Krause et al. 2013), Stanford Online Products (Oh Song et al. 2016), In-Shop
-Clothes Retrieval (Liu et al. 2016); and for classification Stanford Dogs (Khosla et al. 2011).
+Clothes Retrieval (Liu et al. 2016); and for classification Stanford Dogs (Khosla et al. 2011) and ILSVRC 2012
+(Russakovsky et al. 2015).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..images.boxes.annotations import read_file
 
 Role = Literal["query", "gallery", "both"]
 
@@ -107,6 +109,32 @@ CUB = Layout(
     {"train": ("train", 5_864, 100), "test": ("test", 5_924, 100)},
     _read_cub,
     "images/ with a folder for each class",
+)
+
+
+def _read_cub_classification(root: Path) -> tuple[DatasetRecord, ...]:
+    """The halves of `train_test_split.txt`, which have the same 200 classes."""
+    halves = dict(zip(_column(root / "images.txt"), _column(root / _HALVES), strict=True))
+    return tuple(
+        record._replace(split="train" if halves[record.path.removeprefix("images/")] == "1" else "test")
+        for record in _read_cub(root)
+    )
+
+
+def _column(file: Path) -> list[str]:
+    """What a list says of each image, in the order of their numbers."""
+    said = {whole_number(image, file): value for image, value in fields_of(file, "image", "value")}
+    return [said[image] for image in sorted(said)]
+
+
+_HALVES = "train_test_split.txt"
+CUB_CLASSIFICATION = Layout(
+    "CUB-200-2011 for classification",
+    CUB.folder,
+    ((*CUB.markers[0], _HALVES),),
+    {"train": ("train", 5_994, 200), "test": ("test", 5_794, 200)},
+    _read_cub_classification,
+    CUB.images,
 )
 
 
@@ -251,4 +279,30 @@ DOGS = Layout(
     {"train": ("train", 12_000, 120), "test": ("test", 8_580, 120)},
     _read_dogs,
     "Images/ with a folder for each class, which the archive holds as images.tar",
+)
+
+
+def _read_ilsvrc(root: Path) -> tuple[DatasetRecord, ...]:
+    """Training images by their folders; those for validation, which lie side by side, by their annotations."""
+    images, annotations = root / "Data" / "CLS-LOC", root / "Annotations" / "CLS-LOC" / "val"
+    records = []
+    for folder in sorted(place for place in (images / "train").iterdir() if place.is_dir()):
+        names = sorted(file.name for file in folder.glob("*.JPEG"))
+        records += [DatasetRecord(f"Data/CLS-LOC/train/{folder.name}/{name}", folder.name, "train") for name in names]
+    for file in sorted(annotations.glob("*.xml")):
+        table = read_file(file)
+        labels = {label for name in table.names for _, label in table.annotation(name).boxes if label is not None}
+        if len(labels) != 1:
+            raise InputError(f"{file}: expected objects of one class, got {', '.join(sorted(labels)) or 'none'}")
+        records.append(DatasetRecord(f"Data/CLS-LOC/val/{file.stem}.JPEG", labels.pop(), "test"))
+    return tuple(records)
+
+
+ILSVRC = Layout(
+    "ILSVRC 2012",
+    "ILSVRC",
+    (("Data/CLS-LOC/train", "Annotations/CLS-LOC/val"),),
+    {"train": ("train", 1_281_167, 1_000), "test": ("test", 50_000, 1_000)},
+    _read_ilsvrc,
+    "Data/CLS-LOC/train/ with a folder for each class, and Data/CLS-LOC/val/",
 )

@@ -106,7 +106,8 @@ class _Run:
         outlined = train.choose(self.recipe.data.outlined, seed=self.recipe.data.outline_seed)
 
         def opened(transform: Transform) -> RunData:
-            own = train.training_set(transform, masks_for=outlined, kind=self.recipe.data.outlines)
+            data = self.recipe.data
+            own = train.training_set(transform, masks_for=outlined, kind=data.outlines, cache=data.cache)
             return RunData({"train": own}, parts=self.parts)
 
         return run_recipe(stage, data=opened, folder=self.folder / "weak", **self.told)
@@ -142,7 +143,7 @@ class _Run:
         )
 
         def opened(transform: Transform) -> RunData:
-            own = dense_training_set(train, transform)
+            own = dense_training_set(train, transform, cache=recipe.data.cache)
             return RunData({"train": own}, parts=self.parts, terms=SEGMENTER_TERMS)
 
         options = {"encoder": segmenter, "config": plain(dict(recipe.table)), **self.told}

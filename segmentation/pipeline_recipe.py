@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ..errors import InputError
+from ..training.data.training_set import Cache
 from ..training.recipes.recipe import Recipe, RecipeFile, located
 from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
 from .data import MaskedImages
@@ -54,6 +55,7 @@ class PipelineData(Table):
     outlined: int = 0  # how many training images may show their outline to a loss (GAIN-ext)
     outlines: Literal["mask", "box"] = "mask"  # whether they show a mask, or boxes around its parts
     outline_seed: int = 0  # of the choice of those images
+    cache: Cache = "auto"  # whether decoded images stay in memory while a network learns; see `Cache`
     strict: bool = False  # stop where an image or its mask cannot be read, instead of leaving it out with a remark
 
     def _check(self) -> None:
