@@ -122,7 +122,7 @@ def localize(
     if found is not None:
         found.join(image.path for image in boxed).tell(what="a mask", lines=f"masks in {masks}")
     loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer, readout=readout)
-    classifier = None if weights is None else read_classifier(encoder, weights, pooled_dim=loaded.pooled_dim)
+    classifier = read_classifier(encoder, weights, pooled_dim=loaded.pooled_dim)
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     keep = reference == "nearest" or chosen is None or "cam_probe" in chosen
     if is_gallery:
