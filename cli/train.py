@@ -18,6 +18,7 @@ from .options import AsJson, ReadsImages, Strict
 
 if TYPE_CHECKING:
     from ..training.recipes.recipe import Recipe, RecipeFile
+    from ..training.recipes.runs import Comparison
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 _COMMAND = re.compile(r"distcam (?:(\w+) )?train")
@@ -32,10 +33,16 @@ class Shipped(NamedTuple):
 
 def shipped() -> dict[str, Shipped]:
     """All of them by name, in alphabetical order, as the comments at their heads say."""
-    heads = {file.stem: file.read_text(encoding="utf-8")[:1000] for file in sorted(FOLDER.glob("*.toml"))}
+    heads = {name: (FOLDER / f"{name}.toml").read_text(encoding="utf-8")[:1000] for name in titles_in(FOLDER)}
     tasks = {name: found[1] if (found := _COMMAND.search(head)) else None for name, head in heads.items()}
-    titles = {name: head.splitlines()[0].removeprefix("# ").rstrip(":") for name, head in heads.items()}
+    titles = titles_in(FOLDER)
     return {name: Shipped(f"{task} train" if task else "train", titles[name]) for name, task in tasks.items()}
+
+
+def titles_in(folder: Path) -> dict[str, str]:
+    """What the recipes of a folder are, by name: the first lines of their comments."""
+    first = {file.stem: file.read_text(encoding="utf-8").partition("\n")[0] for file in sorted(folder.glob("*.toml"))}
+    return {name: line.removeprefix("# ").rstrip(":") for name, line in first.items()}
 
 
 def find_recipe(given: Path) -> Path:
@@ -149,7 +156,7 @@ def train(
         changes=every_change,
         cache=cache,
         resume=resume,
-        reading=lambda: progress_bar("reading images"),
+        **task_options("train", file),
     )
 
 
@@ -180,15 +187,17 @@ def task_command(task: str, text: str) -> Callable[..., None]:
             variants=chosen_variants(variant, file.variants),
             changes=changes_with(changes, strict=strict),
             resume=resume,
-            **_task(task, file),
+            **task_options(task, file),
         )
 
     command.__doc__ = text
     return command
 
 
-def _task(name: str, file: RecipeFile) -> dict[str, Any]:
+def task_options(name: str, file: RecipeFile) -> dict[str, Any]:
     """Options of `run_variants`: of segmentation class maps alone, or the whole way to a segmentation network."""
+    if name == "train":
+        return {"reading": lambda: progress_bar("reading images")}
     if name == "fewshot":
         from ..fewshot.training import FewShotRecipe
 
@@ -217,8 +226,11 @@ segment_train = task_command(
 
 def run_file(
     file: RecipeFile, folder: Path, *, seeds: str | None, as_json: bool, leaves: str = "Encoders", **options: Any
-) -> None:
-    """Run every chosen variant with every seed, and print one table; options are those of `run_variants`."""
+) -> Comparison | None:
+    """The table of every chosen variant with every seed, printed; None in all processes but the first.
+
+    Options are those of `run_variants`.
+    """
     from ..training.engine.environment import current_world
     from ..training.recipes.runs import run_variants
 
@@ -238,10 +250,10 @@ def run_file(
         err.print(f"stopped; {folder} keeps every epoch, and the same command with --resume goes on", soft_wrap=True)
         raise typer.Exit(130) from None
     if not current_world().is_first:
-        return
+        return None
     if as_json:
         print_json(comparison.to_dict())
-        return
+        return comparison
     header, *rows = comparison.rows()
     count = len(comparison.seeds)
     spread = f"mean ± standard deviation over {count} seeds" if count > 1 else f"seed {comparison.seeds[0]}"
@@ -253,6 +265,7 @@ def run_file(
     out.print(table)
     say(f"Images: {'; '.join(comparison.seen_as)}")
     say(f"{leaves}, logs, and resolved recipes: {folder}")
+    return comparison
 
 
 def _print_resolved(recipes: dict[str | None, Recipe], *, as_json: bool) -> None:
