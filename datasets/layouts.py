@@ -114,17 +114,12 @@ CUB = Layout(
 
 def _read_cub_classification(root: Path) -> tuple[DatasetRecord, ...]:
     """The halves of `train_test_split.txt`, which have the same 200 classes."""
-    halves = dict(zip(_column(root / "images.txt"), _column(root / _HALVES), strict=True))
-    return tuple(
-        record._replace(split="train" if halves[record.path.removeprefix("images/")] == "1" else "test")
-        for record in _read_cub(root)
-    )
-
-
-def _column(file: Path) -> list[str]:
-    """What a list says of each image, in the order of their numbers."""
-    said = {whole_number(image, file): value for image, value in fields_of(file, "image", "value")}
-    return [said[image] for image in sorted(said)]
+    part = dict(fields_of(root / _HALVES, "image", "half"))
+    images = [image for image, _ in fields_of(root / "images.txt", "image", "path")]
+    if lacking := [image for image in images if part.get(image) not in ("0", "1")]:
+        raise InputError(f"{root / _HALVES}: expected 0 or 1 for image {lacking[0]}")
+    halves = ("train" if part[image] == "1" else "test" for image in images)
+    return tuple(record._replace(split=half) for record, half in zip(_read_cub(root), halves, strict=True))
 
 
 _HALVES = "train_test_split.txt"

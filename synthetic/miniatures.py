@@ -73,51 +73,6 @@ def _cub(folder: Path) -> None:
     _lines(root / "train_test_split.txt", (f"{i} {i % 2}" for i in range(1, len(images) + 1)))
 
 
-def _cars(folder: Path) -> None:
-    from scipy.io import savemat
-
-    root = folder / "stanford_cars"
-    images = [(f"car_ims/{i:06d}.jpg", number) for i, number in enumerate([1, 2, 3, 98, 99, 100, 195, 196] * 4, 1)]
-    table = np.zeros(len(images), dtype=[("relative_im_path", object), ("class", object)])
-    for row, (path, number) in zip(table, images, strict=True):
-        row["relative_im_path"], row["class"] = path, np.uint8(number)
-    names = np.array([f"Car {number}" for number in range(1, 197)], object)
-    _save(root, images)
-    savemat(root / "cars_annos.mat", {"annotations": table, "class_names": names})
-
-
-def _sop(folder: Path) -> None:
-    root = folder / "Stanford_Online_Products"
-    for split, first in (("train", 1), ("test", 5)):
-        images = [(f"chair_final/{number}_{i}.JPG", number) for number in range(first, first + 4) for i in range(4)]
-        _save(root, images)
-        listed = [f"{i} {number} 3 {path}" for i, (path, number) in enumerate(images, 1)]
-        _lines(root / f"Ebay_{split}.txt", ["image_id class_id super_class_id path", *listed])
-
-
-def _inshop(folder: Path) -> None:
-    root = folder / "In-shop Clothes Retrieval Benchmark"
-    roles = {number: ("train",) * 4 if number <= 4 else ("query", "gallery", "gallery") for number in range(1, 9)}
-    rows = [
-        (f"img/WOMEN/Dresses/id_{number:08d}/{i:02d}_1_front.jpg", number, role)
-        for number, own in roles.items()
-        for i, role in enumerate(own, 1)
-    ]
-    _save(root / "Img", [(path, number) for path, number, _ in rows])
-    listed = [f"{path} id_{number:08d} {role}" for path, number, role in rows]
-    _lines(root / "Eval" / "list_eval_partition.txt", [str(len(rows)), "image_name item_id evaluation_status", *listed])
-
-
-def _dogs(folder: Path) -> None:
-    from scipy.io import savemat
-
-    root = folder / "stanford_dogs"
-    for split, seeds in (("train", range(4)), ("test", range(4, 6))):
-        names = [(f"n0208{number}-dog_{number}/n0208{number}_{i}.jpg", number) for number in range(6) for i in seeds]
-        _save(root / "Images", names)
-        savemat(root / f"{split}_list.mat", {"file_list": np.array([path for path, _ in names], object)[:, None]})
-
-
 def _cifar(folder: Path, name: str) -> None:
     files = CIFAR[name]
     names = [f"class {number}".encode() for number in range(int(name.removeprefix("cifar")))]
@@ -220,10 +175,6 @@ def _biased_boat(folder: Path) -> None:
 
 MINIATURES: Mapping[str, Callable[[Path], None]] = {
     "cub": _cub,
-    "cars": _cars,
-    "sop": _sop,
-    "inshop": _inshop,
-    "dogs": _dogs,
     "cifar10": lambda folder: _cifar(folder, "cifar10"),
     "cifar100": lambda folder: _cifar(folder, "cifar100"),
     "miniimagenet": _mini,
