@@ -27,6 +27,7 @@ _COMMANDS = {  # the module of each has its `app`
     "localize": "Measure weakly supervised localisation: box errors, pointing, energy, and whether a map knows the "
     "class.",
     "train": "Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation.",
+    "reproduce": "Repeat a table of a paper: look for the data, print the settings, train, and measure.",
     "serve": "Search, explain and look around in a gallery with a browser, or over REST (`/api/v1/openapi.json`).",
     "atlas": "Write a gallery in two dimensions as one HTML file: colour, filter, zoom, encircle, list.",
     "demo": "Draw images, train a small encoder, build a gallery of classes it never saw, query it, explain "
@@ -40,6 +41,7 @@ _COMMANDS = {  # the module of each has its `app`
     "encoders": "Names for `--encoder`, and encoders for other runtimes.",
 }
 _HOMES = {name: f"index.{name}" for name in ("atlas", "classify", "inspect")}  # modules that lie in a folder
+_HOMES["reproduce"] = "papers.reproduce"
 
 
 class _Root(TyperGroup):

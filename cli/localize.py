@@ -103,9 +103,7 @@ def localize(
     if found is not None:
         found.join(image.path for image in boxed).tell(what="a mask", lines=f"masks in {masks}")
     loaded = loading.load(encoder)
-    classifier = None
-    if loading.weights is not None:
-        classifier = library.retrieval.read_classifier(encoder, loading.weights, pooled_dim=loaded.pooled_dim)
+    classifier = library.retrieval.read_classifier(encoder, loading.weights, pooled_dim=loaded.pooled_dim)
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     keep = reference == "nearest" or chosen is None or "cam_probe" in chosen
     if is_gallery:

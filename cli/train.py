@@ -19,6 +19,7 @@ from .options import AsJson, ReadsImages, Strict, argument, option
 
 if TYPE_CHECKING:
     from ..training.recipes.recipe import Recipe, RecipeFile
+    from ..training.recipes.runs import Comparison
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 _COMMAND = re.compile(r"distcam (?:(\w+) )?train")
@@ -33,10 +34,16 @@ class Shipped(NamedTuple):
 
 def shipped() -> dict[str, Shipped]:
     """All of them by name, in alphabetical order, as the comments at their heads say."""
-    heads = {file.stem: file.read_text(encoding="utf-8")[:1000] for file in sorted(FOLDER.glob("*.toml"))}
+    heads = {name: (FOLDER / f"{name}.toml").read_text(encoding="utf-8")[:1000] for name in titles_in(FOLDER)}
     tasks = {name: found[1] if (found := _COMMAND.search(head)) else None for name, head in heads.items()}
-    titles = {name: head.splitlines()[0].removeprefix("# ").rstrip(":") for name, head in heads.items()}
+    titles = titles_in(FOLDER)
     return {name: Shipped(f"{task} train" if task else "train", titles[name]) for name, task in tasks.items()}
+
+
+def titles_in(folder: Path) -> dict[str, str]:
+    """What the recipes of a folder are, by name: the first lines of their comments."""
+    first = {file.stem: file.read_text(encoding="utf-8").partition("\n")[0] for file in sorted(folder.glob("*.toml"))}
+    return {name: line.removeprefix("# ").rstrip(":") for name, line in first.items()}
 
 
 def find_recipe(given: Path) -> Path:
@@ -76,6 +83,11 @@ def _template(show: bool) -> None:
         raise typer.Exit
 
 
+def changes_with(changes: list[str] | None, *, strict: bool) -> list[str]:
+    """The changes of a recipe, that of `--strict` among them."""
+    return [*(changes or []), *(["data.strict=true"] if strict else [])]
+
+
 app = Commands()
 EXAMPLE = "Example: `distcam train bias --variant all --seeds 0,1,2 --set run.epochs=10`"
 FEWSHOT_EXAMPLE = "Example: `distcam fewshot train omniglot_short`"
@@ -113,7 +125,18 @@ class Runs:
 
     def every_change(self) -> list[str]:
         """The changes of the recipe, that of `--strict` among them."""
-        return [*(self.changes or []), *(["data.strict=true"] if self.strict else [])]
+        return changes_with(self.changes, strict=self.strict)
+
+    @property
+    def folder(self) -> Path:
+        """Where runs go."""
+        return self.out_path or Path("runs") / self.recipe.stem
+
+    def told(self, file: RecipeFile, changes: list[str]) -> dict[str, Any]:
+        """The options of `run_file`."""
+        variants = chosen_variants(self.variant, file.variants)
+        about = {"seeds": self.seeds, "as_json": self.as_json, "resume": self.resume}
+        return {**about, "variants": variants, "changes": changes}
 
 
 @app.command(cls=ReadsImages, epilog=EXAMPLE)
@@ -135,7 +158,7 @@ def train(
         return
     if file.recipe(variant=chosen[0], changes=changes).data.scenes is None:
         refuse_unused("by a recipe that draws no scenes", "cache")
-    run_file(file, runs, changes=changes, cache=cache, reading=lambda: progress_bar("reading images"))
+    run_file(file, runs.folder, cache=cache, **runs.told(file, changes), **task_options("train", file))
 
 
 def task_command(task: str, text: str) -> Callable[..., None]:
@@ -143,14 +166,16 @@ def task_command(task: str, text: str) -> Callable[..., None]:
 
     def command(runs: Runs) -> None:
         file = runs.read()
-        run_file(file, runs, changes=runs.every_change(), **_task(task, file))
+        run_file(file, runs.folder, **runs.told(file, runs.every_change()), **task_options(task, file))
 
     command.__doc__ = text
     return command
 
 
-def _task(name: str, file: RecipeFile) -> dict[str, Any]:
+def task_options(name: str, file: RecipeFile) -> dict[str, Any]:
     """Options of `run_variants`: of segmentation class maps alone, or the whole way to a segmentation network."""
+    if name == "train":
+        return {"reading": lambda: progress_bar("reading images")}
     if name == "fewshot":
         from ..fewshot.training import FewShotRecipe
 
@@ -177,22 +202,24 @@ segment_train = task_command(
 )
 
 
-def run_file(file: RecipeFile, runs: Runs, *, leaves: str = "Encoders", **options: Any) -> None:
-    """Run every chosen variant with every seed, and print one table; options are those of `run_variants`."""
+def run_file(
+    file: RecipeFile, folder: Path, *, seeds: str | None, as_json: bool, leaves: str = "Encoders", **options: Any
+) -> Comparison | None:
+    """The table of every chosen variant with every seed, printed; None in all processes but the first.
+
+    Options are those of `run_variants`.
+    """
     from ..training.engine.environment import current_world
     from ..training.recipes.runs import run_variants
 
-    folder = runs.out_path or Path("runs") / runs.recipe.stem
-    parts = [part.strip() for part in runs.seeds.split(",")] if runs.seeds else []
+    parts = [part.strip() for part in seeds.split(",")] if seeds else []
     if not all(part.isdecimal() for part in parts):
-        raise InputError(f"expected --seeds as whole numbers such as 0,1,2; got {runs.seeds!r}")
+        raise InputError(f"expected --seeds as whole numbers such as 0,1,2; got {seeds!r}")
     try:
         comparison = run_variants(
             file,
             seeds=[int(part) for part in parts] or None,
             folder=folder,
-            variants=chosen_variants(runs.variant, file.variants),
-            resume=runs.resume,
             announce=announcer(),
             watch=lambda name, seed: progress_bar(" ".join(filter(None, (name, f"seed {seed}")))),
             **options,
@@ -201,10 +228,10 @@ def run_file(file: RecipeFile, runs: Runs, *, leaves: str = "Encoders", **option
         err.print(f"stopped; {folder} keeps every epoch, and the same command with --resume goes on", soft_wrap=True)
         raise typer.Exit(130) from None
     if not current_world().is_first:
-        return
-    if runs.as_json:
+        return None
+    if as_json:
         print_json(comparison.to_dict())
-        return
+        return comparison
     header, *rows = comparison.rows()
     count = len(comparison.seeds)
     spread = f"mean ± standard deviation over {count} seeds" if count > 1 else f"seed {comparison.seeds[0]}"
@@ -216,6 +243,7 @@ def run_file(file: RecipeFile, runs: Runs, *, leaves: str = "Encoders", **option
     out.print(table)
     say(f"Images: {'; '.join(comparison.seen_as)}")
     say(f"{leaves}, logs, and resolved recipes: {folder}")
+    return comparison
 
 
 def _print_resolved(recipes: dict[str | None, Recipe], *, as_json: bool) -> None:

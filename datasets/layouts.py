@@ -1,7 +1,8 @@
 """Retrieval benchmarks as their archives unpack: markers, lists, official counts.
 
 CUB-200-2011 (Wah et al. 2011), Cars196 (Krause et al. 2013), Stanford Online Products (Oh Song et al. 2016), In-Shop
-Clothes Retrieval (Liu et al. 2016); and for classification Stanford Dogs (Khosla et al. 2011).
+Clothes Retrieval (Liu et al. 2016); and for classification Stanford Dogs (Khosla et al. 2011) and ILSVRC 2012
+(Russakovsky et al. 2015).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..images.boxes.annotations import read_file
 from ..images.tables import lines_of
 
 Role = Literal["query", "gallery", "both"]
@@ -97,6 +99,27 @@ CUB = Layout(
     {"train": ("train", 5_864, 100), "test": ("test", 5_924, 100)},
     _read_cub,
     "images/ with a folder for each class",
+)
+
+
+def _read_cub_classification(root: Path) -> tuple[DatasetRecord, ...]:
+    """The halves of `train_test_split.txt`, which have the same 200 classes."""
+    part = dict(fields_of(root / _HALVES, "image", "half"))
+    images = [image for image, _ in fields_of(root / "images.txt", "image", "path")]
+    if lacking := [image for image in images if part.get(image) not in ("0", "1")]:
+        raise InputError(f"{root / _HALVES}: expected 0 or 1 for image {lacking[0]}")
+    halves = ("train" if part[image] == "1" else "test" for image in images)
+    return tuple(record._replace(split=half) for record, half in zip(_read_cub(root), halves, strict=True))
+
+
+_HALVES = "train_test_split.txt"
+CUB_CLASSIFICATION = Layout(
+    "CUB-200-2011 for classification",
+    CUB.folder,
+    ((*CUB.markers[0], _HALVES),),
+    {"train": ("train", 5_994, 200), "test": ("test", 5_794, 200)},
+    _read_cub_classification,
+    CUB.images,
 )
 
 
@@ -243,4 +266,30 @@ DOGS = Layout(
     {"train": ("train", 12_000, 120), "test": ("test", 8_580, 120)},
     _read_dogs,
     "Images/ with a folder for each class, which the archive holds as images.tar",
+)
+
+
+def _read_ilsvrc(root: Path) -> tuple[DatasetRecord, ...]:
+    """Training images by their folders; those for validation, which lie side by side, by their annotations."""
+    images, annotations = root / "Data" / "CLS-LOC", root / "Annotations" / "CLS-LOC" / "val"
+    records = []
+    for folder in sorted(place for place in (images / "train").iterdir() if place.is_dir()):
+        names = sorted(file.name for file in folder.glob("*.JPEG"))
+        records += [DatasetRecord(f"Data/CLS-LOC/train/{folder.name}/{name}", folder.name, "train") for name in names]
+    for file in sorted(annotations.glob("*.xml")):
+        boxes = [box for found in read_file(file).annotations.values() for box in found.boxes]
+        labels = {box.label for box in boxes if box.label is not None}
+        if len(labels) != 1:
+            raise InputError(f"{file}: expected objects of one class, got {', '.join(sorted(labels)) or 'none'}")
+        records.append(DatasetRecord(f"Data/CLS-LOC/val/{file.stem}.JPEG", labels.pop(), "test"))
+    return tuple(records)
+
+
+ILSVRC = Layout(
+    "ILSVRC 2012",
+    "ILSVRC",
+    (("Data/CLS-LOC/train", "Annotations/CLS-LOC/val"),),
+    {"train": ("train", 1_281_167, 1_000), "test": ("test", 50_000, 1_000)},
+    _read_ilsvrc,
+    "Data/CLS-LOC/train/ with a folder for each class, and Data/CLS-LOC/val/",
 )

@@ -1,4 +1,4 @@
-"""Few-shot and re-identification data sets by name: `omniglot:vinyals@FOLDER`, `photos/`, `market`, `veri`."""
+"""Data sets by name: `cub:FOLDER` to train on, `omniglot:vinyals@FOLDER` for few-shot learning, `market`, `veri`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from ..images import Listing
 from ..images.splits import find_split_folders
+from ..remarks import remark
+from .cifar import CIFAR
 from .class_folders import folder
 from .few_shot import FewShotData
 from .few_shot_benchmarks import cifar_fs, cub, mini_imagenet, mini_to_cub, tiered_imagenet
+from .mask_benchmarks import voc_labels
 from .omniglot import omniglot
 from .reid_benchmarks import read_cuhk03, read_market, read_msmt17, read_vehicleid, read_veri
 from .reid_records import FormatName, ReidData, read_csv, read_folder
+from .retrieval import LAYOUTS, load_dataset
 
 DATA_SETS: dict[str, Callable[[Path, str | None], FewShotData]] = {
     "omniglot": omniglot,
@@ -118,3 +123,27 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
     if name == "csv" and root.is_dir():
         root = root / "images.csv"
     return _REID[name].read(root, **options)
+
+
+def named_benchmark(images: str, base: Path) -> tuple[str, Path, str] | None:
+    """Data set, folder, and the split behind a `#`, of a recipe's `images = "cub:FOLDER"`; None for any other path.
+
+    There are those of `LAYOUTS`, cifar10, cifar100, and voc, which may say what list it trains on.
+    """
+    kind, colon, place = images.partition(":")
+    if not colon or kind not in (*LAYOUTS, *CIFAR, "voc") or (base / images).exists():
+        return None
+    place, mark, split = place.partition("#")
+    if mark and kind != "voc":
+        raise InputError(f"{images}: {kind} has one division; leave #{split} out")
+    return kind, (base / place).absolute(), split
+
+
+def benchmark_listing(kind: str, folder: Path, split: str, *, strict: bool, quiet: bool) -> Listing:
+    """The images of a data set, with the literature's division as a column; what its copy lacks is remarked on."""
+    if kind == "voc":
+        return voc_labels(folder, split or "train")
+    found = load_dataset(folder, layout=kind, strict=strict)
+    if found.problems and not quiet:
+        remark(f"{folder}: {'; '.join(found.problems)}")
+    return found.listing()

@@ -19,10 +19,18 @@ from ..images.joining import is_plain, near_file, spelled
 from ..images.labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
 from ..images.listing import Listing, quiet_listing
 from ..images.splits import flags_of, overlooked_column, split_column, split_name, split_of_row
-from .layouts import CARS, CUB, DOGS, INSHOP, SOP, DatasetRecord, Layout, Role
+from .layouts import CARS, CUB, CUB_CLASSIFICATION, DOGS, ILSVRC, INSHOP, SOP, DatasetRecord, Layout, Role
 
 _ROLES: dict[str, Role] = {"query": "query", "gallery": "gallery"}
-LAYOUTS: Mapping[str, Layout] = {"cub": CUB, "cars": CARS, "sop": SOP, "inshop": INSHOP, "dogs": DOGS}
+LAYOUTS: Mapping[str, Layout] = {
+    "cub": CUB,
+    "cars": CARS,
+    "sop": SOP,
+    "inshop": INSHOP,
+    "dogs": DOGS,
+    "ilsvrc": ILSVRC,
+    "cub-classification": CUB_CLASSIFICATION,
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Dataset:
     """Labelled images, or those of one split.
 
     Attributes:
-        layout: `"cub"`, `"cars"`, `"sop"`, `"inshop"`, `"dogs"`, `"folder"` or `"csv"`.
+        layout: a name in `LAYOUTS`, `"folder"` or `"csv"`.
         title: the benchmark's name, or the folder's or table's.
         root: the absolute folder that record paths are relative to.
         records: path, label, split and role of each image, in the order of the archive's own lists.
@@ -84,7 +92,8 @@ def load_dataset(
     - `cub`: CUB-200-2011, classes 1–100 are `train`, 101–200 `test` (not `train_test_split.txt`, whose halves share
       all classes). `cars`: Cars196, classes 1–98 and 99–196, from the Kaggle copy's CSV files or the official `.mat`
       files. `sop`: Stanford Online Products. `inshop`: In-Shop clothes retrieval,
-      whose `test` split has queries and a gallery. `dogs`: Stanford Dogs, whose splits have the same classes.
+      whose `test` split has queries and a gallery. `dogs` (Stanford Dogs), `ilsvrc` and
+      `cub-classification` have splits of the same classes.
     - `folder`: one folder per class; above them perhaps folders of splits (`train`, `test`, …), or `query` and
       `gallery`.
     - `csv`: a table with `path` and `label`, and perhaps `split`, `is_query`, `is_gallery`, as Open Metric Learning's.

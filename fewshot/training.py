@@ -27,7 +27,7 @@ from ..images import Transform
 from ..progress import Progress
 from ..training.data.batches import Part, RunData
 from ..training.data.samplers import Sampler
-from ..training.data.training_set import TrainingSet, say_left_out
+from ..training.data.training_set import Cache, TrainingSet, say_left_out, stays_in_memory
 from ..training.engine.step import Objective, Step, Term, is_right, single_labels
 from ..training.losses.registry import TERMS, Builder, made
 from ..training.recipes.recipe import Recipe
@@ -198,8 +198,9 @@ class FewShotRecipe(Recipe):
         base = data["base"]
         say_left_out(skipped, of=sum(map(len, data)) + len(skipped), strict=self.data.strict)
         labels, names = torch.from_numpy(base.class_of), base.class_names.tolist()
+        kept = self.data.cache
         train_set = TrainingSet.from_pixels(
-            base.pixels(transform),
+            base.pixels(transform) if stays_in_memory(len(base), transform, kept) else None,
             labels,
             transform=transform,
             class_names=names,
@@ -213,8 +214,8 @@ class FewShotRecipe(Recipe):
             left_out=skipped,
             terms=FEW_SHOT_TERMS,
             sampler=None if episodes is None else training_episodes(base.class_of, episodes, seed=self.seed),
-            validate=_Measure(data, [self.validation], named="val.accuracy") if self.run.monitor else None,
-            measure=_Measure(data, self.test),
+            validate=_Measure(data, [self.validation], cache=kept, named="val.accuracy") if self.run.monitor else None,
+            measure=_Measure(data, self.test, cache=kept),
         )
 
     def open_data(self) -> FewShotData:
@@ -231,10 +232,12 @@ class FewShotRecipe(Recipe):
 
 
 class _Measure:
-    """Accuracy on stored episodes; images are decoded once and stay in memory."""
+    """Accuracy on stored episodes; decoded images stay in memory as the cache says."""
 
-    def __init__(self, data: FewShotData, tests: Sequence[EpisodeTest], *, named: str | None = None) -> None:
-        self._data, self._tests, self._named = data, tests, named
+    def __init__(
+        self, data: FewShotData, tests: Sequence[EpisodeTest], *, cache: Cache, named: str | None = None
+    ) -> None:
+        self._data, self._tests, self._cache, self._named = data, tests, cache, named
         self._manifests = [test.manifest(data[test.part]) for test in tests]  # too few classes now, not after training
         names = [named or test.name(method) for test in tests for method in test.methods]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -256,6 +259,11 @@ class _Measure:
         return found
 
     def _features(self, inference: Inference, part: str) -> Tensor:
-        if part not in self._pixels:
-            self._pixels[part] = self._data[part].pixels(inference.encoder.transform)
-        return torch.cat([inference(pixels).embedding.cpu() for pixels in torch.split(self._pixels[part], 256)])
+        images, transform = self._data[part], inference.encoder.transform
+        if part not in self._pixels and stays_in_memory(len(images), transform, self._cache):
+            self._pixels[part] = images.pixels(transform)
+        held, found = self._pixels.get(part), []
+        for rows in torch.split(torch.arange(len(images)), 256):
+            pixels = images.pixels(transform, rows.tolist()) if held is None else held[rows]
+            found.append(inference(pixels).embedding.cpu())
+        return torch.cat(found)

@@ -30,7 +30,7 @@ from ..metrics.maps import components
 from ..remarks import Skipped
 from ..threads import in_threads
 from ..training.data.outlines import RegionTable, by_turns
-from ..training.data.training_set import TrainingSet, say_left_out
+from ..training.data.training_set import Cache, TrainingSet, say_left_out, stays_in_memory
 
 if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet
@@ -210,8 +210,9 @@ class MaskedImages:
         boxes_for: Sequence[int] = (),
         saliency: str | Path = "",
         regions: RegionTable | None = None,
+        cache: Cache = "auto",
     ) -> TrainingSet:
-        """The images with one 0/1 column per class, in memory, for training an encoder from image-level labels.
+        """The images with one 0/1 column per class, for training an encoder from image-level labels.
 
         The masks of `masks_for` become regions of their classes (GAIN-ext): masks, or boxes around connected parts, as
         those of `boxes_for` do; `saliency` is a folder of maps of what stands out in boxes. `regions` are others in
@@ -219,10 +220,13 @@ class MaskedImages:
         whose outline is asked for without a mask.
         """
         columns = torch.zeros(len(self), len(self.class_names))
-        pixels = torch.empty(len(self), 3, transform.height, transform.width, dtype=torch.uint8)
         for i in range(len(self)):
             columns[i, list(self.labels(i))] = 1
-            pixels[i] = transform(self.image(i))
+        pixels = None
+        if stays_in_memory(len(self), transform, cache):
+            pixels = torch.empty(len(self), 3, transform.height, transform.width, dtype=torch.uint8)
+            for i, image in enumerate(in_threads(lambda i: transform(self.image(i)), range(len(self)))):
+                pixels[i] = image
         found: list[tuple[int, int, Mask]] = []
         kinds = dict.fromkeys(masks_for, kind) | dict.fromkeys(boxes_for, "box")
         are_boxes: list[bool] = []

@@ -117,7 +117,12 @@ class _Run:
 
         def opened(transform: Transform) -> RunData:
             own = train.training_set(
-                transform, masks_for=outlined, kind=data.outlines, boxes_for=boxed, saliency=self.saliency
+                transform,
+                masks_for=outlined,
+                kind=data.outlines,
+                boxes_for=boxed,
+                saliency=self.saliency,
+                cache=data.cache,
             )
             return RunData({"train": own}, parts=self.parts)
 
@@ -155,7 +160,7 @@ class _Run:
         )
 
         def opened(transform: Transform) -> RunData:
-            own = dense_training_set(train, transform)
+            own = dense_training_set(train, transform, cache=recipe.data.cache)
             return RunData({"train": own}, parts=self.parts, terms=SEGMENTER_TERMS)
 
         options = {"encoder": segmenter, "config": plain(dict(recipe.table)), **self.told}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ..errors import InputError
+from ..training.data.training_set import Cache
 from ..training.recipes.recipe import Recipe, RecipeFile, located
 from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
 from .data import MaskedImages
@@ -58,6 +59,7 @@ class PipelineData(Table):
     # a folder of saliency maps, `NAME.png` in grey levels: what stands out in boxes (GAIN's S), and in images whose
     # cues are made with sure.background = "saliency"; left out, the contrast of colours
     saliency: str = ""
+    cache: Cache = "auto"  # whether decoded images stay in memory while a network learns; see `Cache`
     strict: bool = False  # stop where an image or its mask cannot be read, instead of leaving it out with a remark
 
     def _check(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from ...encoders.layers import plain_name
 from ...encoders.weight_files import fetch_imagenet, read_state_dict
 from ...errors import InputError
 from ...remarks import remark
+from ...training.losses.classifier import load_classifier
 from .references import References
 
 _SYNSET = re.compile(r"n\d{8}")
@@ -20,10 +22,11 @@ _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
 
 
 class LinearClassifier(NamedTuple):
-    """Scores behind average pooling: `weight` (c, k) times the pooled vector plus `bias` (c,)."""
+    """Scores behind average pooling: `weight` (c, k) times the pooled vector plus `bias` (c,); names where known."""
 
     weight: Tensor
     bias: Tensor
+    class_names: tuple[str, ...] = ()
 
     def predicted(self, pooled: Tensor) -> Tensor:
         """The class with the highest score, (b,)."""
@@ -32,11 +35,14 @@ class LinearClassifier(NamedTuple):
     def for_references(self, references: References, *, strict: bool = False) -> LinearClassifier:
         """The rows of the references' classes.
 
-        Known where the references have all of the classifier's classes by ILSVRC's names (`n01440764`, …), whose order
-        is that of the outputs. Else those that the classes' mean images excite most, each row once; which classes had
-        to leave theirs to another is a remark.
+        Known where the classifier has their names, or where the references have all of its classes by ILSVRC's
+        (`n01440764`, …), whose order is that of the outputs. Else those that the classes' mean images excite most, each
+        row once; which classes had to leave theirs to another is a remark.
         """
         labels = references.labels
+        if set(labels) <= set(self.class_names):
+            named = torch.tensor([self.class_names.index(label) for label in labels])
+            return LinearClassifier(self.weight[named], self.bias[named], tuple(labels))
         if len(labels) == len(self.weight) and all(map(_SYNSET.fullmatch, labels)):
             return self
         if len(labels) > len(self.weight):
@@ -61,12 +67,15 @@ class LinearClassifier(NamedTuple):
         return LinearClassifier(self.weight[rows], self.bias[rows])
 
 
-def read_classifier(architecture: str, weights: str | os.PathLike[str], *, pooled_dim: int) -> LinearClassifier | None:
+def read_classifier(
+    architecture: str, weights: str | os.PathLike[str] | None, *, pooled_dim: int
+) -> LinearClassifier | None:
     """The linear classifier in a file of weights, if it has one that acts on the pooled vector; else None.
 
     Args:
-        architecture: for `weights="imagenet"`, which fetches torchvision's.
-        weights: the file that the encoder was loaded from, "imagenet", or "random" (which has none).
+        architecture: for `weights="imagenet"`, which fetches torchvision's; or the checkpoint of a training.
+        weights: the file that the encoder was loaded from, "imagenet", or "random" (which has none). None for a
+            checkpoint, beside which the training left its classifier.
         pooled_dim: length of the encoder's pooled vector; a classifier of another width belongs to another layer.
 
     Raises:
@@ -74,6 +83,8 @@ def read_classifier(architecture: str, weights: str | os.PathLike[str], *, poole
     """
     if weights == "random":
         return None
+    if weights is None:
+        return _of_run(Path(architecture).with_name("classifier.safetensors"), pooled_dim)
     state = fetch_imagenet(architecture)[0] if weights == "imagenet" else read_state_dict(weights)
     found = []
     for name, tensor in state.items():
@@ -85,6 +96,18 @@ def read_classifier(architecture: str, weights: str | os.PathLike[str], *, poole
             bias = state.get(f"{name.removesuffix('weight')}bias", torch.zeros(len(matrix)))
             found.append(LinearClassifier(matrix.float(), bias.float()))
     return found[0] if len(found) == 1 else None
+
+
+def _of_run(file: Path, pooled_dim: int) -> LinearClassifier | None:
+    """The classifier that a training wrote, if it is linear and takes the pooled vector."""
+    if not file.is_file():
+        return None
+    term, names, _ = load_classifier(file)
+    weight = term.class_weights().detach()
+    if term.head != "linear" or weight.shape[1] != pooled_dim:
+        return None
+    bias = torch.zeros(len(weight)) if term.bias is None else term.bias.detach()
+    return LinearClassifier(weight, bias, tuple(names))
 
 
 def linear_probe(references: References, *, decay: float = 1e-2) -> LinearClassifier:

@@ -144,7 +144,8 @@ class SegmentationRecipe(Recipe):
             splits = dict.fromkeys(("train", *(self.measure.splits or ("val",))))
             found = {name: _SOURCES[kind](root, listed.get(name, name)) for name in splits}
             opened = all_readable(found, strict=self.data.strict)
-            data = RunData({split: images.training_set(transform) for split, images in opened.items()})
+            kept = self.data.cache
+            data = RunData({split: images.training_set(transform, cache=kept) for split, images in opened.items()})
             wanted = self.measure.splits or ("val",)
             masks = {name: _masks_of_files(opened[name], transform) for name in wanted}
         else:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from ...errors import InputError
 from ...images import Transform
 from ...images.masks import VOID, Mask
-from ...training.data.training_set import TrainingSet
+from ...training.data.training_set import Cache, TrainingSet
 from ...training.engine.step import Batch, Step, Term, multi_hot
 from ...training.losses.registry import Builder, made
 from ...training.recipes.tables import check_name
@@ -30,7 +30,7 @@ from ..pseudo_masks.crf import CrfSettings, dense_crf
 _WHO = "a segmentation network"
 
 
-def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
+def dense_training_set(data: MaskedImages, transform: Transform, *, cache: Cache = "auto") -> TrainingSet:
     """Images with 0/1 columns for the classes they show, and their masks as regions, one per number but void's."""
     found: list[tuple[int, int, Mask]] = []
     for i in range(len(data)):
@@ -41,7 +41,7 @@ def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
         found += [(i, int(number), (seen == number).astype(np.uint8)) for number in np.unique(seen[seen != VOID])]
     if not found:
         raise InputError(f"none of the {len(data)} masks has a decided pixel; lower the threshold of the cues")
-    return data.training_set(transform, regions=as_regions(found, transform))
+    return data.training_set(transform, regions=as_regions(found, transform), cache=cache)
 
 
 def dense_labels(batch: Batch) -> Int[Tensor, "b h w"]:

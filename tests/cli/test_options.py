@@ -136,6 +136,8 @@ BRANCHES = [
     ("localize {photos} --boxes {boxes} --references {photos}", "by boxes that are not CUB's", "--split train"),
     ("train {recipe} --dry-run", "with --dry-run", "--out o --seeds 1 --resume --cache c --max-pixels 64000000"),
     ("train {photos_recipe}", "by a recipe that draws no scenes", "--cache c"),
+    ("reproduce cpn_voc --mini", "with --mini", "--data ."),
+    ("reproduce cpn_voc --mini --dry-run", "with --dry-run", "--out o --seeds 1 --resume --max-pixels 64000000"),
     ("serve {gallery}", "by a server that only reads", "--token-file t --uploads u"),
     (
         "segment infer {network} {scenes} --out m",
@@ -214,6 +216,7 @@ ALWAYS = {
     "localize": "max_pixels boxes references encoder weights readout reference methods labels masks "
     "reference_masks composites layer fit image_size metric batch_size device seed out_file strict as_json",
     "train": "variant changes device dry_run _list _template strict as_json",
+    "reproduce": "variant changes dry_run mini _list strict",
     "serve": "max_pixels read_token_file host port writable allow_host max_batch window_ms concurrency "
     "client_concurrency rate max_upload_mb "
     "encoder root device threads access_log open_page",

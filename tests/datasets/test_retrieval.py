@@ -374,7 +374,10 @@ def test_what_is_not_there_is_named(tmp_path, cub):
         load_dataset(cub, split="validation")
     with pytest.raises(InputError, match=r"no Stanford Online Products; expected Ebay_train\.txt and Ebay_test\.txt"):
         load_dataset(cub, layout="sop")
-    with pytest.raises(InputError, match="expected a layout out of auto, cub, cars, sop, inshop, dogs, folder, csv"):
+    with pytest.raises(
+        InputError,
+        match="expected a layout out of auto, cub, cars, sop, inshop, dogs, ilsvrc, cub-classification, folder, csv",
+    ):
         load_dataset(cub, layout="imagenet")
     with pytest.raises(InputError, match="expected a folder, got a file"):
         load_dataset(cub / "images.txt", layout="cub")
@@ -408,7 +411,17 @@ def test_an_unknown_status_and_an_unknown_class_are_refused(inshop, cars_tables)
 
 
 def test_every_layout_has_a_name():
-    assert dataset_layouts() == ("cub", "cars", "sop", "inshop", "dogs", "folder", "csv")
+    assert dataset_layouts() == (
+        "cub",
+        "cars",
+        "sop",
+        "inshop",
+        "dogs",
+        "ilsvrc",
+        "cub-classification",
+        "folder",
+        "csv",
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from ...images.joining import spelled
 from ...images.loading import image_size
 from ...remarks import counted, remark
 from ..engine.step import Regions
-from ..recipes.tables import Table, limited
+from ..recipes.tables import Count, Table, limited
 
 _CORNERS = ("x1", "y1", "x2", "y2")
 _SLACK = 1.0  # pixels by which a box may exceed its image: tables differ in whether the last pixel counts
@@ -77,6 +77,7 @@ class RegionSettings(Table):
     kind: Literal["none", "mask", "box"] = "none"  # "mask", "box", or "none"
     # of the images, classes taking turns; a larger share contains the smaller one
     share: Annotated[float, limited(lambda value: 0 < value <= 1, "a share of the images in (0, 1]")] = 0.05
+    count: Count | None = None  # that many images instead
     seed: int = 0  # of the choice
 
 
@@ -140,7 +141,7 @@ def region_table(
     problems: list[str] = []
     first = labels.argmax(1) if labels.ndim == 2 else labels
     dealt = by_turns({i: int(first[i]) for i in sorted(by_image)}, np.random.default_rng([0x2E6, settings.seed]))
-    for i in sorted(dealt[: max(round(settings.share * len(files)), 1)]):
+    for i in sorted(dealt[: settings.count or max(round(settings.share * len(files)), 1)]):
         for number, outline in by_image[i]:
             try:
                 raster = raster_of(outline, files[i], transform, kind=settings.kind)

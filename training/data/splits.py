@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
+import torch
+from PIL import Image
 from pydantic import BeforeValidator
 
-from ...datasets.cifar import CIFAR
+from ...datasets.cifar import CIFAR, read_cifar
+from ...datasets.registry import benchmark_listing, named_benchmark
 from ...errors import InputError
+from ...files import content_digest
 from ...images import ImageRecord, Listing, Transform
 from ...images.geometry import DEFAULT_FIT
 from ...images.listing import quiet_listing
@@ -21,10 +26,9 @@ from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table, plain
 from .batches import Part, RunData, parts_of
-from .benchmarks import archived_sets, benchmark_listing, named_benchmark
 from .dividing import SplitSettings, divided, settled, shown_classes
 from .outlines import Outline, RegionSettings, boxes_from, outlines_of
-from .training_set import Cache, TrainingSet, say_left_out
+from .training_set import MEMORY_LIMIT, Cache, TrainingSet, say_left_out
 
 if TYPE_CHECKING:
     from ...synthetic.blueprint import Blueprint
@@ -69,7 +73,7 @@ class DataSettings(Table):
     """The images; one of `images`, `photographs`, and `scenes`."""
 
     # a folder, pattern, or CSV table, relative to the recipe's folder; or a data set as it is downloaded, with the
-    # literature's division: "cub:FOLDER", cars, sop, inshop, dogs, cifar10, cifar100, "voc:FOLDER#trainaug"
+    # literature's division: "cub:FOLDER", cars, sop, inshop, dogs, ilsvrc, cifar10, cifar100, "voc:DIR#trainaug"
     images: str = ""
     photographs: str = ""  # the same, relative to the folder that the environment variable DISTCAM_DATA names
     scenes: ScenesSettings | None = None  # procedural scenes
@@ -85,7 +89,7 @@ class DataSettings(Table):
     # which training images come with an outline. Other parts use all outlines there are, to measure maps.
     regions: RegionSettings = RegionSettings()
     split: SplitSettings = SplitSettings()  # how images are divided; scenes are divided by their own table
-    cache: Cache = "auto"  # "memory", "none", or "auto": decoded images stay in memory up to 2 GiB
+    cache: Cache = "auto"  # whether decoded images stay in memory; see `Cache`
     # stop where an image cannot be read, or anything else would be left out or assumed with a remark
     strict: bool = False
 
@@ -120,7 +124,7 @@ def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
     if settings.scenes is not None:
         return {}
     if (archive := _archive(settings, folder)) is not None:
-        return parts_of(archived_sets(*archive, Transform(1)))
+        return parts_of(_archived_sets(*archive, Transform(1)))
     listing, place = _listed(settings, folder)
     _, parts = _divided(listing, settings, place, quiet=True)
     columns = settings.label_columns
@@ -147,7 +151,7 @@ def load_splits(
     if settings.scenes is not None:
         return RunData(_drawn_splits(settings, settings.scenes, transform, cache, progress), split=settings.split)
     if (archive := _archive(settings, folder)) is not None:
-        return RunData(archived_sets(*archive, transform), split=settings.split)
+        return RunData(_archived_sets(*archive, transform), split=settings.split)
     listing, place = _listed(settings, folder, quiet=False)
     _, base = settings.source(folder)
     if not settings.split.column:
@@ -161,14 +165,14 @@ def load_splits(
         masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {base / settings.masks}")
         files = {listing.file(record): masks.file(record.path) for record in listing}
         outlines |= {file: [Outline(mask=mask)] for file, mask in files.items() if mask.is_file()}
-    outlined = {kind for kind in ("mask", "box") for own in outlines.values() if getattr(own[0], kind) is not None}
+    known_kind: Literal["mask", "box"] = "mask" if any(own[0].mask for own in outlines.values()) else "box"
     split, parts = _divided(listing, settings, place)
     known = _class_names(parts["train"], settings)
     sets: dict[str, TrainingSet] = {}
     left_out: list[Skipped] = []
     for name, records in parts.items():
         has_outlines = not outlines.keys().isdisjoint(listing.file(record) for record in records)
-        measured = RegionSettings(kind="mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
+        measured = RegionSettings(kind=known_kind if has_outlines else "none", share=1.0)
         sets[name] = TrainingSet.from_listing(
             listing,
             transform,
@@ -244,6 +248,29 @@ def _archive(settings: DataSettings, folder: Path) -> tuple[str, Path] | None:
     if settings.split != SplitSettings():
         raise InputError(f"[data.split] is not used by {named[0]}, whose files are divided into train and test")
     return named[:2]
+
+
+def _archived_sets(kind: str, folder: Path, transform: Transform) -> dict[str, TrainingSet]:
+    """Training and test images of CIFAR, in memory."""
+    parts, names = read_cifar(folder, kind)
+    needed = sum(len(part.labels) for part in parts.values()) * 3 * transform.height * transform.width
+    if needed > MEMORY_LIMIT:
+        raise InputError(
+            f"{kind} at {transform.width} x {transform.height} pixels takes {needed / 1024**3:.1f} GiB of memory; "
+            "choose a smaller data.size, or write the images into folders, which are read when they are needed"
+        )
+    sets = {}
+    for name, part in parts.items():
+        pixels = torch.stack([transform(Image.fromarray(image)) for image in part.images])
+        digests = [content_digest(image.tobytes()) for image in part.images]
+        sets[name] = TrainingSet.from_pixels(
+            pixels,
+            torch.tensor(part.labels),
+            transform=transform,
+            class_names=names,
+            digests=np.array(digests, np.int64),
+        )
+    return sets
 
 
 def _listed(settings: DataSettings, folder: Path, *, quiet: bool = True) -> tuple[Listing, Path]:

@@ -21,6 +21,7 @@ from ...images import ImageRecord, Listing, Transform
 from ...progress import Progress
 from ...remarks import Skipped, counted, remark
 from ...threads import in_threads
+from ..recipes.tables import NotNegative
 from .dividing import shown_classes
 from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
 
@@ -30,7 +31,16 @@ if TYPE_CHECKING:
 MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that cache="auto" keeps in memory
 _SHOWN = 10  # left-out images that a remark names
 
-Cache = Literal["auto", "memory", "none"]
+# "memory", "none", GiB that decoded images may take, or "auto" for 2; what does not fit is decoded when it is needed
+Cache = Literal["auto", "memory", "none"] | NotNegative
+
+
+def stays_in_memory(count: int, transform: Transform, cache: Cache) -> bool:
+    """Whether that many decoded images are kept."""
+    if cache == "memory" or cache == "none":
+        return cache == "memory"
+    limit = MEMORY_LIMIT if cache == "auto" else cache * 1024**3
+    return count * 3 * transform.height * transform.width <= limit
 
 
 class Decoded(NamedTuple):
@@ -43,9 +53,8 @@ class Decoded(NamedTuple):
 
 
 def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progress: Progress | None = None) -> Decoded:
-    """Decode every file once, by several threads; the pixels stay in memory if the cache says so ("auto": 2 GiB)."""
-    needed = len(files) * 3 * transform.height * transform.width
-    is_lazy = cache == "none" or (cache == "auto" and needed > MEMORY_LIMIT)
+    """Decode every file once, by several threads; the pixels stay in memory if the cache says so."""
+    is_lazy = not stays_in_memory(len(files), transform, cache)
     rows = 0 if is_lazy else len(files)
     pixels = torch.empty(rows, 3, transform.height, transform.width, dtype=torch.uint8)
     kept: list[int] = []
@@ -119,6 +128,8 @@ class TrainingSet:
         """Images as the transform makes them, in grey levels; ImageError names a file that cannot be read any more."""
         if self.held is not None:
             return self.held[index]
+        if self.original is not None:
+            return torch.stack([self.transform(self.original(i)) for i in index.tolist()])
         return torch.stack([self.transform.read(self.files[i])[0] for i in index.tolist()])
 
     @property
@@ -151,7 +162,7 @@ class TrainingSet:
     @classmethod
     def from_pixels(
         cls,
-        pixels: UInt8[Tensor, "n 3 h w"],
+        pixels: UInt8[Tensor, "n 3 h w"] | None,
         labels: Sequence[str] | Labels,
         *,
         transform: Transform,
@@ -160,9 +171,14 @@ class TrainingSet:
         digests: NDArray[np.int64] | None = None,
         original: Callable[[int], Image.Image] | None = None,
     ) -> TrainingSet:
-        """Images in memory, as `transform` makes them; labels are names, indices, or 0/1 columns."""
+        """Images in memory, as `transform` makes them; labels are names, indices, or 0/1 columns.
+
+        Without `pixels`, `transform` makes them of the `original` when they are needed.
+        """
         expected = (len(labels), 3, transform.height, transform.width)
-        if pixels.dtype != torch.uint8 or tuple(pixels.shape) != expected:
+        if pixels is None and original is None:
+            raise InputError("expected pixels, or the images that they are made of")
+        if pixels is not None and (pixels.dtype != torch.uint8 or tuple(pixels.shape) != expected):
             raise ShapeError(f"expected uint8 pixels {expected}, got {pixels.dtype} {tuple(pixels.shape)}")
         if isinstance(labels, Tensor):
             count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1

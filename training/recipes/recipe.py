@@ -199,14 +199,23 @@ class RecipeFile:
         return Recipe.from_dict(self.resolved(variant=variant, changes=changes), folder=self.folder)
 
     def resolved(self, *, variant: str | None = None, changes: Sequence[str] = ()) -> dict[str, Any]:
-        """The tables of one run: the file's, then the variant's, then the changes."""
-        table = {key: value for key, value in self.table.items() if key != "variants"}
-        if variant is not None:
-            check_name("variant", variant, self.variants)
-            table = {**merged(table, self.table["variants"][variant]), "variant": variant}
+        """The tables of one run: the file's, then the variant's, then the changes; `[paper]` is no part of a run."""
+        table = self._chosen(variant)
+        table.pop("paper", None)
         for change in changes:
             table = merged(table, parse_change(change))
         return table
+
+    def paper(self, variant: str | None = None) -> Mapping[str, Any]:
+        """The table `[paper]` of a variant, see `papers.Paper`; empty for a recipe that repeats no paper's table."""
+        return checked_table(self._chosen(variant).get("paper", {}), "paper")
+
+    def _chosen(self, variant: str | None) -> dict[str, Any]:
+        table = {key: value for key, value in self.table.items() if key != "variants"}
+        if variant is None:
+            return table
+        check_name("variant", variant, self.variants)
+        return {**merged(table, self.table["variants"][variant]), "variant": variant}
 
 
 def parse_change(text: str) -> dict[str, Any]:

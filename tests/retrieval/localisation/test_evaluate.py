@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from distcam.retrieval.localisation.classifiers import LinearClassifier, linear_
 from distcam.retrieval.localisation.maps import parse_methods
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
+from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 
 METHODS = ("cam_probe", "dist", "log_ratio", "dot_centered", "hirescam")
 
@@ -369,3 +371,22 @@ def test_an_unreadable_image_is_left_out_and_noted(
 def test_the_doctests_are_right() -> None:
     assert doctest.testmod(localisation).failed == 0
     assert doctest.testmod(localisation_maps).failed == 0
+
+
+def test_a_training_left_its_classifier_beside_the_encoder(tmp_path) -> None:
+    file = tmp_path / "encoder.safetensors"
+    assert read_classifier(str(file), None, pooled_dim=4) is None
+    term = ClassifierTerm(4, 3)
+    save_classifier(tmp_path / "classifier.safetensors", term, ["b", "a", "c"], fingerprint="x")
+    found = read_classifier(str(file), None, pooled_dim=4)
+    assert found is not None
+    assert found.class_names == ("b", "a", "c")
+    assert torch.equal(found.weight, term.weight)
+    assert read_classifier(str(file), None, pooled_dim=5) is None
+    references = SimpleNamespace(labels=["a", "b"])
+    assert torch.equal(found.for_references(references).weight, term.weight[[1, 0]])
+    assert torch.equal(found.for_references(references).bias, term.bias[[1, 0]])
+    save_classifier(
+        tmp_path / "classifier.safetensors", ClassifierTerm(4, 3, head="cosine"), ["b", "a", "c"], fingerprint="x"
+    )
+    assert read_classifier(str(file), None, pooled_dim=4) is None

@@ -140,7 +140,7 @@ def test_cifar_is_read_from_its_archive(tmp_path, name) -> None:
 
 def test_cifar_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch) -> None:
     archive(tmp_path, "cifar100")
-    monkeypatch.setattr("distcam.training.data.benchmarks.MEMORY_LIMIT", 6 * 3 * 32 * 32)
+    monkeypatch.setattr("distcam.training.data.splits.MEMORY_LIMIT", 6 * 3 * 32 * 32)
     assert len(opened(tmp_path, "cifar100:.").sets["train"]) == 3
     with pytest.raises(InputError, match=r"at 33 x 33 pixels takes 0\.0 GiB of memory; choose a smaller data.size"):
         load_splits(DataSettings(images="cifar100:.", size=33), Transform(33), folder=tmp_path, cache=tmp_path)

@@ -1,0 +1,3 @@
+"""`distcam reproduce`."""
+
+from __future__ import annotations
