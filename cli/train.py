@@ -119,9 +119,10 @@ class Runs:
 
     def read(self) -> RecipeFile:
         """The recipe's file, which is one that is there or comes with distcam."""
+        found = find_recipe(self.recipe)
         from ..training.recipes.recipe import RecipeFile
 
-        return RecipeFile.read(find_recipe(self.recipe))
+        return RecipeFile.read(found)
 
     def every_change(self) -> list[str]:
         """The changes of the recipe, that of `--strict` among them."""
