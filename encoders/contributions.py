@@ -212,7 +212,8 @@ def multi_head(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
     bound.apply_defaults()
     given = bound.arguments
     plain = ("attn_mask", "key_padding_mask", "bias_k", "bias_v", "static_k", "static_v")
-    is_plain = all(given[name] is None for name in plain) and not (given["add_zero_attn"] or given["training"])
+    drops = given["training"] and given["dropout_p"] > 0
+    is_plain = all(given[name] is None for name in plain) and not (given["add_zero_attn"] or drops)
     if not is_plain or given["query"].ndim != 3 or given["query"].shape[1] != mode.n_images:
         return func(*args, **kwargs)
     packed, bias, tokens = given["in_proj_weight"], given["in_proj_bias"], [given[n] for n in ("query", "key", "value")]

@@ -16,7 +16,7 @@ from ..errors import InputError, ShapeError
 from ..remarks import remark
 from .contribution_rules import RULES
 from .contributions import AmbiguousBatchError, Contribution, Following
-from .layers import Tap, as_feature_map, closest, eagerly
+from .layers import Tap, as_feature_map, closest, eagerly, evaluating
 
 READOUTS: Mapping[str, str] = {
     "auto": "the vector that the model's authors rank by",
@@ -107,7 +107,8 @@ class ReadOut(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p rows columns"]:
         """The map; with a remark, once, if it is of first order or there is none."""
         if not self._is_known:
-            self._learn(images)
+            with evaluating(self.source):  # dropout hides from `nn.MultiheadAttention`'s weights what was read
+                self._learn(images)
         if not self.has_places or (self.is_costly and not makes_maps()):
             return self.vector(images)[:, :, None, None]
         try:

@@ -18,7 +18,7 @@ from ...encoders.heads import GAP, affine_of
 from ...encoders.layers import evaluating
 from ...errors import InputError
 from ...explain.methods.cam import plus_plus_weights
-from ..engine.step import HasClassWeights, Progress, Targets, Term
+from ..engine.step import HasClassWeights, Progress, Step, Targets, Term
 
 ADAPTIVE_ACCURACY = 0.5
 
@@ -28,6 +28,31 @@ def scaled(maps: Float[Tensor, "*b h w"], *, eps: float = 1e-8) -> Float[Tensor,
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low
     return torch.where(span > eps, (maps - low) / (span + eps), 0.0)
+
+
+def map_of_places(step: Step, who: str) -> Float[Tensor, "b k h w"]:
+    """The batch's feature map; InputError if it has one place only, where no map could be trained."""
+    feature_map = step.encoding.feature_map
+    if feature_map[0, 0].numel() > 1:
+        return feature_map
+    remedy = "read an earlier layer, take larger images, or another readout"
+    if any(isinstance(part, nn.MultiheadAttention) and part.dropout > 0 for part in step.encoder.modules()):
+        remedy = "dropout of its nn.MultiheadAttention hides what is read of each place; set it to 0"
+    raise InputError(
+        f"{who} trains where a map is high, but that of {step.encoder.architecture} has one place only: {remedy}"
+    )
+
+
+def above_rounding(agnostic: Float[Tensor, "t h w"], maps: Float[Tensor, "t k h w"]) -> Float[Tensor, "t h w"]:
+    """CAAM, `Σ_k maps_k`; 0 at every place of an image where nothing but rounding tells its places apart.
+
+    A layer norm whose weights are all alike makes a token's entries sum to the same at every place. What is left, of
+    some units in the last place, would be scaled to [0, 1] like any other map.
+    """
+    magnitude = maps.detach().abs().sum(1).amax((-2, -1), keepdim=True)
+    span = agnostic.detach().amax((-2, -1), keepdim=True) - agnostic.detach().amin((-2, -1), keepdim=True)
+    is_told = span > 8 * torch.finfo(maps.dtype).eps * magnitude
+    return torch.where(is_told, agnostic, 0.0)
 
 
 def weighted_map(maps: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) -> Float[Tensor, "t h w"]:

@@ -19,9 +19,10 @@ from ...encoders import Encoder
 from ...encoders.heads import Identity, affine_of
 from ...errors import InputError
 from ...explain import fold
+from ...remarks import remark
 from ..engine.step import HasClassWeights, Step, true_classes
 from ..recipes.tables import check_name
-from .attention import LateTerm, gradient_weights, pooled_weights, scaled
+from .attention import LateTerm, above_rounding, gradient_weights, map_of_places, pooled_weights, scaled
 
 MapNorm = Literal["l1", "l2"]
 
@@ -34,10 +35,15 @@ def cam_differences(
     norm: MapNorm = "l1",
     eps: float = 1e-8,
 ) -> Float[Tensor, " t"]:
-    """L_cam of each feature map with its own class's weights, in [0, 1] ([CAM-loss] Eq. 1-4, Algorithm 1)."""
-    both = torch.stack([torch.ones_like(weights), weights], 1) @ maps.flatten(2)  # the feature map is read once
-    caam, cam = scaled(both.reshape(len(maps), 2, *maps.shape[-2:]), eps=eps).unbind(1)
-    return map_difference(caam, cam.detach() if detach_target else cam, norm)
+    """L_cam of each feature map with its own class's weights, in [0, 1] ([CAM-loss] Eq. 1-4, Algorithm 1).
+
+    0, and without a gradient, where the class-agnostic map is flat; see `above_rounding`.
+    """
+    both = torch.stack([torch.ones_like(weights), weights], 1) @ maps.flatten(2)  # one product for both
+    caam, cam = both.reshape(len(maps), 2, *maps.shape[-2:]).unbind(1)
+    caam, cam = scaled(above_rounding(caam, maps), eps=eps), scaled(cam, eps=eps)
+    differences = map_difference(caam, cam.detach() if detach_target else cam, norm)
+    return torch.where(caam.detach().amax((-2, -1)) > 0, differences, 0.0)
 
 
 def map_difference(
@@ -80,11 +86,12 @@ class CamLoss(LateTerm):
         check_name("norm", norm, ("l1", "l2"))
         self.method, self.space, self.norm, self.eps = method, space, norm, eps
         self.detach_weights, self.detach_target = detach_weights, detach_target
+        self._has_looked = False
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images."""
         classifier, targets = step.need_classifier("CAM-loss"), true_classes(step.batch)
-        encoder, maps = step.encoder, step.encoding.feature_map
+        encoder, maps = step.encoder, map_of_places(step, "CAM-loss")
         if self.method.startswith("gradcam") or (self.method == "auto" and not has_cam(encoder, classifier)):
             weights = gradient_weights(
                 encoder,
@@ -105,6 +112,12 @@ class CamLoss(LateTerm):
         values = cam_differences(
             targets.of(maps), weights, detach_target=self.detach_target, norm=self.norm, eps=self.eps
         )
+        if not self._has_looked and not bool(values.any()):  # once: a look at values waits for the device
+            remark(
+                "CAM-loss: the class-agnostic maps of its first batch are flat, so it teaches nothing there; they are "
+                "behind a layer norm whose weights are all alike, as weights=random has them before it has learnt"
+            )
+        self._has_looked = True
         return targets.mean(values, n_images=len(step.batch))
 
 
@@ -159,7 +172,7 @@ class NegativeCam(LateTerm):
         """Mean over the batch's images."""
         weights = step.need_classifier("NegativeCAM").class_weights()
         weights = pooled_weights(step.encoder, weights.detach() if self.detach_weights else weights)
-        targets, maps = true_classes(step.batch), unpooled(step.encoder, step.encoding.feature_map)
+        targets, maps = true_classes(step.batch), unpooled(step.encoder, map_of_places(step, "NegativeCAM"))
         shown = torch.zeros(len(maps), len(weights), dtype=torch.bool, device=maps.device)
         rows = torch.arange(len(maps), device=maps.device) if targets.row is None else targets.row
         shown[rows, targets.label] = True

@@ -23,7 +23,7 @@ from ...explain import upsample
 from ...images import Transform
 from ..engine.step import HasClassWeights, Step, Targets, Term, single_labels, true_classes
 from ..recipes.tables import check_name
-from .attention import gradient_weights, pooled_weights, scaled, weighted_map
+from .attention import above_rounding, gradient_weights, pooled_weights, scaled, weighted_map
 from .cam_loss import MapNorm, has_cam, map_difference, unpooled
 from .classifier import ClassifierTerm, load_classifier
 
@@ -101,6 +101,12 @@ def class_maps(
     return weighted_map(targets.of(unpooled(encoder, feature_map)), weights)
 
 
+def agnostic_map(encoder: Encoder, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b h w"]:
+    """CAAM of each image, raw."""
+    maps = unpooled(encoder, feature_map)
+    return above_rounding(maps.sum(1), maps)
+
+
 class Distillation(Term):
     """A term with a teacher; a missing file of its classifier, where one is needed, is found before the training."""
 
@@ -129,7 +135,7 @@ class Ccm(Distillation):
 
     def student_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
         """The class-agnostic maps."""
-        return targets.of(unpooled(step.encoder, step.encoding.feature_map).sum(1))
+        return targets.of(agnostic_map(step.encoder, step.encoding.feature_map))
 
     def teacher_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t rows columns"]:
         """The maps of the classes."""
@@ -167,7 +173,7 @@ class AttentionTransfer(Ccm):
         """The same maps of the teacher."""
         if self.maps == "cam":
             return super().teacher_maps(step, targets)
-        return targets.of(unpooled(self.teacher.encoder, self.teacher.look(step).feature_map).sum(1))
+        return targets.of(agnostic_map(self.teacher.encoder, self.teacher.look(step).feature_map))
 
 
 class Kd(Distillation):

@@ -26,12 +26,25 @@ from ...errors import InputError
 from ...explain import channel_weights, fold, upsample
 from ..engine.step import Regions, Step, Targets, true_classes
 from ..recipes.tables import check_name
-from .attention import LateTerm, gradient_weights, gradients_off, scaled, statistics_frozen, weighted_map
+from .attention import (
+    LateTerm,
+    gradient_weights,
+    gradients_off,
+    map_of_places,
+    scaled,
+    statistics_frozen,
+    weighted_map,
+)
 
 
 def attention_map(feature_map: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) -> Float[Tensor, "t h w"]:
     """A^c, not negative, raw: Grad-CAM of given channel weights ([GAIN] Eq. 2)."""
     return weighted_map(feature_map, weights).clamp(min=0)
+
+
+def without(feature_map: Float[Tensor, "b k h w"], constant: Float[Tensor, "b k"] | None) -> Float[Tensor, "b k h w"]:
+    """What of a map comes from its places: without the part of tokens that is the same at all of them."""
+    return feature_map if constant is None else feature_map - constant[..., None, None]
 
 
 def soft_mask(
@@ -190,12 +203,12 @@ class Gain(AttentionMining):
 
     def attention(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
         """Grad-CAM of the classes."""
-        feature_map, classifier = step.encoding.feature_map, step.need_classifier("GAIN")
+        feature_map, classifier = map_of_places(step, "GAIN"), step.need_classifier("GAIN")
         score = self.evidence if step.batch.labels.ndim == 1 else "logit"
         weights = gradient_weights(
             step.encoder, feature_map, classifier, targets, score=score, second_order=self.second_order
         )
-        return attention_map(targets.of(feature_map), weights)
+        return attention_map(targets.of(without(feature_map, step.encoding.constant)), weights)
 
     def recognition(self, step: Step, masked: Encoding, targets: Targets) -> Float[Tensor, " t"]:
         """The class's probability."""
@@ -258,9 +271,10 @@ class MetricGain(AttentionMining):
     def attention(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
         """The positive part of the Dist-CAM map."""
         with evaluating(step.encoder.head):  # a head that is not affine is folded to first order, in this mode only
-            folded = fold(step.encoding.feature_map, pooling=step.encoder.pooling, head=step.encoder.head).map
-        maps = targets.of(folded)
-        query, known = maps.mean((-2, -1)), functional.normalize(self.prototypes[self.is_known])
+            feature_map, constant = map_of_places(step, "metric GAIN"), step.encoding.constant
+            folded = fold(feature_map, pooling=step.encoder.pooling, head=step.encoder.head, constant=constant)
+        query = targets.of(folded.map.mean((-2, -1)))
+        known = functional.normalize(self.prototypes[self.is_known])
         weights = channel_weights(
             query if self.second_order else query.detach(),
             self.prototypes[targets.label].unsqueeze(1),
@@ -268,7 +282,7 @@ class MetricGain(AttentionMining):
             weighting=self.weighting,
             mean=known.sum(0) / max(len(known), 1) if self.weighting in ("dist*excess", "dot_centered") else None,
         )
-        return attention_map(maps, weights[:, 0])
+        return attention_map(targets.of(without(folded.map, folded.constant)), weights[:, 0])
 
     def recognition(self, step: Step, masked: Encoding, targets: Targets) -> Float[Tensor, " t"]:
         """Cosine to the class's prototype, 0 if negative or if the class has none yet."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from foreign import folder_of_transformers
 from torch import nn
 
 from distcam.encoders import Encoder
@@ -235,6 +236,19 @@ def test_adapters_learn_beside_frozen_weights_and_are_merged_into_an_ordinary_en
     assert all(parameter.requires_grad for parameter in encoder.parameters())
     again = Encoder.load(tmp_path / "encoder.safetensors")
     assert again.fingerprint == encoder.fingerprint
+    torch.testing.assert_close(again(images).embedding, encoder(images).embedding)
+
+
+def test_adapters_teach_the_attention_of_a_network_of_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs the extra transformers")
+    folder, settings = folder_of_transformers("dinov2", tmp_path / "model"), lora()
+    encoder = Encoder.load(f"hf:{folder}", weights="pretrained")
+    before, images = weights_of(encoder), Larger().images
+    fit(encoder, Larger(), tiny.make_objective(encoder), settings, folder=tmp_path / "run")
+    changed = {key for key, value in encoder.state_dict().items() if not torch.equal(value, before[key])}
+    assert len(changed) == 4 * encoder.backbone.source.config.num_hidden_layers  # query, key, value and output
+    assert all("attention" in key and key.endswith("weight") and "mlp" not in key for key in changed)
+    again = Encoder.load(tmp_path / "run" / "encoder.safetensors")
     torch.testing.assert_close(again(images).embedding, encoder(images).embedding)
 
 
