@@ -7,12 +7,13 @@ regions of a batch, one for each number in them, so they are augmented with the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -20,28 +21,55 @@ from torch.nn import functional
 from ...errors import InputError
 from ...images import Transform
 from ...images.masks import VOID, Mask
-from ...training.data.training_set import Cache, TrainingSet
+from ...threads import in_threads
+from ...training.data.outlines import RegionTable
+from ...training.data.training_set import Cache, TrainingSet, stays_in_memory
 from ...training.engine.step import Batch, Step, Term, multi_hot
 from ...training.losses.registry import Builder, made
 from ...training.recipes.tables import check_name
-from ..data import MaskedImages, as_regions, label_map
+from ..data import MaskedImages, label_map
 from ..pseudo_masks.crf import CrfSettings, dense_crf
 
 _WHO = "a segmentation network"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Numbered(RegionTable):
+    """One region for each number in a mask, taken from the mask when a batch asks for it; `raster` is empty."""
+
+    mask: Callable[[int], Mask]  # of an image, in the pixels of the network's input
+
+    def rasters(self, which: Int[Tensor, " n"]) -> UInt8[Tensor, "n h w"]:
+        masks = {i: torch.from_numpy(self.mask(i)) for i in dict.fromkeys(self.image[which].tolist())}
+        pairs = zip(self.image[which].tolist(), self.label[which].tolist(), strict=True)
+        own = [(masks[i] == number).byte() for i, number in pairs]
+        return torch.stack(own) if own else self.raster[which]
+
+
 def dense_training_set(data: MaskedImages, transform: Transform, *, cache: Cache = "auto") -> TrainingSet:
-    """Images with 0/1 columns for the classes they show, and their masks as regions, one per number but void's."""
-    found: list[tuple[int, int, Mask]] = []
-    for i in range(len(data)):
+    """Images with 0/1 columns for the classes they show, and their masks as regions, one per number but void's.
+
+    Masks stay in memory where the images do; else they are decoded, like these, when a batch needs them.
+    """
+
+    def seen(i: int) -> Mask:
         mask = data.mask(i)
         if mask is None:
             raise InputError(f"{data.names[i]} has no mask to learn from")
-        seen = label_map(mask, transform)
-        found += [(i, int(number), (seen == number).astype(np.uint8)) for number in np.unique(seen[seen != VOID])]
+        return label_map(mask, transform)
+
+    keeps = stays_in_memory(len(data), transform, cache)
+    held, found = list[Mask](), list[tuple[int, int]]()
+    for i, mask in enumerate(in_threads(seen, range(len(data)))):
+        found += [(i, int(number)) for number in np.unique(mask[mask != VOID])]
+        held += [mask] if keeps else []
     if not found:
         raise InputError(f"none of the {len(data)} masks has a decided pixel; lower the threshold of the cues")
-    return data.training_set(transform, regions=as_regions(found, transform), cache=cache)
+    image, label = torch.tensor(found).unbind(1)
+    blank = torch.zeros(0, transform.height, transform.width, dtype=torch.uint8)
+    is_box = torch.zeros(len(found), dtype=torch.bool)
+    regions = _Numbered(image.contiguous(), label, is_box, blank, mask=held.__getitem__ if keeps else seen)
+    return data.training_set(transform, regions=regions, cache=cache)
 
 
 def dense_labels(batch: Batch) -> Int[Tensor, "b h w"]:

@@ -49,10 +49,14 @@ class RegionTable:
         row = torch.repeat_interleave(torch.arange(len(index)), count)
         before = torch.cumsum(count, 0) - count
         own = torch.arange(len(row)) - before[row] + first[row]
-        raster = self.raster[own].float()
+        raster = self.rasters(own).float()
         if self.has_saliency:
             raster = (raster > 0) * (1 + (raster - 1) / 254)
         return Regions(row, self.label[own], self.is_box[own], raster)
+
+    def rasters(self, which: Int[Tensor, " n"]) -> UInt8[Tensor, "n h w"]:
+        """The rasters of some regions."""
+        return self.raster[which]
 
 
 @dataclass(frozen=True)

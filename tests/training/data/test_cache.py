@@ -10,6 +10,7 @@ from distcam.errors import InputError
 from distcam.fewshot.training import FewShotRecipe
 from distcam.images import Transform
 from distcam.segmentation import MaskedImages
+from distcam.segmentation.data import label_map
 from distcam.segmentation.segmenter.losses import dense_training_set
 from distcam.synthetic.miniatures import write_miniature
 from distcam.training.data.splits import DataSettings
@@ -71,3 +72,11 @@ def test_images_with_masks_are_the_same_when_they_are_decoded_on_demand(tmp_path
     index = torch.tensor([3, 0, 21])
     assert torch.equal(lazy.pixels(index), held.held[index])
     assert torch.equal(lazy.labels, held.labels)
+    for one, other in zip(vars(lazy.regions.of(index)).values(), vars(held.regions.of(index)).values(), strict=True):
+        assert torch.equal(one, other)
+    for i in index.tolist():  # all that is decided, and nothing else
+        own = lazy.regions.of(torch.tensor([i]))
+        raster = (own.raster * (own.label + 1)[:, None, None]).sum(0) - 1
+        assert torch.equal(raster, torch.from_numpy(label_map(data.mask(i), transform)).float())
+    assert [len(part.regions.raster) for part in (lazy, held)] == [0, 0]
+    assert len(lazy.regions.of(torch.zeros(0, dtype=torch.long)).raster) == 0
