@@ -1,20 +1,24 @@
 """Which way of fitting a photograph into the network's square, and which arithmetic, retrieves best.
 
     python benchmarks/fits.py DATA… --encoder mobilenet_v2 --weights FILE [--fits crop,pad]
+    python benchmarks/fits.py DATA… --encoder all --weights FOLDER --fits pad --precisions fp32 [--every 4]
 
 DATA are folders of classes, folders with `query/<class>/` and `gallery/<class>/`, or tables (path,label; the rows of
 the split `test` if there is a column `split`; images with the same `photo_id` are never compared). For every fit and
 precision it prints R@1 and MAP@R in percent with standard errors over queries, and beside them the difference to the
-first row of the table with the standard error of that difference, query by query.
+first row of the table with the standard error of that difference, query by query. With a FOLDER of weights the encoder
+is one of localisation.py's five by name, or all of them; `--every 4` takes every fourth class of the data.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from localisation import ENCODERS, load_encoder
 from machine import describe_machine
 from numpy.typing import NDArray
 
@@ -23,13 +27,14 @@ from distcam.encoders import Inference
 from distcam.images import load_dataset
 
 
-def measured(data: Path, encoder: Encoder, precision: str) -> NDArray[np.float64]:
+def measured(data: Path, encoder: Encoder, precision: str, *, every: int) -> NDArray[np.float64]:
     """R@1 and MAP@R of each query, (queries, 2)."""
     dataset = load_dataset(data)
     if "test" in dataset.splits and len(dataset.splits) > 1:
         dataset = load_dataset(data, split="test")
     listing = dataset.listing()
-    records = list(listing)
+    kept = set(sorted({record.label for record in listing})[::every])
+    records = [record for record in listing if record.label in kept]
     inference = Inference(encoder, precision=precision)
     batches = inference.stream([listing.file(record) for record in records])
     vectors = torch.cat([batch.encoding.embedding for batch in batches if batch.encoding is not None])
@@ -57,29 +62,51 @@ def told(values: NDArray[np.float64], first: NDArray[np.float64]) -> str:
     return f"{100 * values.mean():.1f} ± {error:.1f} | {100 * change.mean():+.1f} ± {of_change:.1f}"
 
 
+def print_table(data: Path, encoder: Encoder, options: argparse.Namespace) -> None:
+    """One encoder on one set, a row for each fit and precision."""
+    own, first = encoder.transform, None
+    heading = f"{data.name}, {encoder.short_name}, own fit {own.fit}"
+    print(
+        f"\n{heading}\n\n| fit | precision | queries | R@1 | | MAP@R | |\n|---|---|---:|---:|---:|---:|---:|",
+        flush=True,
+    )
+    for precision in options.precisions.split(","):
+        for fit in options.fits.split(","):
+            encoder.transform = own if own.fit == fit else own.adapted(fit=fit)
+            values = measured(data, encoder, precision, every=options.every)
+            first = values if first is None else first
+            scores = " | ".join(told(values[:, column], first[:, column]) for column in range(2))
+            print(f"| {fit} | {precision} | {len(values):,} | {scores} |", flush=True)
+    encoder.transform = own
+
+
+def encoders(name: str, weights: str) -> Iterator[Encoder]:
+    """One encoder from a file of weights, or those of localisation.py from a folder of them."""
+    if weights == "imagenet" or not Path(weights).is_dir():
+        yield Encoder.load(name, weights=weights)
+        return
+    for asked in ENCODERS if name == "all" else name.split(","):
+        loaded = load_encoder(asked, Path(weights))
+        if loaded is None:
+            print(f"\n{asked} left out: no weights in {weights}")
+        else:
+            yield loaded[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--encoder", default="mobilenet_v2")
-    parser.add_argument("--weights", default="imagenet")
+    parser.add_argument("--weights", default="imagenet", help="a file, a folder, or imagenet")
+    parser.add_argument("--every", type=int, default=1, help="take every Nth class")
     parser.add_argument("--fits", default="crop,squash,pad")
     parser.add_argument("--precisions", default="fp32,bf16")
     options = parser.parse_args()
-    encoder = Encoder.load(options.encoder, weights=options.weights)
-    own = encoder.transform
-    print(f"{describe_machine('torch')}, {torch.get_num_threads()} threads, {encoder.short_name}", flush=True)
-    for data in options.data:
-        first = None
-        print(f"\n{data.name}\n\n| fit | precision | R@1 | | MAP@R | |\n|---|---|---:|---:|---:|---:|", flush=True)
-        for precision in options.precisions.split(","):
-            for fit in options.fits.split(","):
-                encoder.transform = own if own.fit == fit else own.adapted(fit=fit)
-                values = measured(data, encoder, precision)
-                first = values if first is None else first
-                print(
-                    f"| {fit} | {precision} | {told(values[:, 0], first[:, 0])} | {told(values[:, 1], first[:, 1])} |",
-                    flush=True,
-                )
+    torch.set_num_threads(1)
+    print(f"{describe_machine('torch')}, {torch.get_num_threads()} threads")
+    for encoder in encoders(options.encoder, options.weights):
+        for data in options.data:
+            print_table(data, encoder, options)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ ENCODERS: dict[str, dict[str, object]] = {  # name: file pattern and how to load
     "mobilenet_v2": {"files": "mobilenet_v2*.pth"},
     "resnet18": {"files": "resnet18*.pth", "layer": "layer3"},
     "squeezenet1_1": {"files": "squeezenet1_1*.pth", "transform": CAFFE},
+    "timm:tf_efficientnet_lite0": {"files": "tf_efficientnet_lite0*.pth"},
+    "timm:tf_efficientnet_lite2": {"files": "tf_efficientnet_lite2*.pth"},
 }
 WEIGHTINGS = ("dist@tau=0", "dist@tau=0.1", "dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered")
 CLOSED = ("cam", "cam_probe", *WEIGHTINGS, "gradcam_cos")
@@ -46,16 +48,22 @@ GRADIENT = ("gradcam++", "layercam", "hirescam")
 THRESHOLDS = tuple(step / 20 for step in range(20))
 
 
+def load_encoder(name: str, weights: Path) -> tuple[Encoder, Path] | None:
+    """An encoder of `ENCODERS` and its file in a folder of weights; None if the folder has none."""
+    how = dict(ENCODERS[name])
+    file = next(iter(sorted(weights.glob(str(how.pop("files"))))), None)
+    return None if file is None else (Encoder.load(name, weights=file, **how), file)
+
+
 def photographs(options: argparse.Namespace) -> Iterator[tuple[str, LocalisationTable]]:
     """A table for each encoder and kind of reference."""
     boxed = boxed_images(list_images(options.folder / "query"), read_boxes(options.folder / "boxes.csv"))
     for name in options.encoders.split(","):
-        how = dict(ENCODERS[name])
-        file = next(iter(sorted(options.weights.glob(str(how.pop("files"))))), None)
-        if file is None:
+        loaded = load_encoder(name, options.weights)
+        if loaded is None:
             print(f"{name} left out: no weights in {options.weights}")
             continue
-        encoder = Encoder.load(name, weights=file, **how)
+        encoder, file = loaded
         encoder.transform = encoder.transform.adapted(fit="squash")
         classifier = read_classifier(name, file, pooled_dim=encoder.pooled_dim)
         references = References.encode(list_images(options.folder / "gallery"), Inference(encoder, precision="fp32"))
