@@ -55,7 +55,7 @@ def at_least_float32(name: str, values: Tensor) -> Tensor:
 
 def refuse_non_finite(name: str, values: Tensor) -> None:
     """No map is made of NaN or infinity."""
-    if not bool(torch.isfinite(values).all()):
+    if values.numel() and not torch.stack(values.detach().aminmax()).isfinite().all():  # one pass; NaN is both
         raise InputError(f"NaN or infinite values in {name}, so no map can be made; look at the encoder's output")
 
 

@@ -23,7 +23,7 @@ from ..images.geometry import Box
 from ..metrics.distances import SearchSpec, comparable, distances_to
 from ..metrics.fusion import NULL_SHARES, USUAL_NULL, LineScale
 from .inputs import Metric
-from .methods.lines import STRONGEST, Places, find_lines, fit_similarity
+from .methods.lines import STRONGEST, Places, find_lines, fit_similarity, lines_to_each
 from .places import image_in_view
 
 LEAST_SIMILAR = 3
@@ -93,7 +93,7 @@ class PlaceReader:
 def count_alike(method: str, query: Any, matches: Sequence[Any], *, metric: Metric = "cosine") -> list[int]:
     """The number of places that lie alike on a query and each match: `Places`, or images for kornia's matchers."""
     if method == "lines":
-        return [find_lines(query, match, metric=metric).inliers for match in matches]
+        return [found.inliers for found in lines_to_each(query, matches, metric=metric)]
     matcher = matcher_of(method)
     return [matcher(query, match) for match in matches]
 

@@ -180,8 +180,10 @@ class DistinctVectors:
             vectors /= norms[:, None].astype(vectors.dtype)
             norms = np.ones_like(norms)
         distinct = Distinct.of(vectors)
-        self.vectors: Floats = vectors[distinct.first]
         self.squared_norm: Floats = (norms[distinct.first] ** 2).astype(vectors.dtype)
+        added = np.ones_like(self.squared_norm), self.squared_norm
+        self._extended: Floats = np.column_stack([vectors[distinct.first], *added])
+        self.vectors: Floats = self._extended[:, :-2]
         self.copies, self.number, self.n_queries = distinct.counts, distinct.number, source.shape[0]
 
     def __len__(self) -> int:
@@ -189,10 +191,9 @@ class DistinctVectors:
 
     def squared(self, rows: slice | Indices | list[int], columns: slice | Indices | list[int]) -> Floats:
         """|x|² + |y|² − 2 x·y of some vectors and others, at least 0."""
-        distances: Floats = self.vectors[rows] @ self.vectors[columns].T
-        distances *= -2
-        distances += self.squared_norm[rows][:, None]
-        distances += self.squared_norm[columns]
+        asked, ones = self.squared_norm[rows, None], np.ones_like(self.squared_norm[rows, None])
+        left = np.concatenate([-2 * self.vectors[rows], asked, ones], axis=1)
+        distances: Floats = left @ self._extended[columns].T  # both norms within the product: no pass over it each
         return np.maximum(distances, 0, out=distances)
 
 

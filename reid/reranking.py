@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -112,7 +113,8 @@ class Reranking:
         self.shape: tuple[int, int] = (images.n_queries, len(images.number) - images.n_queries)
         self.dtype: np.dtype[Any] = images.vectors.dtype
         self._query, self._gallery = np.split(images.number, [images.n_queries])
-        self._by_neighbour = encoding.tocsc()
+        columns = encoding.tocsc()
+        self._by_neighbour = columns.indptr, columns.indices, columns.data
 
     def rows(self, start: int, stop: int) -> Floats:
         """Distances of queries `start` to `stop` (exclusive): (1 − λ) Jaccard + λ relative distance."""
@@ -145,11 +147,14 @@ class Reranking:
         distances[np.arange(len(vectors)), vectors] = 0
         distances *= (self.original_share / self._farthest[vectors, None]).astype(self.dtype)
         distances += 1 - self.original_share
+        pointers, holder, their_weight = self._by_neighbour
         for row, vector in zip(distances, vectors.tolist(), strict=True):
             neighbour, weight = _row(self._encoding, vector)
-            theirs = self._by_neighbour[:, neighbour]
-            smaller = np.minimum(theirs.data, np.repeat(weight, np.diff(theirs.indptr)))
-            overlap = np.bincount(theirs.indices, weights=smaller)
+            first, last = pointers[neighbour], pointers[neighbour + 1]
+            theirs = np.repeat(last - np.cumsum(last - first), last - first)  # all their columns, one after the other
+            theirs += np.arange(len(theirs), dtype=theirs.dtype)
+            smaller = np.minimum(their_weight[theirs], np.repeat(weight, last - first))
+            overlap = np.bincount(holder[theirs], weights=smaller)
             found = np.flatnonzero(overlap)
             shared = overlap[found].astype(self.dtype)
             row[found] -= (1 - self.original_share) * shared / (2 - shared)  # rows of V sum to 1: ∑max = 2 − ∑min
@@ -203,16 +208,15 @@ def _encoded(images: DistinctVectors, nearest: Indices, farthest: Floats, *, k1:
     members = (reciprocal + common @ half).tocsr()
     members.eliminate_zeros()
     members.sort_indices()
-    weight = np.empty(members.nnz, images.vectors.dtype)
-    for i in range(len(images)):
-        column = _row(members, i)[0]
-        squared = images.vectors[column] @ images.vectors[i]
-        squared *= -2
-        squared += images.squared_norm[i] + images.squared_norm[column]
-        squared[column == i] = 0
-        own = images.copies[column] * np.exp(-np.maximum(squared, 0) / farthest[i])
-        weight[members.indptr[i] : members.indptr[i + 1]] = own / own.sum()
-    return csr_array((weight, members.indices, members.indptr), shape=members.shape)
+    product = np.empty(members.nnz, images.vectors.dtype)
+    for i, (start, stop) in enumerate(pairwise(members.indptr.tolist())):
+        product[start:stop] = images.vectors[members.indices[start:stop]] @ images.vectors[i]
+    own, column = np.repeat(np.arange(len(images)), np.diff(members.indptr)), members.indices
+    squared = np.maximum(images.squared_norm[own] + images.squared_norm[column] - 2 * product, 0)
+    squared[own == column] = 0
+    weight = images.copies[column] * np.exp(-squared / farthest[own])
+    weight /= np.add.reduceat(weight, members.indptr[:-1])[own]
+    return csr_array((weight.astype(images.vectors.dtype), members.indices, members.indptr), shape=members.shape)
 
 
 def nearest_neighbours(

@@ -94,9 +94,11 @@ def correspondence(
 
 
 def pairwise_shares(
-    query_map: Float[Tensor, "*b d h w"], match_map: Float[Tensor, "*b d u v"], *, metric: Metric = "cosine"
+    query_map: Float[Tensor, "*#b d h w"], match_map: Float[Tensor, "*b d u v"], *, metric: Metric = "cosine"
 ) -> Float[Tensor, "*b h w u v"]:
     """The share of each pair of positions, in the similarity's unit; a leading batch is one of pairs of images.
+
+    A batch of one query meets each match of its batch.
 
     cosine, dot: `R_ij · S_xy / (N N')`, for the cosine divided by the lengths of both embeddings (0 if one is 0). l2:
     `(2 R_ij · S_xy - R_ij · e - S_xy · f) / (N N')`, which sums to minus the squared distance; the distance itself is a
@@ -109,7 +111,8 @@ def pairwise_shares(
             "an L1 distance is a sum of magnitudes and does not divide among pairs of positions; "
             "cosine and dot divide exactly, l2 as its square"
         )
-    if query_map.shape[:-2] != match_map.shape[:-2]:
+    lead = match_map.shape[:-3]
+    if query_map.shape[-3] != match_map.shape[-3] or query_map.shape[:-3] not in (lead, (1,) * len(lead)):
         raise ShapeError(
             f"two maps of one space have the same leading shape (…, channels); got {tuple(query_map.shape)} "
             f"and {tuple(match_map.shape)}"

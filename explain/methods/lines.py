@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import cmath
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
@@ -29,6 +32,8 @@ from ...errors import ShapeError
 from ...images.geometry import Box
 from ..inputs import Metric
 from .correspondence import pairwise_shares
+
+Complexes = NDArray[np.complex128]
 
 TAU = 0.05
 STRONGEST = 100
@@ -72,36 +77,41 @@ def fit_similarity(
     >>> found.a, found.b, found.is_inlier.tolist()
     ((1+0j), (1+0j), [True, True, True, False])
     """
-    first, second = torch.triu_indices(len(points), len(points), 1, device=points.device)
-    z, w = (side.to(torch.float64) for side in (points, partners))
+    first, second = _every_two(len(points))
+    z, w = (side.double().cpu().numpy() @ (1, 1j) for side in (points, partners))
     dz, dw = z[second] - z[first], w[second] - w[first]
-    lengths = dz.square().sum(1), dw.square().sum(1)
-    squared = lengths[0].clamp(min=1e-12)
-    a = _turned(dz, dw) / squared[:, None]
-    size = a.square().sum(1).sqrt()
-    is_valid = (torch.minimum(*lengths) >= LEAST_APART**2) & (size >= SCALES[0]) & (size <= SCALES[1])
-    is_valid &= a[:, 0] >= size * math.cos(LARGEST_TURN) - 1e-6
-    kept = is_valid.nonzero()[:, 0]
+    lengths = _squared(dz), _squared(dw)
+    a = dw * dz.conj() / np.maximum(lengths[0], 1e-12)
+    size = np.sqrt(_squared(a))
+    is_valid = (np.minimum(*lengths) >= LEAST_APART**2) & (size >= SCALES[0]) & (size <= SCALES[1])
+    is_valid &= a.real >= size * math.cos(LARGEST_TURN) - 1e-6
+    kept = np.flatnonzero(is_valid)
     if not len(kept):
         return None
     a, size = a[kept], size[kept]
-    x, y = z[first[kept]].unbind(1)
-    b = w[first[kept]] - torch.stack([a[:, 0] * x - a[:, 1] * y, a[:, 1] * x + a[:, 0] * y], 1)
-    is_inlier = _squared_errors(a, b, z, w) <= (TOLERANCE * size.clamp(min=1)).square()[:, None] * (1 + 1e-9)
-    best = int((is_inlier.to(torch.float32) @ strength.to(torch.float32)).argmax())
-    return SimilarityTransform(complex(*a[best].tolist()), complex(*b[best].tolist()), is_inlier[best])
+    b = w[first[kept]] - a * z[first[kept]]
+    limit = (TOLERANCE * np.maximum(size, 1)) ** 2 * (1 + 1e-9)
+    is_inlier = _squared_errors(a, b, z, w) <= limit[:, None]
+    best = int((is_inlier.astype(np.float32) @ strength.float().cpu().numpy()).argmax())
+    return SimilarityTransform(complex(a[best]), complex(b[best]), torch.from_numpy(is_inlier[best]))
 
 
-def _squared_errors(a: Tensor, b: Tensor, z: Tensor, w: Tensor) -> Float[Tensor, "m n"]:
-    """|a z + b - w|² of m transforms and n pairs, multiplied out: one matrix product."""
-    size_a, size_b, size_z, size_w = (each.square().sum(1, keepdim=True) for each in (a, b, z, w))
-    own = [size_a, size_b, torch.ones_like(size_a), 2 * _turned(a, b), -2 * a, -2 * b]
-    return torch.cat(own, 1) @ torch.cat([size_z, torch.ones_like(size_z), size_w, z, _turned(z, w), w], 1).T
+@lru_cache(maxsize=4)
+def _every_two(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    return np.triu_indices(count, 1)
 
 
-def _turned(one: Tensor, other: Tensor) -> Float[Tensor, "n 2"]:
-    """The product of other and the conjugate of one, as complex numbers."""
-    return torch.stack([(one * other).sum(1), one[:, 0] * other[:, 1] - one[:, 1] * other[:, 0]], 1)
+def _squared(numbers: Complexes) -> NDArray[np.float64]:
+    return numbers.real**2 + numbers.imag**2
+
+
+def _squared_errors(a: Complexes, b: Complexes, z: Complexes, w: Complexes) -> NDArray[np.float64]:
+    """|a z + b - w|² of m transforms and n pairs, (m, n), multiplied out: one matrix product."""
+    shift, turn = b * a.conj(), w * z.conj()
+    own = [_squared(a), _squared(b), np.ones(len(a)), 2 * shift.real, 2 * shift.imag]
+    each = [_squared(z), np.ones(len(z)), _squared(w), z.real, z.imag]
+    own += [-2 * a.real, -2 * a.imag, -2 * b.real, -2 * b.imag]
+    return np.stack(own, 1) @ np.stack([*each, turn.real, turn.imag, w.real, w.imag])
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,39 +189,60 @@ def find_lines(
     Both sides have the same channels (else a ShapeError); the grids may differ. The work grows with the square of
     `strongest`. `tau` is of the dual softmax, and `metric` "cosine", "dot" or "l2", as the gallery compares.
     """
-    if query.cells.shape[1] != match.cells.shape[1]:
-        raise ShapeError(
-            f"two fine maps of one layer have the same channels, got {query.cells.shape[1]} and {match.cells.shape[1]}"
-        )
-    place, partner, sharp = _mutual_best(query.cells, match.cells, tau)
-    shares = pairwise_shares(query.response, match.response, metric=metric).flatten(2).flatten(0, 1)
-    sides = ((query, place), (match, partner))
-    one, other = (_bilinear(side.response.shape[-2:], side.shape).to(shares)[:, chosen].T for side, chosen in sides)
-    strength = sharp * ((one @ shares) * other).sum(1).clamp(min=0)
-    strength = strength * (query.is_seen[place] & match.is_seen[partner])
-    order = strength.argsort(descending=True, stable=True)[:strongest]
-    order = order[strength[order] > 0]
-    cells = [torch.stack(torch.unravel_index(at[order], side.shape), 1) for side, at in sides]
-    transform = fit_similarity(cells[0].flip(1).float(), cells[1].flip(1).float(), strength[order])
-    return Lines(cells[0], cells[1], strength[order], transform, query.shape, match.shape)
+    (found,) = lines_to_each(query, [match], tau=tau, strongest=strongest, metric=metric)
+    return found
 
 
-def _mutual_best(one: Tensor, other: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells that are each other's best in D, the first in reading order of equals, and D there."""
-    raised = (one @ other.T).div_(tau).exp_()  # at most e^(1/τ): no overflow down to τ = .012
-    root = raised.sum(1).rsqrt_()[:, None] * raised  # √D but for the columns' part, in the order of D
-    root *= raised.sum(0).rsqrt_()
-    best, best_back = root.amax(1), root.amax(0)
-    place, partner = ((root == best[:, None]) & (root == best_back)).nonzero(as_tuple=True)
-    for _ in range(2):  # of equals the first, on either side
-        is_first = torch.ones_like(place, dtype=torch.bool)
-        is_first[1:] = place[1:] != place[:-1]
-        order = partner[is_first].argsort(stable=True)
-        partner, place = place[is_first][order], partner[is_first][order]
-    return place, partner, best[place].square()
+def lines_to_each(
+    query: Places,
+    matches: Sequence[Places],
+    *,
+    tau: float = TAU,
+    strongest: int = STRONGEST,
+    metric: Metric = "cosine",
+) -> Iterator[Lines]:
+    """`find_lines` from one image to each of several, whose response maps have one shape."""
+    if not matches:
+        return
+    responses = torch.stack([match.response for match in matches])
+    shares = pairwise_shares(query.response[None], responses, metric=metric).cpu()
+    ours, work = query.cells.cpu() / tau, torch.empty(0)
+    for match, share in zip(matches, shares.flatten(3).flatten(1, 2), strict=True):
+        if query.cells.shape[1] != match.cells.shape[1]:
+            raise ShapeError(
+                "two fine maps of one layer have the same channels, "
+                f"got {query.cells.shape[1]} and {match.cells.shape[1]}"
+            )
+        place, partner, sharp = _mutual_best(torch.mm(ours, match.cells.cpu().T, out=work.resize_(0)))
+        sides = ((query, place), (match, partner))
+        one, other = (_bilinear(side.response.shape[-2:], side.shape).to(share)[at] for side, at in sides)
+        strength = sharp * ((one @ share) * other).sum(1).clamp(min=0)
+        strength = strength * (query.is_seen[place] & match.is_seen[partner])
+        order = strength.argsort(descending=True, stable=True)[:strongest]
+        order = order[strength[order] > 0]
+        cells = [torch.stack([at[order] // side.shape[1], at[order] % side.shape[1]], 1) for side, at in sides]
+        transform = fit_similarity(cells[0].flip(1).float(), cells[1].flip(1).float(), strength[order])
+        yield Lines(cells[0], cells[1], strength[order], transform, query.shape, match.shape)
+
+
+def _mutual_best(likeness: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
+    """Cells that are each other's best in D, the first in reading order of equals, and D there; F·G / τ is used up."""
+    raised = likeness.exp_()  # at most e^(1/τ): no overflow down to τ = .012
+    across, down = raised.sum(1).rsqrt_(), raised.sum(0).rsqrt_()
+    root = raised.mul_(across[:, None]).mul_(down)  # √D
+    answer = torch.from_numpy(root.numpy().argmax(1))  # the first of equals, and ten times as fast as torch's
+    best = root.gather(1, answer[:, None])[:, 0]
+    place = (best == root.amax(0)[answer]).nonzero()[:, 0]
+    first = np.unique(answer[place].numpy(), return_index=True)[1]  # likewise on the other side
+    place = place[np.sort(first)]
+    return place, answer[place], best[place].square()
 
 
 @lru_cache(maxsize=16)
-def _bilinear(coarse: tuple[int, ...], fine: tuple[int, int]) -> Float[Tensor, "m n"]:
+def _bilinear(coarse: tuple[int, ...], fine: tuple[int, int]) -> Float[Tensor, "n m"]:
     """The weights by which each of m coarse positions enters each of n fine ones."""
-    return interpolate(torch.eye(math.prod(coarse)).reshape(1, -1, *coarse), fine, mode="bilinear")[0].flatten(1)
+    return (
+        interpolate(torch.eye(math.prod(coarse)).reshape(1, -1, *coarse), fine, mode="bilinear")[0]
+        .flatten(1)
+        .T.contiguous()
+    )

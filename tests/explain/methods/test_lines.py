@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from distcam.errors import ShapeError
 from distcam.explain.methods.correspondence import pairwise_shares
-from distcam.explain.methods.lines import LARGEST_GRID, Places, find_lines
+from distcam.explain.methods.lines import LARGEST_GRID, Places, find_lines, lines_to_each
 from distcam.images import Box
 
 
@@ -45,7 +45,23 @@ def test_every_line_is_what_the_definition_says():
     assert len(found) == len(expected) > 5
     assert [tuple(cell) for cell in found.query.tolist()] == [line[0] for line in expected]
     assert [tuple(cell) for cell in found.match.tolist()] == [line[1] for line in expected]
-    assert found.strength.tolist() == pytest.approx([line[2] for line in expected], rel=1e-3)
+    assert found.strength.tolist() == pytest.approx([line[2] for line in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_many_matches_at_once_are_one_after_the_other(metric):
+    fine, response = drawn(6, 12, 8, 10), drawn(6, 5, 3, 4, seed=1).relu()
+    query, *matches = (Places.of(fine[0] + one, other) for one, other in zip(fine, response, strict=True))
+    matches[2] = Places.of(drawn(12, 5, 6, seed=3), response[3])  # a grid of its own
+    together = list(lines_to_each(query, matches, metric=metric))
+    assert len(together) == 5
+    assert list(lines_to_each(query, [])) == []
+    for match, found in zip(matches, together, strict=True):
+        alone = find_lines(query, match, metric=metric)
+        assert found.query.equal(alone.query)
+        assert found.match.equal(alone.match)
+        assert found.strength.tolist() == pytest.approx(alone.strength.tolist(), rel=1e-5)
+        assert found.is_inlier.equal(alone.is_inlier)
 
 
 def test_an_image_answers_itself_place_by_place():
