@@ -26,6 +26,41 @@ if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet
 
 
+@dataclass(frozen=True)
+class MaskIds:
+    """Numbers of the classes in the mask files of a data set.
+
+    Attributes:
+        first: the number of the first class; the others follow. What lies below it is background.
+        void: the number that stands for no decision.
+        numbers: those of the classes, if they do not follow one another; others below the last are no decision either.
+    """
+
+    first: int = 1
+    void: int = VOID
+    numbers: tuple[int, ...] | None = None
+
+    def renumbered(self, values: Mask, n_classes: int, file: Path) -> Mask:
+        """The mask in this package's numbers; InputError for one that is neither background nor a class nor void."""
+        table = np.full(256, -1, dtype=np.int16)
+        table[: self.first] = 0
+        numbers = self.numbers or range(self.first, self.first + n_classes)
+        if self.numbers is not None:
+            table[self.first : max(numbers)] = VOID
+        table[list(numbers)] = np.arange(1, n_classes + 1)
+        table[self.void] = VOID
+        found = table[values]
+        if found.min(initial=0) < 0:
+            unknown = int(values[found < 0][0])
+            background = f"0 to {self.first - 1} for the background, " if self.first else ""
+            raise InputError(
+                f"{file}: the mask holds the class number {unknown}, which stands for nothing; expected {background}"
+                f"{min(numbers)} to {max(numbers)} for the {n_classes} classes, and {self.void} for void"
+            )
+        mask: Mask = found.astype(np.uint8)
+        return mask
+
+
 def palette() -> list[int]:
     """VOC's 256 colours as 768 numbers: the bits of a class's number spread over red, green and blue.
 

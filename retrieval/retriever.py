@@ -25,7 +25,7 @@ from ..index import Gallery
 from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits, Ids
-from ..metrics.distances import Distances, SearchSpec, comparable, distances_to
+from ..metrics.distances import Distances, comparable, distances_to
 from ..remarks import remark
 from .asking import queries_of
 from .classification import Classed, Classifier, Prediction, classified
@@ -265,10 +265,9 @@ class Retriever:
 
     def against(self, query: Query, image: int) -> Matches:
         """A query beside one image of the gallery alone, wherever that ranks; InputError when it is not there."""
-        ids, spec = np.array([image], np.uint64), SearchSpec(self.gallery.spec.embedding_dim, self.gallery.metric)
-        own, other = (
-            comparable(spec, each) for each in (query.encoding.embedding.cpu().numpy(), self.gallery.embeddings(ids))
-        )
+        ids, spec = np.array([image], np.uint64), self.gallery.snapshot.search_spec
+        vectors = query.encoding.embedding.cpu().numpy(), self.gallery.embeddings(ids)
+        own, other = (comparable(spec, each) for each in vectors)
         return Matches(query, self.matches_of(ids, distances_to(spec, own[0], other)), self.gallery.metric, self)
 
     def require_threshold(
@@ -277,12 +276,10 @@ class Retriever:
         """The gallery's threshold if it is asked for, after a look at what can be refused before any work."""
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
-        if not reject:
-            return None
-        if max_distance is not None:
+        if reject and max_distance is not None:
             raise InputError("the gallery's threshold and a largest distance of yours exclude one another; give one")
-        rejection = self.gallery.manifest.rejection
-        if rejection is None:
+        rejection = self.gallery.manifest.rejection if reject else None
+        if reject and rejection is None:
             raise InputError(
                 f"{self.gallery.folder} keeps no threshold to reject by; choose one with `distcam index calibrate` "
                 "(Gallery.calibrate), or give a largest distance"
@@ -333,9 +330,8 @@ class Retriever:
         labels, vectors = kept[1]
         if not labels:
             return {}
-        spec = SearchSpec(vectors.shape[1], self.gallery.spec.metric)
-        query = comparable(spec, encoding.embedding.cpu().numpy())[0]
-        distances = distances_to(spec, query, vectors)
+        spec = self.gallery.snapshot.search_spec
+        distances = distances_to(spec, comparable(spec, encoding.embedding.cpu().numpy())[0], vectors)
         return {labels[i]: float(distances[i]) for i in np.argsort(distances, kind="stable")}
 
     def classes_where(self, where: str) -> frozenset[str]:

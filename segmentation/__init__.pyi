@@ -1,10 +1,10 @@
+from ..datasets.masked_images import MaskIds as MaskIds
 from ..datasets.masked_images import VocFolder as VocFolder
 from ..metrics.segmentation import BackgroundCurve as BackgroundCurve
 from ..metrics.segmentation import SegmentationScore as SegmentationScore
 from ..metrics.segmentation import background_curve as background_curve
 from ..metrics.segmentation import evaluate_masks as evaluate_masks
 from .data import MaskedImages as MaskedImages
-from .data import MaskIds as MaskIds
 from .pipeline import run_segmentation as run_segmentation
 from .pipeline import score_segmenter as score_segmenter
 from .pipeline_recipe import PipelineRecipe as PipelineRecipe

@@ -6,7 +6,7 @@ Every loss is a `Term`: a module that looks at a `Step` and returns a scalar. Th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ...encoders import Encoder, Encoding
-from ...encoders.layers import require_layer
-from ...encoders.readouts import source_of
 from ...errors import InputError
+from .blending import blended
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +170,8 @@ class Step:
                 "augment.manifold_mixup blends inside the trained network alone, so no loss may look at the images "
                 "again, as GAIN, CPN and those with a teacher do; use mixup or cutmix"
             )
-        with self._autocast(), _blended(self.encoder, mix) if mix is not None and is_blended else nullcontext():
+        layer, partner, share = ("", None, 1.0) if mix is None else (mix.layer, mix.partner, mix.share)
+        with self._autocast(), blended(self.encoder, layer, partner=partner, share=share):
             encoding: Encoding = (encoder or self.encoder)(images)
         return encoding.changed(Tensor.float)
 
@@ -187,25 +187,6 @@ class Step:
                 f"{who} needs class weights: add a cross entropy or a loss with proxies (proxy_anchor, arcface, …)"
             )
         return self.classifier
-
-
-@contextmanager
-def _blended(encoder: Encoder, mix: Mix) -> Iterator[None]:
-    """Inside, what the backbone's layer hands on of each image is blended with its partner's."""
-    backbone, _ = source_of(encoder.backbone)
-    try:
-        require_layer(backbone, mix.layer)
-    except InputError as error:
-        raise InputError(f"augment.manifold_layers: {error}") from None
-
-    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return torch.lerp(output[mix.partner], output, mix.share)
-
-    handle = backbone.get_submodule(mix.layer).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class Term(nn.Module):
