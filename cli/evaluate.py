@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = Commands()
 EXAMPLE = "Example: `distcam evaluate CUB_200_2011/ --encoder resnet50 --weights imagenet`"
-LayoutName = Literal["auto", "cub", "cars", "sop", "inshop", "dogs", "folder", "csv"]
+LayoutName = Literal["auto", "cub", "cars", "sop", "inshop", "dogs", "ilsvrc", "cub-classification", "folder", "csv"]
 Precision = Literal["fp32", "bf16", "auto"]
 
 
