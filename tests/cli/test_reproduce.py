@@ -79,7 +79,8 @@ def test_settings_are_printed_without_a_run(tmp_path, monkeypatch, capsys) -> No
 
 
 def test_the_page_of_papers_names_every_recipe_and_nothing_else() -> None:
-    rows = [line.split(" | ") for line in (PAPERS.parents[1] / "docs/papers.md").read_text().splitlines()]
+    page = Path(__file__).parents[2] / "docs/papers.md"
+    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines()]
     commands = [span.split() for row in rows if len(row) == 4 for span in re.findall(r"`([^`]+)`", row[1])]
     commands = [words for words in commands if words[0] != "distcam"]
     assert {words[0] for words in commands} == set(NAMES)

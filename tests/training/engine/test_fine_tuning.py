@@ -72,6 +72,7 @@ def test_a_backbone_is_a_sequence_of_blocks(name: str, coarse, fine: int, before
 
 
 def test_blocks_behind_the_layer_that_is_read_do_not_count() -> None:
+    pytest.importorskip("timm", reason="needs the extra timm")
     encoder = Encoder.load(
         "timm:test_resnet", weights="random", transform=Transform(32), layer="layer2", readout="mean"
     )
