@@ -34,9 +34,9 @@ class Shipped(NamedTuple):
 
 def shipped() -> dict[str, Shipped]:
     """All of them by name, in alphabetical order, as the comments at their heads say."""
-    heads = {name: (FOLDER / f"{name}.toml").read_text(encoding="utf-8")[:1000] for name in titles_in(FOLDER)}
-    tasks = {name: found[1] if (found := _COMMAND.search(head)) else None for name, head in heads.items()}
     titles = titles_in(FOLDER)
+    heads = {name: (FOLDER / f"{name}.toml").read_text(encoding="utf-8")[:1000] for name in titles}
+    tasks = {name: found[1] if (found := _COMMAND.search(head)) else None for name, head in heads.items()}
     return {name: Shipped(f"{task} train" if task else "train", titles[name]) for name, task in tasks.items()}
 
 
@@ -44,6 +44,12 @@ def titles_in(folder: Path) -> dict[str, str]:
     """What the recipes of a folder are, by name: the first lines of their comments."""
     first = {file.stem: file.read_text(encoding="utf-8").partition("\n")[0] for file in sorted(folder.glob("*.toml"))}
     return {name: line.removeprefix("# ").rstrip(":") for name, line in first.items()}
+
+
+def say_titles(titles: dict[str, str]) -> None:
+    """Print recipes by name, a line each."""
+    for name, title in titles.items():
+        say(f"{name:{max(map(len, titles))}}  {title}")
 
 
 def find_recipe(given: Path) -> Path:
@@ -69,8 +75,7 @@ def _list(show: bool) -> None:
         refuse_beside("--list")
         words = running_words()
         mine = {name: recipe.title for name, recipe in shipped().items() if recipe.command == words}
-        for name, title in mine.items():
-            say(f"{name:{max(map(len, mine))}}  {title}")
+        say_titles(mine)
         say(f"\nRun one with `distcam {words} NAME`; `distcam {words} --template > my.toml` starts one of your own.")
         raise typer.Exit
 

@@ -20,6 +20,7 @@ from ..train import (
     changes_with,
     chosen_variants,
     run_file,
+    say_titles,
     task_options,
     titles_in,
 )
@@ -35,9 +36,7 @@ app = Commands()
 def _list(show: bool) -> None:
     if show:
         refuse_beside("--list")
-        titles = titles_in(PAPERS)
-        for name, title in titles.items():
-            say(f"{name:{max(map(len, titles))}}  {title}")
+        say_titles(titles_in(PAPERS))
         raise typer.Exit
 
 

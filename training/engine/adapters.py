@@ -57,13 +57,12 @@ def layers_with_adapters(encoder: Encoder) -> list[Any]:
 @torch.no_grad()
 def merge_adapters(encoder: Encoder) -> None:
     """Add what adapters have learnt to the weights, and take the adapters away."""
-    with_adapters = layers_with_adapters(encoder)
-    for name, layer in list(encoder.named_modules()) if with_adapters else ():
-        if layer in with_adapters:
-            inner: Any = layer.get_base_layer()
-            # not by peft's `merge`, which writes through `.data`, so that no fingerprint would see the change
-            inner.weight += layer.get_delta_weight("default")
-            encoder.set_submodule(name, inner)
+    names = {part: name for name, part in encoder.named_modules()}
+    for layer in layers_with_adapters(encoder):
+        inner = layer.get_base_layer()
+        # not by peft's `merge`, which writes through `.data`, so that no fingerprint would see the change
+        inner.weight += layer.get_delta_weight("default")
+        encoder.set_submodule(names[layer], inner)
 
 
 def _targets(encoder: Encoder, network: nn.Module, settings: LoraSettings) -> list[str]:

@@ -260,7 +260,8 @@ def what_is_trained(encoder: Encoder, settings: Settings) -> str:
     weights = list(source_of(encoder.backbone)[0].parameters())
     trained, total = (sum(map(Tensor.numel, each)) for each in (filter(_needs_gradient, weights), weights))
     shown = [*frozen[:4], "…", frozen[-1]] if len(frozen) > 6 else frozen
-    names = [name for name, part in encoder.named_modules() if part in layers_with_adapters(encoder)]
+    adapters = set(layers_with_adapters(encoder))
+    names = [name for name, part in encoder.named_modules() if part in adapters]
     kinds = ", ".join(sorted({".".join(name.split(".")[-2:]) for name in names}))
     beside = f", but for adapters of {len(names)} layers: {kinds}" if settings.lora else ""
     return f"trained: {trained:,} of {total:,} weights of the backbone; frozen: {', '.join(shown)}{beside}"
