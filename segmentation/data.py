@@ -199,15 +199,16 @@ class MaskedImages:
             mask = self.mask(i)
             if mask is None:
                 raise InputError(f"{self._entries[i].name} has no mask, but its mask was to be used")
+            is_box, levels = kinds[i] == "box", np.uint8(1)
+            if saliency and is_box:
+                stands_out = MaskFolder.given(saliency).saliency(f"{self.names[i]}.png", mask.shape[::-1])
+                levels = np.maximum(stands_out, 1)
             for c in self.labels(i):
-                marked = (boxes_around(mask == c + 1) if kinds[i] == "box" else mask == c + 1).astype(np.uint8)
-                if saliency and kinds[i] == "box":
-                    levels = MaskFolder.given(saliency).saliency(f"{self.names[i]}.png", marked.shape[::-1])
-                    marked *= np.maximum(levels, 1)
-                seen = label_map(marked, transform, outside=0)
+                marked = boxes_around(mask == c + 1) if is_box else mask == c + 1
+                seen = label_map(marked * levels, transform, outside=0)
                 if seen.any():
                     found.append((i, c, seen))
-                    are_boxes.append(kinds[i] == "box")
+                    are_boxes.append(is_box)
         if kinds:
             regions = as_regions(found, transform, are_boxes=are_boxes)
             regions = replace(regions, has_saliency=bool(saliency))

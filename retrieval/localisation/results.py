@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -86,7 +87,7 @@ class LocalisationRow:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class MeasuredTable:
+class MeasuredTable(ABC):
     """Measurements of maps, and under which circumstances they came about."""
 
     encoder: str  # its short name
@@ -120,23 +121,23 @@ class MeasuredTable:
             f"in {self.n_classes} classes, {images}, 95 % bootstrap intervals, seed {self.seed}"
         )
 
+    @abstractmethod
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings and rows as text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON can hold it, its lines under `rows`."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def heading(self) -> str:
         """Under which circumstances the numbers came about."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def remarks(self) -> Sequence[str]:
         """What stands below the table."""
-        raise NotImplementedError
 
     def table(self) -> str:
         """A Markdown table with a heading line; values with 95 % intervals."""
