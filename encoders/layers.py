@@ -143,7 +143,7 @@ def closest(name: str, names: list[str]) -> str:
 def cut(network: nn.Module, layer: str) -> nn.Module:
     """The network up to and including a layer; parameter names stay the same."""
     require_layer(network, layer)
-    if not isinstance(network, nn.Sequential):
+    if type(network) is not nn.Sequential:  # a network that is one by its class keeps its names
         return Tap(network, layer)
     kept, reached = _prefix(network, layer.split("."))  # a layer inside a block is tapped: the block still runs whole
     return kept if reached else Tap(kept, layer)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import InputError
-from .few_shot import DropBlock
+from .few_shot import DropBlock, draw_by_fan_out
 from .torchvisions import StochasticDepth, models
 
 Block = Callable[[int, int, int], "_Residual"]  # of so many channels, in a stage from 0 on, with a stride
@@ -58,7 +58,7 @@ class _Residual(nn.Module):
         return total if self.relu is None else self.relu(total)
 
 
-class ResidualStages(nn.Module):
+class ResidualStages(nn.Sequential):
     """A convolution and three stages of residual blocks, the second and third of which begin with a stride of 2.
 
     Args:
@@ -103,14 +103,7 @@ class ResidualStages(nn.Module):
         self.stem = nn.Sequential(*_normed(3, stem, 3), *([] if ends else [nn.ReLU()]))
         self.layer1, self.layer2, self.layer3 = stages
         self.relu = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()) if ends else nn.Identity()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b k h w"]:
-        """The feature map."""
-        feature_map: Tensor = self.relu(self.layer3(self.layer2(self.layer1(self.stem(images)))))
-        return feature_map
+        draw_by_fan_out(self)
 
 
 def _normed(inputs: int, outputs: int, side: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:

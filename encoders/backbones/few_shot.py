@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +14,14 @@ from torch.nn import functional
 from ...errors import InputError
 
 
-class Conv4(nn.Module):
+def draw_by_fan_out(network: nn.Module, **how: Any) -> None:
+    """Draw the weights of all convolutions anew, normal with a spread by their outputs (He et al. 2015)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", **{"nonlinearity": "relu", **how})
+
+
+class Conv4(nn.Sequential):
     """Four times 3×3 convolution, batch norm, ReLU, 2×2 max pooling; 113,088 parameters at the usual width.
 
     An 84×84 image ends as 5×5, a 28×28 one as 1×1, which leaves nothing to localise: enlarge it, or leave out the
@@ -34,11 +42,6 @@ class Conv4(nn.Module):
             layers = [convolution, nn.BatchNorm2d(width), nn.ReLU()]
             blocks.append(nn.Sequential(*layers, *([nn.MaxPool2d(2)] if last_pool or i < 3 else [])))
         self.encoder = nn.Sequential(*blocks)
-
-    def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b k h w"]:
-        """The feature map."""
-        feature_map: Tensor = self.encoder(images)
-        return feature_map
 
 
 class DropBlock(nn.Module):
@@ -74,29 +77,24 @@ class DropBlock(nn.Module):
 
     def forward(self, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
         """The feature map, in training mode with holes."""
-        if self.training:
-            rate = self.current_rate
-            self.num_batches_tracked += 1
-            feature_map = _with_holes(feature_map, rate, self.size)
-        return feature_map
+        if not self.training:
+            return feature_map
+        # as torchvision's `drop_block2d`, which refuses squares of an even side: what a small map leaves of one
+        rows, columns = (min(self.size, side) for side in feature_map.shape[-2:])
+        starts = feature_map[..., rows - 1 :, columns - 1 :]  # as many as there are places for a square
+        gamma = self.current_rate * feature_map[0, 0].numel() / (rows * columns * starts[0, 0].numel())
+        self.num_batches_tracked += 1
+        seeds = torch.empty_like(starts, memory_format=torch.contiguous_format).bernoulli_(min(gamma, 1.0))
+        spread = functional.pad(seeds, (columns - 1, columns - 1, rows - 1, rows - 1))
+        kept = 1 - functional.max_pool2d(spread, (rows, columns), stride=1)
+        return feature_map * kept * (kept.numel() / kept.sum().clamp(min=1))
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
         return f"rate={self.rate}, size={self.size}, ramp={self.ramp}"
 
 
-def _with_holes(feature_map: Tensor, rate: float, size: int) -> Tensor:
-    """As torchvision's `drop_block2d`, which refuses squares of an even side: what a small map leaves of one."""
-    rows, columns = (min(size, side) for side in feature_map.shape[-2:])
-    starts = feature_map[..., rows - 1 :, columns - 1 :]  # as many as there are places for a square
-    gamma = rate * feature_map[0, 0].numel() / (rows * columns * starts[0, 0].numel())
-    seeds = torch.empty_like(starts, memory_format=torch.contiguous_format).bernoulli_(min(gamma, 1.0))
-    spread = functional.pad(seeds, (columns - 1, columns - 1, rows - 1, rows - 1))
-    kept = 1 - functional.max_pool2d(spread, (rows, columns), stride=1)
-    return feature_map * kept * (kept.numel() / kept.sum().clamp(min=1))
-
-
-class ResNet12(nn.Module):
+class ResNet12(nn.Sequential):
     """Four residual blocks of three 3×3 convolutions, each block followed by 2×2 max pooling.
 
     Two widths are in use: 64-160-320-640 (MetaOptNet, FEAT; 12,424,320 parameters) and 64-128-256-512 (Meta-Baseline;
@@ -133,14 +131,7 @@ class ResNet12(nn.Module):
                 dropped = DropBlock(drop_rate, size=drop_size, ramp=drop_ramp)
                 stages[-1].append(nn.Dropout(drop_rate) if number < 2 else dropped)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu", a=0.1)
-
-    def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b k h w"]:
-        """The feature map."""
-        feature_map: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(images))))
-        return feature_map
+        draw_by_fan_out(self, nonlinearity="leaky_relu", a=0.1)
 
 
 class _ResidualBlock(nn.Module):
@@ -162,7 +153,7 @@ class _ResidualBlock(nn.Module):
         return activated
 
 
-class WideResNet(nn.Module):
+class WideResNet(nn.Sequential):
     """Pre-activation residual blocks in three groups, 16-160-320-640 channels at the usual width of 10.
 
     The first group keeps the resolution and the two others halve it: an 84×84 image ends as 21×21 and a 32×32 one as
@@ -185,26 +176,14 @@ class WideResNet(nn.Module):
             raise InputError(f"a wide ResNet needs width ≥ 1 and a drop rate in [0, 1), got {width} and {drop_rate}")
         blocks, channels = (depth - 4) // 6, (16, 16 * width, 32 * width, 64 * width)
         self.conv1 = nn.Conv2d(3, channels[0], 3, stride=stride, padding=1, bias=False)
-        self.layer1 = _group(channels[0], channels[1], blocks, stride=1, drop_rate=drop_rate)
-        self.layer2 = _group(channels[1], channels[2], blocks, stride=2, drop_rate=drop_rate)
-        self.layer3 = _group(channels[2], channels[3], blocks, stride=2, drop_rate=drop_rate)
+        for number, (inputs, outputs) in enumerate(pairwise(channels), start=1):
+            group = nn.Sequential(_WideBlock(inputs, outputs, stride=min(number, 2), drop_rate=drop_rate))
+            for _ in range(blocks - 1):
+                group.append(_WideBlock(outputs, outputs, stride=1, drop_rate=drop_rate))
+            self.add_module(f"layer{number}", group)
         self.bn1 = nn.BatchNorm2d(channels[3])
         self.relu = nn.ReLU()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b k h w"]:
-        """The feature map."""
-        x = self.layer3(self.layer2(self.layer1(self.conv1(images))))
-        feature_map: Tensor = self.relu(self.bn1(x))
-        return feature_map
-
-
-def _group(in_channels: int, channels: int, blocks: int, *, stride: int, drop_rate: float) -> nn.Sequential:
-    first = _WideBlock(in_channels, channels, stride=stride, drop_rate=drop_rate)
-    rest = (_WideBlock(channels, channels, stride=1, drop_rate=drop_rate) for _ in range(blocks - 1))
-    return nn.Sequential(first, *rest)
+        draw_by_fan_out(self)
 
 
 class _WideBlock(nn.Module):

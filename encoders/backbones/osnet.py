@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import InputError
+from .few_shot import draw_by_fan_out
 
 OSNETS: Mapping[str, Mapping[str, Any]] = {  # by the names of torchreid, and those that fast-reid's options would have
     f"osnet_{form}x{width}": {"width": float(width.replace("_", ".")), "norm": form.rstrip("_") or "batch"}
@@ -22,7 +22,7 @@ OSNET_SPARE = frozenset({"classifier.weight", "classifier.bias"})  # of the trai
 _WITH_NORM_INSIDE = {"conv2.0", "conv2.1", "conv3.1", "conv4.0"}  # blocks of OSNet-AIN, as its search found them
 
 
-class OSNet(nn.Module):
+class OSNet(nn.Sequential):
     """Omni-scale network: residual blocks of four streams that see 3, 5, 7 and 9 pixels, gated and added.
 
     A 256×128 image ends as 16×8 with 512 channels at full width. Layers are called as in torchreid's code, so its state
@@ -58,16 +58,7 @@ class OSNet(nn.Module):
             if stage < 4 and is_adaptive:
                 self.add_module(f"pool{stage}", halving)
         self.conv5 = _unit(channels[3], channels[3], 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b k h w"]:
-        """The feature map."""
-        x = images
-        for stage in self.children():
-            x = stage(x)
-        return x
+        draw_by_fan_out(self)
 
 
 def _unit(

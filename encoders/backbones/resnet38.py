@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import InputError
+from .few_shot import draw_by_fan_out
 
 # Of published checkpoints: classifiers and refinements that are no part of the backbone.
 RESNET38_SPARE = frozenset(
@@ -13,7 +13,7 @@ RESNET38_SPARE = frozenset(
 )
 
 
-class ResNet38(nn.Module):
+class ResNet38(nn.Sequential):
     """Wide pre-activation ResNet, model A1, with a map of 4096 channels at an eighth of the image's side.
 
     The fifth stage spreads its kernels by 2 and the last two blocks by 4, in place of two further strides. Layers are
@@ -46,18 +46,7 @@ class ResNet38(nn.Module):
         self.b6 = _Bottleneck(16 * w, 32 * w, dilation=4, drop_rate=drop_rate[0])
         self.b7 = _Bottleneck(32 * w, 64 * w, dilation=4, drop_rate=drop_rate[1])
         self.bn7, self.relu7 = nn.BatchNorm2d(64 * w), nn.ReLU()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b k h w"]:
-        """The feature map."""
-        x = self.conv1a(images)
-        for name, block in self.named_children():
-            if name.startswith("b") and name != "bn7":
-                x = block(x)
-        feature_map: Tensor = self.relu7(self.bn7(x))
-        return feature_map
+        draw_by_fan_out(self)
 
 
 class _Block(nn.Module):
