@@ -25,9 +25,8 @@ from ..remarks import remark
 from .backbones.registry import available_architectures, require_architecture
 from .backbones.torchvisions import models, transforms
 from .heads import GAP, BNNeck, GeM, Pooling
-from .libraries import open_clips
+from .libraries.builders import transform_of_open_clip, transform_of_timm
 from .libraries.mxnet_params import is_params, read_params
-from .libraries.timms import transform_of
 from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, library_of, needs_weights, program_in, refuse_weight_file
 from .state_dicts import StateDict, load_state
 
@@ -256,10 +255,10 @@ def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateD
 def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
     """The transform that a module of the user's own asks for; without one, ImageNet's with a remark."""
     timms = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
-    transform = None if timms is None else transform_of(timms)
+    transform = None if timms is None else transform_of_timm(timms)
     own = getattr(getattr(module, "visual", module), "preprocess_cfg", None)  # of open_clip
     if timms is None and own is not None:
-        transform = open_clips.transform_of(own)
+        transform = transform_of_open_clip(own)
     if transform is None and not is_told:
         remark(
             f"what mean and std {type(module).__name__} wants is not known, so ImageNet's are taken; say them with "

@@ -19,7 +19,7 @@ from ...errors import InputError, ShapeError
 from ...images.transform import Transform
 from ..checkpoint import canonical_json
 from ..layers import closest, cut
-from ..libraries.models import build_model
+from ..libraries.builders import build_model
 from ..names import library_of
 from ..readouts import read_out, source_of
 from .cifar import cifar_resnet, cifar_resnext, densenet_bc, pyramidnet

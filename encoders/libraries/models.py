@@ -6,7 +6,6 @@ tensors. What a name alone does not determine is kept in the encoder's options, 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,11 +24,8 @@ from torch import nn
 from ...errors import InputError, MissingExtraError, WeightsError
 from ...images.transform import Transform
 from ...remarks import DistcamWarning
-from ..checkpoint import canonical_json
 from ..layers import closest
-from ..names import LIBRARIES, library_of
-
-_BUILDERS = {"timm": "timms", "hf": "hugging_face", "open_clip": "open_clips"}
+from ..names import LIBRARIES
 
 
 @dataclass(frozen=True)
@@ -56,19 +52,6 @@ def library(prefix: str) -> Any:
         raise MissingExtraError(
             f"{prefix}:NAME is a network of {name}, which is not here: pip install 'distcam[{name}]'"
         ) from error
-
-
-def build_model(name: str, options: Mapping[str, Any], *, is_pretrained: bool = False) -> LibraryModel:
-    """The network that a name stands for, with the library's own weights or freshly drawn ones."""
-    prefix = library_of(name)
-    if prefix is None or name == f"{prefix}:":
-        raise InputError(f"expected a name behind the colon, such as timm:resnet50, got {name!r}")
-    module = import_module(f".{_BUILDERS[prefix]}", __package__)  # not at the top: each needs this module
-    library(prefix)
-    with fetching(name):
-        built: LibraryModel = module.build(name.removeprefix(f"{prefix}:"), dict(options), is_pretrained)
-    options = json.loads(canonical_json(built.options))  # what they become in a checkpoint, and so in the fingerprint
-    return replace(built, options=options)
 
 
 def require_known(prefix: str, name: str, names: list[str]) -> None:

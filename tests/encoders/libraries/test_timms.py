@@ -60,10 +60,10 @@ def test_embeddings_are_timms_own_to_1e_5_from_its_own_pixels(name: str, tmp_pat
     ],
 )
 def test_crop_share_and_mode_are_those_of_the_configuration(config: dict[str, Any], expected: dict[str, Any]) -> None:
-    from distcam.encoders.libraries.timms import transform_of
+    from distcam.encoders.libraries.builders import transform_of_timm
 
     looks: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 224, 224)}
-    found = transform_of({**looks, "interpolation": "bicubic", **config})
+    found = transform_of_timm({**looks, "interpolation": "bicubic", **config})
     assert found == Transform(224, **{k: looks[k] for k in ("mean", "std")}, interpolation="bicubic", **expected)
 
 
