@@ -222,8 +222,8 @@ def _mask_maker(
 ) -> tuple[Callable[[int], Mask], float | None]:
     """The mask of each image, and the background's score beside a CRF: the best one if none is given."""
     from ..segmentation.pipeline import predicted_mask
-    from ..segmentation.pseudo_masks.crf import CrfSettings
     from ..segmentation.pseudo_masks.make import CueStage, MaskMaker
+    from ..segmentation.pseudo_masks.refining import CrfSettings
     from ..segmentation.segmenter.inference import on_device, require_classes
     from ..segmentation.segmenter.segmenter import Segmenter
 

@@ -18,11 +18,20 @@ from torch import Tensor, nn
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
 from ..images.transform import Transform
-from .devices import Graphs, SideStream, at_once, in_order, one_late, resolved_precision, stacked
+from .devices import (
+    Graphs,
+    SideStream,
+    absorb_batch_norms,
+    at_once,
+    cast_once,
+    in_order,
+    one_late,
+    resolved_precision,
+    stacked,
+)
 from .encoder import Encoder
 from .encoding import Encoding
 from .fine import FineTap
-from .fusing import absorb_batch_norms, cast_once
 from .layers import unwrapped
 from .readouts import makes_maps, making_maps
 

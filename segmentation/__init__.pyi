@@ -8,13 +8,13 @@ from .data import MaskedImages as MaskedImages
 from .pipeline import run_segmentation as run_segmentation
 from .pipeline import score_segmenter as score_segmenter
 from .pipeline_recipe import PipelineRecipe as PipelineRecipe
-from .pseudo_masks.affinity_net import WalkSettings as WalkSettings
-from .pseudo_masks.affinity_net import refine_by_walk as refine_by_walk
-from .pseudo_masks.crf import CrfSettings as CrfSettings
-from .pseudo_masks.crf import dense_crf as dense_crf
 from .pseudo_masks.make import CueSettings as CueSettings
 from .pseudo_masks.make import make_cues as make_cues
 from .pseudo_masks.make import pseudo_mask as pseudo_mask
+from .pseudo_masks.refining import CrfSettings as CrfSettings
+from .pseudo_masks.refining import WalkSettings as WalkSettings
+from .pseudo_masks.refining import dense_crf as dense_crf
+from .pseudo_masks.refining import refine_by_walk as refine_by_walk
 from .pseudo_masks.sources import WeakSegmenter as WeakSegmenter
 from .pseudo_masks.sources import load_source as load_source
 from .pseudo_masks.sources import network_of as network_of

@@ -33,8 +33,8 @@ from ..training.recipes.runs import RunResult, run_recipe
 from ..training.recipes.tables import plain
 from .data import MaskedImages, all_readable
 from .pipeline_recipe import NetworkSettings, PipelineRecipe
-from .pseudo_masks.crf import CrfSettings, dense_crf
 from .pseudo_masks.make import make_masks, most_likely
+from .pseudo_masks.refining import CrfSettings, dense_crf
 from .pseudo_masks.sources import load_source
 from .segmenter.inference import InferenceSettings, require_classes
 from .segmenter.losses import SEGMENTER_TERMS, dense_training_set

@@ -14,8 +14,8 @@ from ..training.data.training_set import Cache
 from ..training.recipes.recipe import Recipe, RecipeFile, located
 from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
 from .data import MaskedImages
-from .pseudo_masks.crf import CrfSettings
 from .pseudo_masks.make import CueStage
+from .pseudo_masks.refining import CrfSettings
 from .segmenter.inference import ONE_LOOK, InferenceSettings
 
 _TABLES = ("name", "variant", "data", "weak", "cues", "segmenter", "seed")

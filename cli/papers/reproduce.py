@@ -26,8 +26,7 @@ from ..train import (
 )
 
 if TYPE_CHECKING:
-    from ...training.recipes.papers import Paper
-    from ...training.recipes.recipe import RecipeFile
+    from ...training.recipes.recipe import Paper, RecipeFile
 
 PAPERS = FOLDER / "papers"
 app = Commands()
@@ -62,8 +61,7 @@ def reproduce(
     strict: Strict = False,
 ) -> None:
     """Repeat a table of a paper: look for the data, print the settings, train, and measure."""
-    from ...training.recipes.papers import Paper, require
-    from ...training.recipes.recipe import RecipeFile
+    from ...training.recipes.recipe import Paper, RecipeFile, require
     from ...training.recipes.tables import as_toml, check_name, parse
 
     check_name("table of a paper", name, list(titles_in(PAPERS)))

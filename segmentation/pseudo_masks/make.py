@@ -22,8 +22,15 @@ from ...progress import Progress
 from ...training.recipes.tables import BelowOne, Table
 from ..data import MaskedImages
 from ..segmenter.inference import InferenceSettings, Shown, on_device, require_classes, score_image
-from .affinity_net import AffinityNet, AffinitySettings, WalkSettings, refine_by_walk, train_affinity
-from .crf import CrfSettings, dense_crf
+from .refining import (
+    AffinityNet,
+    AffinitySettings,
+    CrfSettings,
+    WalkSettings,
+    dense_crf,
+    refine_by_walk,
+    train_affinity,
+)
 from .sources import ClassMapSource
 
 

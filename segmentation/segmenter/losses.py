@@ -28,7 +28,7 @@ from ...training.engine.step import Batch, Step, Term, multi_hot
 from ...training.losses.registry import Builder, made
 from ...training.recipes.tables import check_name
 from ..data import MaskedImages, label_map
-from ..pseudo_masks.crf import CrfSettings, dense_crf
+from ..pseudo_masks.refining import CrfSettings, dense_crf
 
 _WHO = "a segmentation network"
 

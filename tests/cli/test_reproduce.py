@@ -15,8 +15,7 @@ from distcam.datasets.registry import named_benchmark
 from distcam.errors import InputError
 from distcam.images import load_dataset
 from distcam.synthetic.miniatures import MINIATURES, write_miniature
-from distcam.training.recipes.papers import Paper, require
-from distcam.training.recipes.recipe import Recipe, RecipeFile
+from distcam.training.recipes.recipe import Paper, Recipe, RecipeFile, require
 from distcam.training.recipes.tables import parse
 
 NAMES = list(titles_in(PAPERS))

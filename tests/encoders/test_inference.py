@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from distcam.encoders import BNNeck, Encoder, Inference, Linear, Sequential
-from distcam.encoders.devices import resolved_precision
-from distcam.encoders.fusing import fuse_batch_norms
+from distcam.encoders.devices import fuse_batch_norms, resolved_precision
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
 

@@ -25,7 +25,7 @@ from ...errors import InputError
 from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings
 from . import environment, outcome
-from .adapters import merge_adapters
+from .backbone_parts import merge_adapters
 from .features import features_of_frozen
 from .optimisation import Optimisation, set_training, training_mode, what_is_trained
 from .step import Batch, BatchSource, Losses, Objective, Progress, Step, as_numbers

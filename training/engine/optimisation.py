@@ -21,8 +21,7 @@ from ...encoders.layers import closest
 from ...encoders.readouts import source_of
 from ...errors import InputError
 from ..recipes.settings import OptimiserSettings, ScheduleSettings, Settings
-from .adapters import adapted, layers_with_adapters
-from .blocks import blocks_of
+from .backbone_parts import adapted, blocks_of, layers_with_adapters
 from .step import Objective
 
 Tensors = tuple[Tensor, ...] | list[Tensor]

@@ -6,6 +6,7 @@ A task is a subclass of `Recipe`: its fields are the tables that it adds, `open`
 from __future__ import annotations
 
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -207,7 +208,7 @@ class RecipeFile:
         return table
 
     def paper(self, variant: str | None = None) -> Mapping[str, Any]:
-        """The table `[paper]` of a variant, see `papers.Paper`; empty for a recipe that repeats no paper's table."""
+        """The table `[paper]` of a variant, see `Paper`; empty for a recipe that repeats no paper's table."""
         return checked_table(self._chosen(variant).get("paper", {}), "paper")
 
     def _chosen(self, variant: str | None) -> dict[str, Any]:
@@ -240,3 +241,54 @@ def parse_change(text: str) -> dict[str, Any]:
         changed = {name: changed}
     result: dict[str, Any] = changed
     return result
+
+
+class Miniature(Table):
+    """A run of about a minute on small copies of the data."""
+
+    layouts: tuple[str, ...] = ()  # the copies, by their names in `synthetic.miniatures`
+    variants: tuple[str, ...] = ()  # those that are run; all if empty
+    changes: tuple[str, ...] = ()  # of the recipe, as `--set` takes them
+
+
+class Paper(Table):
+    """How a table of a paper is repeated."""
+
+    # the command that trains; "none" where nothing is trained, and `then` is all
+    task: Literal["train", "fewshot", "reid", "segment", "none"] = "train"
+    # files and folders below that of the data, as archives unpack; "A|B" where either will do
+    needs: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()  # further files, which a miniature does without
+    # commands for every run, without the word distcam. In braces: {data_folder}, {run} (the run's own folder), and what
+    # the recipe says, such as {encoder[architecture]}
+    then: tuple[str, ...] = ()
+    mini: Miniature = Miniature()
+
+    def missing(self, folder: Path, *, weights: bool = True) -> list[str]:
+        """Those of the needed paths that are not there; alternatives in one line."""
+        needed = (*self.needs, *(self.weights if weights else ()))
+        either = {need: need.split("|") for need in needed}
+        return [
+            " or ".join(str(folder / path) for path in paths)
+            for paths in either.values()
+            if not any((folder / path).exists() for path in paths)
+        ]
+
+    def commands(self, table: Mapping[str, Any], *, data_folder: Path, run: Path) -> list[list[str]]:
+        """The words of what follows a run; `table` is its resolved recipe."""
+        known = {**table, "data_folder": data_folder, "run": run}
+        try:
+            return [[word.format_map(known) for word in shlex.split(command)] for command in self.then]
+        except (KeyError, ValueError) as error:
+            raise InputError(f"[paper] then: {error} is nothing that the recipe says") from None
+
+
+def require(papers: Sequence[Paper], folder: Path, *, weights: bool = True) -> None:
+    """Nothing, if all that the recipes read lies in its place; else one error that names every path."""
+    missing = list(dict.fromkeys(path for paper in papers for path in paper.missing(folder, weights=weights)))
+    if not missing:
+        return
+    firsts = {need.partition("/")[0] for paper in papers for need in paper.needs}
+    inside = f"; {folder.name} is one of the data sets: give the folder around it" if folder.name in firsts else ""
+    listed = "; ".join(missing)
+    raise InputError(f"{folder}: {len(missing)} of what the recipe reads are not there: {listed}{inside}")

@@ -13,7 +13,8 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.pseudo_masks.affinity_net import (
+from distcam.segmentation.pseudo_masks.make import pseudo_mask
+from distcam.segmentation.pseudo_masks.refining import (
     AffinitySettings,
     WalkSettings,
     affinities,
@@ -24,7 +25,6 @@ from distcam.segmentation.pseudo_masks.affinity_net import (
     shifted,
     train_affinity,
 )
-from distcam.segmentation.pseudo_masks.make import pseudo_mask
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 

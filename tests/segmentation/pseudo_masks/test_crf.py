@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from distcam.errors import InputError, MissingExtraError, ShapeError
-from distcam.segmentation.pseudo_masks.crf import CrfSettings, dense_crf
+from distcam.segmentation.pseudo_masks.refining import CrfSettings, dense_crf
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from distcam.images import Transform
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.pipeline import run_segmentation, score_segmenter
 from distcam.segmentation.pipeline_recipe import PipelineRecipe, is_pipeline
-from distcam.segmentation.pseudo_masks.crf import CrfSettings, dense_crf
 from distcam.segmentation.pseudo_masks.make import make_masks
+from distcam.segmentation.pseudo_masks.refining import CrfSettings, dense_crf
 from distcam.segmentation.pseudo_masks.sources import load_source
 from distcam.segmentation.segmenter.inference import InferenceSettings
 from distcam.segmentation.segmenter.losses import (

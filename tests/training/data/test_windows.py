@@ -11,11 +11,10 @@ from torchvision.transforms.v2 import functional as oracle
 from distcam.errors import InputError
 from distcam.images import Box, Transform, list_images
 from distcam.training.data.augment import AugmentSettings, uniforms
-from distcam.training.data.batches import TrainingBatches
+from distcam.training.data.batches import TrainingBatches, Window
 from distcam.training.data.outlines import Outline, RegionSettings
 from distcam.training.data.samplers import shuffled
 from distcam.training.data.training_set import TrainingSet
-from distcam.training.data.windows import Window
 from distcam.training.recipes.recipe import Recipe
 
 SHARE = AugmentSettings(flip=0.0, crop=(0.2, 0.6), crop_from="file")

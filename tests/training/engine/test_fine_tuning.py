@@ -16,8 +16,7 @@ from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.training import Objective, OptimiserSettings, Settings, Term, fit
-from distcam.training.engine.adapters import adapted, layers_with_adapters, merge_adapters
-from distcam.training.engine.blocks import blocks_of
+from distcam.training.engine.backbone_parts import adapted, blocks_of, layers_with_adapters, merge_adapters
 from distcam.training.engine.optimisation import Optimisation, training_mode, what_is_trained
 from distcam.training.recipes.settings import LoraSettings
 
