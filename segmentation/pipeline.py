@@ -30,7 +30,6 @@ from ..training.data.batches import Part, RunData
 from ..training.engine.outcome import write_json
 from ..training.recipes.recipe import EncoderSettings, Recipe, located
 from ..training.recipes.runs import RunResult, run_recipe
-from ..training.recipes.tables import plain
 from .data import MaskedImages, all_readable
 from .pipeline_recipe import NetworkSettings, PipelineRecipe
 from .pseudo_masks.make import make_masks, most_likely
@@ -86,7 +85,7 @@ def run_segmentation(
             raise InputError("the recipe trains nothing: it has neither a [[weak.loss]] nor a [segmenter]")
         outcome = dataclasses.replace(result, metrics=metrics, parts=parts, seconds=time.perf_counter() - started)
         if folder is not None:
-            write_json(place / "result.json", {**outcome.to_dict(), "recipe": plain(dict(recipe.table))})
+            write_json(place / "result.json", {**outcome.to_dict(), "recipe": dict(recipe.table)})
     return outcome
 
 
@@ -133,7 +132,7 @@ class _Run:
         recipe = self.recipe
         weak = self.folder / "weak" if recipe.weak is not None else located(recipe.checkpoint, recipe.folder)
         source = load_source(weak, method=recipe.cues.method)
-        settings = {"cues": plain(recipe.cues), "seed": self.seed}
+        settings = {"cues": recipe.cues.to_dict(), "seed": self.seed}
         masks = VocFolder(self.folder / "masks", train.class_names, settings=settings)
         told: dict[str, Any] = {"stage": recipe.cues, "saliency": self.saliency, "seed": self.seed}
         metrics = make_masks(source, train, masks, progress=self.progress, **told)
@@ -163,7 +162,7 @@ class _Run:
             own = dense_training_set(train, transform, cache=recipe.data.cache)
             return RunData({"train": own}, parts=self.parts, terms=SEGMENTER_TERMS)
 
-        options = {"encoder": segmenter, "config": plain(dict(recipe.table)), **self.told}
+        options = {"encoder": segmenter, "config": dict(recipe.table), **self.told}
         result = run_recipe(training, data=opened, folder=self.folder / "network", **options)
         segmenter.save(self.folder / "segmenter.safetensors")
         return result, segmenter

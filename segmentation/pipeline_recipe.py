@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from ..errors import InputError
 from ..training.data.training_set import Cache
 from ..training.recipes.recipe import Recipe, RecipeFile, located
-from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
+from ..training.recipes.tables import Table, check_name, checked_table, parse
 from .data import MaskedImages
 from .pseudo_masks.make import CueStage
 from .pseudo_masks.refining import CrfSettings
@@ -85,7 +85,7 @@ class PipelineData(Table):
             from ..synthetic.scene_set import SceneSet, write_scenes
 
             scenes = self.scenes
-            digest = hashlib.sha256(json.dumps(plain(scenes), sort_keys=True).encode()).hexdigest()[:8]
+            digest = hashlib.sha256(json.dumps(scenes.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
             target = cache / f"scenes-{digest}"
             if not (target / "scenes.csv").is_file():
                 write_scenes(

@@ -24,7 +24,7 @@ from ...images.listing import quiet_listing
 from ...images.masks import MaskFolder
 from ...progress import Progress
 from ...remarks import Skipped, remark
-from ..recipes.tables import Table, plain
+from ..recipes.tables import Table
 from .batches import Part, RunData, parts_of
 from .dividing import SplitSettings, divided, settled, shown_classes
 from .outlines import Outline, RegionSettings, boxes_from, outlines_of
@@ -199,11 +199,11 @@ def _drawn_splits(
     if "train" not in scenes.splits:
         raise InputError(f"[data.scenes.splits] needs a split 'train'; got {', '.join(scenes.splits) or 'none'}")
     classes = blueprints(scenes.classes + scenes.novel_classes, seed=scenes.seed)
-    common = {key: value for key, value in plain(scenes).items() if key != "splits"}
+    common = {key: value for key, value in scenes.to_dict().items() if key != "splits"}
     sets: dict[str, TrainingSet] = {}
     for name, part in scenes.splits.items():
         own = classes[: scenes.classes] if part.classes == "base" else classes[scenes.classes :]
-        known = json.dumps([name, plain(part), common], sort_keys=True)  # everything that the images depend on
+        known = json.dumps([name, part.to_dict(), common], sort_keys=True)  # everything that the images depend on
         target = cache / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
         if not (target / "scenes.csv").is_file():
             write_scenes(

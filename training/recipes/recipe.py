@@ -29,7 +29,7 @@ from ..data.splits import DataSettings, load_splits, settled_split
 from ..engine.environment import current_world
 from .evaluator import EvaluationSettings
 from .settings import OptimiserSettings, ScheduleSettings, Settings
-from .tables import Table, check_name, checked_table, merged, parse, plain
+from .tables import Table, check_name, checked_table, merged, parse
 
 
 class EncoderSettings(Table):
@@ -164,7 +164,7 @@ class Recipe(Table):
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe with every default filled in, as JSON can hold it; `from_dict` restores it."""
-        table: dict[str, Any] = plain(self)
+        table = super().to_dict()
         run = table.pop("run")
         return {**table, "optimiser": run.pop("optimiser"), "schedule": run.pop("schedule"), "run": run}
 

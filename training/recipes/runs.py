@@ -33,7 +33,6 @@ from ..engine.step import Objective
 from ..losses.registry import TERMS, TermContext, build_objective
 from .evaluator import Evaluator
 from .recipe import Recipe, RecipeFile
-from .tables import plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +224,8 @@ class Comparison:
             variant: {name: [None if math.isnan(value) else value for value in seeds] for name, seeds in own.items()}
             for variant, own in self.values.items()
         }
-        return {**plain(self), "values": values}
+        more = {"seconds": dict(self.seconds), "data": dict(self.data), "seen_as": list(self.seen_as)}
+        return {"name": self.name, "seeds": list(self.seeds), "values": values, **more}
 
 
 def run_variants(

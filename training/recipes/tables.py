@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import math
@@ -95,6 +94,10 @@ class Table(BaseModel):
         """The same table with some other values, checked as a new one."""
         return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **values})
 
+    def to_dict(self) -> dict[str, Any]:
+        """The table as JSON and TOML hold it: tables, lists, strings, numbers, with every default filled in."""
+        return self.model_dump(mode="json")
+
     def _check(self) -> None:
         """Raise InputError for values that do not fit together."""
 
@@ -136,9 +139,8 @@ _EXPECTED = {
     "string": "a string",
     "bool": "true or false",
     "tuple": "a list",
-    **dict.fromkeys(("model", "dataclass", "dict", "mapping"), "a table"),
+    **dict.fromkeys(("model", "dict", "mapping"), "a table"),
 }
-_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any], where: str) -> str:
@@ -146,13 +148,14 @@ def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any]
 
     def rank(problem: Any) -> int:
         kind: str = problem["type"]
-        return (kind not in _UNKNOWN) + kind.endswith("_type") + (kind in ("model_type", "dataclass_type"))
+        return (kind != "extra_forbidden") + kind.endswith("_type") + (kind == "model_type")
 
     problem = min(error.errors(include_url=False), key=rank)
     kind, key = problem["type"], problem["loc"][-1] if problem["loc"] else ""
-    path, hint, value = _place(problem["loc"][:-1] if kind in (*_UNKNOWN, "missing") else problem["loc"], cls, table)
+    is_of_table = kind in ("extra_forbidden", "missing")
+    path, hint, value = _place(problem["loc"][:-1] if is_of_table else problem["loc"], cls, table)
     path = where + path if where else path.lstrip(".")
-    if kind in _UNKNOWN:
+    if kind == "extra_forbidden":
         return unknown_name(f"key in [{path}]" if path else "table or key of the recipe", key, _fields(hint))
     if kind in ("missing", "too_long") and not isinstance(value, Mapping):
         return f"{path}: expected {len(get_args(hint))} values, got {len(value)}"
@@ -200,24 +203,11 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _fields(hint: Any) -> tuple[str, ...]:
-    """The names of the fields of a model or dataclass; none of anything else."""
+    """The names of the fields of a model; none of anything else."""
     for option in _alternatives(hint):
         if isinstance(option, type) and issubclass(option, BaseModel):
             return tuple(option.model_fields)
-        if isinstance(option, type) and dataclasses.is_dataclass(option):
-            return tuple(field.name for field in dataclasses.fields(option) if field.init)
     return ()
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON and TOML hold it: tables, lists, strings, numbers."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def as_toml(table: Mapping[str, Any], heading: str = "") -> str:

@@ -27,7 +27,7 @@ from distcam.training.losses.registry import TERMS
 from distcam.training.recipes.recipe import EncoderSettings, Recipe, RecipeFile, parse_change
 from distcam.training.recipes.runs import Comparison, run_recipe, run_variants
 from distcam.training.recipes.settings import OptimiserSettings, ScheduleSettings
-from distcam.training.recipes.tables import as_toml, merged, parse, plain
+from distcam.training.recipes.tables import as_toml, merged, parse
 
 TEXT = """
 [data]
@@ -495,8 +495,8 @@ def test_a_key_that_its_table_does_not_use_is_refused(cls, table, key) -> None:
     with pytest.raises(InputError, match=rf"\[here\] {key} is not used by .*; leave it out"):
         parse(cls, table, "here")
     used = {name: value for name, value in table.items() if name != key}
-    as_written_out = plain(parse(cls, used, "here"))
-    assert plain(parse(cls, {name: each for name, each in as_written_out.items() if each is not None}, "here"))
+    as_written_out = parse(cls, used, "here").to_dict()
+    assert parse(cls, {name: each for name, each in as_written_out.items() if each is not None}, "here").to_dict()
 
 
 def test_a_table_as_toml_leaves_out_what_is_none() -> None:
