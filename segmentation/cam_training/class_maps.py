@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
@@ -157,7 +158,7 @@ class MapRefinement(nn.Module):
 
     def options(self) -> dict[str, object]:
         """Stages and settings, as JSON can hold them."""
-        own = {name: getattr(self.settings, name) for name in RefinementSettings.model_fields}
+        own = self.settings.model_dump(include=set(RefinementSettings.model_fields))
         return {"stage_dims": list(self.stage_dims), **own}
 
     def features(
@@ -205,11 +206,8 @@ def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[Callable[[]
     layers = [layer.removeprefix("source.") for layer in layers]
     outputs: dict[str, Tensor] = {}
 
-    def keeper(layer: str) -> Callable[[nn.Module, object, object], None]:
-        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-            outputs[layer] = returned_by(layer, output).detach()
-
-        return keep
+    def keep(layer: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        outputs[layer] = returned_by(layer, output).detach()
 
     def stages() -> list[Tensor]:
         missing = next((layer for layer in layers if layer not in outputs), None)
@@ -219,7 +217,7 @@ def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[Callable[[]
 
     for layer in layers:
         require_layer(backbone, layer)
-    handles = [backbone.get_submodule(layer).register_forward_hook(keeper(layer)) for layer in layers]
+    handles = [backbone.get_submodule(layer).register_forward_hook(partial(keep, layer)) for layer in layers]
     try:
         yield stages
     finally:

@@ -93,11 +93,8 @@ async def search(
 async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Response:
     """Rank without a forward pass, unless a region of a gallery without stored maps is asked for."""
     start = time.perf_counter()
-
-    def answer(retriever: Retriever) -> Response:
-        return _Ranking(retriever, _stored(retriever, asked.id), asked).answer(start)
-
-    return await service.read(answer, step="search")
+    ranking = service.read(lambda known: _Ranking(known, _stored(known, asked.id), asked).answer(start), step="search")
+    return await ranking
 
 
 @router.post(
@@ -109,12 +106,8 @@ async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Respo
 async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Response:
     """Rank without an image, so that nothing can be explained."""
     start = time.perf_counter()
-
-    def answer(retriever: Retriever) -> Response:
-        query = ImageQuery("a vector", None, BareVector(torch.tensor([asked.vector], dtype=torch.float32)))
-        return _Ranking(retriever, query, asked).answer(start)
-
-    return await service.read(answer, step="search")
+    query = ImageQuery("a vector", None, BareVector(torch.tensor([asked.vector], dtype=torch.float32)))
+    return await service.read(lambda retriever: _Ranking(retriever, query, asked).answer(start), step="search")
 
 
 @router.post(

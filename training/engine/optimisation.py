@@ -31,8 +31,18 @@ class Optimisation:
     """The optimiser of a run with its schedule, and the moving average of what it trains."""
 
     def __init__(self, encoder: Encoder, objective: Objective, settings: Settings, *, steps_per_epoch: int) -> None:
-        self.optimiser = _optimiser(encoder, objective, settings.optimiser)
-        self.parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        own, groups = settings.optimiser, _groups(encoder, objective, settings.optimiser)
+        if not groups:
+            said = "nothing is left to train: every part of the encoder is frozen and the terms have no weights"
+            raise InputError(said)
+        self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        rates: dict[str, Any] = {"lr": own.learning_rate, "fused": is_fused(self.parameters)}
+        if own.kind == "sgd":
+            rates |= {"momentum": own.momentum, "nesterov": own.nesterov and own.momentum > 0}
+        else:
+            rates |= {"betas": own.betas}
+        kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+        self.optimiser: Optimizer = kinds[own.kind](groups, **rates)
         self.average = None if settings.ema is None else Average(encoder, objective, settings.ema)
         self._clip_norm = settings.optimiser.clip_norm
         steps = settings.epochs * steps_per_epoch
@@ -103,14 +113,6 @@ class Optimisation:
             self.average.model.load_state_dict(state["average"])
 
 
-def _needs_gradient(parameter: Tensor) -> bool:
-    return parameter.requires_grad
-
-
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
-    return list(filter(_needs_gradient, module.parameters()))
-
-
 def _groups(encoder: Encoder, objective: Objective, settings: OptimiserSettings) -> list[dict[str, Any]]:
     """The weights of backbone, of pooling and head, and of the objective alone, by learning rate and weight decay.
 
@@ -141,19 +143,6 @@ def _groups(encoder: Encoder, objective: Objective, settings: OptimiserSettings)
 _SPARED = re.compile(r"pos(ition(al)?)?_?(embed|bias)|(cls|class|reg(ister)?|dist|mask)_(token|embed)")
 
 
-def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettings) -> Optimizer:
-    """The optimiser over all groups of weights."""
-    groups = _groups(encoder, objective, settings)
-    if not groups:
-        raise InputError("nothing is left to train: every part of the encoder is frozen and the terms have no weights")
-    rate, fused = settings.learning_rate, is_fused(each for group in groups for each in group["params"])
-    if settings.kind == "sgd":
-        momentum, nesterov = settings.momentum, settings.nesterov and settings.momentum > 0
-        return torch.optim.SGD(groups, rate, momentum=momentum, nesterov=nesterov, fused=fused)
-    kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
-    return kind(groups, rate, betas=settings.betas, fused=fused)
-
-
 def is_fused(parameters: Iterable[Tensor]) -> bool | None:
     """True where one kernel can do an optimiser's step: all weights are floats on CUDA; None leaves it to torch."""
     return True if all(each.device.type == "cuda" and each.is_floating_point() for each in parameters) else None
@@ -163,7 +152,8 @@ class Average:
     """A moving average of the encoder's weights and statistics and of what the objective learns."""
 
     def __init__(self, encoder: Encoder, objective: Objective, decay: float) -> None:
-        self._live = nn.ModuleList([encoder, nn.ParameterList(_trainable(objective))])
+        learnt = nn.ParameterList(each for each in objective.parameters() if each.requires_grad)
+        self._live = nn.ModuleList([encoder, learnt])
 
         @torch.no_grad()
         def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
@@ -257,7 +247,7 @@ def what_is_trained(encoder: Encoder, settings: Settings) -> str:
     if not frozen:
         return ""
     weights = list(source_of(encoder.backbone)[0].parameters())
-    trained, total = (sum(map(Tensor.numel, each)) for each in (filter(_needs_gradient, weights), weights))
+    trained, total = sum(each.numel() for each in weights if each.requires_grad), sum(map(Tensor.numel, weights))
     shown = [*frozen[:4], "…", frozen[-1]] if len(frozen) > 6 else frozen
     adapters = set(layers_with_adapters(encoder))
     names = [name for name, part in encoder.named_modules() if part in adapters]

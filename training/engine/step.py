@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ...encoders import Encoder, Encoding
+from ...encoders.layers import require_layer, run_watched
+from ...encoders.readouts import source_of
 from ...errors import InputError
-from .blending import blended
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +165,31 @@ class Step:
         InputError: images are blended inside the network, and this is another pass over them.
         """
         mix = self.batch.mix
-        is_blended = mix is not None and bool(mix.layer)
-        if is_blended and (encoder is not None or images is not self.batch.images):
+        inside = mix if mix is not None and mix.layer else None
+        if inside is not None and (encoder is not None or images is not self.batch.images):
             raise InputError(
                 "augment.manifold_mixup blends inside the trained network alone, so no loss may look at the images "
                 "again, as GAIN, CPN and those with a teacher do; use mixup or cutmix"
             )
-        layer, partner, share = ("", None, 1.0) if mix is None else (mix.layer, mix.partner, mix.share)
-        with self._autocast(), blended(self.encoder, layer, partner=partner, share=share):
-            encoding: Encoding = (encoder or self.encoder)(images)
+        with self._autocast():
+            encoding: Encoding = self._blended(images, inside) if inside else (encoder or self.encoder)(images)
         return encoding.changed(Tensor.float)
+
+    def _blended(self, images: Tensor, mix: Mix) -> Encoding:
+        """A pass in which a layer hands on a blend of its outputs (Manifold Mixup; Verma et al. 2019, Eq. 1)."""
+        backbone, _ = source_of(self.encoder.backbone)
+
+        def blend(output: Tensor) -> Tensor:
+            return torch.lerp(output[mix.partner], output, mix.share)
+
+        try:
+            require_layer(backbone, mix.layer)
+            part = backbone.get_submodule(mix.layer)
+            name = next(name for name, own in self.encoder.named_modules() if own is part)
+            encoding: Encoding = run_watched(self.encoder, name, images, blend)
+        except InputError as error:
+            raise InputError(f"augment.manifold_layers: {error}") from None
+        return encoding
 
     def noted(self, name: str, value: Tensor) -> Tensor:
         """The value, which the log gets too."""

@@ -179,21 +179,17 @@ class MetricTerm(Term):
     def _value(self, vectors: Tensor, labels: Tensor) -> Tensor:
         if self.is_gathered:
             vectors, labels = gather_vectors(vectors, labels)
-        if isinstance(self.loss, losses.CrossBatchMemory):
-            return self._with_memory(self.loss, vectors, labels)
-        found = None if self.miner is None else self.miner(vectors, labels)
-        value: Tensor = self.loss(vectors, labels, found)
-        # Without a single pair the library returns a zero of its own, cut off from the graph or even a plain number.
-        return vectors.sum() * 0 + value
-
-    def _with_memory(self, loss: Any, vectors: Tensor, labels: Tensor) -> Tensor:
-        if len(vectors) > loss.memory_size:
+        loss, has_memory = self.loss, isinstance(self.loss, losses.CrossBatchMemory)
+        if has_memory and len(vectors) > loss.memory_size:
             raise InputError(
                 f"the memory of {self.name} holds {loss.memory_size} vectors, fewer than a batch of {len(vectors)}; "
                 "set `memory` to several batches"
             )
-        value: Tensor = vectors.sum() * 0 + loss(vectors, labels)
-        self.memory_position.copy_(torch.tensor([loss.queue_idx, int(loss.has_been_filled)]))
+        found = () if self.miner is None else (self.miner(vectors, labels),)
+        # Without a single pair the library returns a zero of its own, cut off from the graph or even a plain number.
+        value: Tensor = vectors.sum() * 0 + loss(vectors, labels, *found)
+        if has_memory:
+            self.memory_position.copy_(torch.tensor([loss.queue_idx, int(loss.has_been_filled)]))
         return value
 
 

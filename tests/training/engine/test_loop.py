@@ -453,8 +453,9 @@ def test_a_tie_with_a_class_that_is_not_shown_is_lost() -> None:
 # --- manifold mixup ---------------------------------------------------------------------------------------------------
 
 
-def blended(layer: str) -> Step:
-    images, encoder = torch.rand(4, 3, 16, 16), Encoder.load("conv4", weights="random", transform=Transform(16))
+def blended(layer: str, architecture: str = "conv4", **options: object) -> Step:
+    encoder = Encoder.load(architecture, weights="random", transform=Transform(16), options=options)
+    images = torch.rand(4, 3, 16, 16)
     mix = Mix(torch.tensor([1, 0, 3, 2]), 0.7, layer)
     return Step(encoder, Batch(images, torch.tensor([0, 1, 0, 1]), torch.arange(4), mix=mix), Progress(0, 1, 0))
 
@@ -478,3 +479,5 @@ def test_a_second_look_at_images_that_are_blended_inside_is_refused() -> None:
             look()
     with pytest.raises(InputError, match=r"augment.manifold_layers: no layer 'layer9'; nearest: "):
         _ = blended("layer9").encoding
+    with pytest.raises(InputError, match=r"augment.manifold_layers: layer 'backbone.*activation' ran 3 times"):
+        _ = blended("layer1.0.activation", "resnet12", widths=(4, 4, 4, 4)).encoding
