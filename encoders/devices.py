@@ -7,10 +7,7 @@ one is read.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ImageError, InputError
+from ..threads import in_threads
 from .encoder import Encoder
 from .encoding import Encoding
 from .layers import watch_parts
@@ -55,27 +53,13 @@ def in_order(
 ) -> Generator[tuple[T, Tensor | ImageError], None, None]:
     """Items with their pixels or the reason there are none, in order; threads work up to `ahead` items ahead."""
 
-    def attempt(item: T) -> Tensor | ImageError:
+    def attempt(item: T) -> tuple[T, Tensor | ImageError]:
         try:
-            return load(item)
+            return item, load(item)
         except ImageError as error:
-            return error
+            return item, error
 
-    if not workers:
-        yield from ((item, attempt(item)) for item in items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="distcam-decode")
-    waiting: deque[tuple[T, Future[Tensor | ImageError]]] = deque()
-    rest = iter(items)
-    try:
-        while True:
-            waiting.extend((item, pool.submit(attempt, item)) for item in islice(rest, ahead - len(waiting)))
-            if not waiting:
-                return
-            item, future = waiting.popleft()
-            yield item, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from in_threads(attempt, items, workers=workers, ahead=ahead) if workers else map(attempt, items)
 
 
 def one_late(batches: Iterator[T]) -> Iterator[T]:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +27,7 @@ from ...encoders import Encoder
 from ...errors import InputError
 from ...images import Box, Transform
 from ...remarks import Skipped
+from ...threads import in_threads
 from ..engine.step import Batch, Objective, Regions
 from .augment import PLACE, AugmentSettings, augment, cut_out, mix_images, uniforms
 from .dividing import SplitSettings
@@ -86,17 +85,9 @@ class TrainingBatches:
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch but the first `skip`, prepared by threads that end with the iterator."""
         batches = self._sampler.batches(epoch)
-        threads = ThreadPoolExecutor(self._workers, thread_name_prefix="batches")
-        waiting: deque[Future[Batch]] = deque()
-        try:
-            for step in range(skip, len(batches)):
-                waiting.append(threads.submit(self.batch, epoch, step, batches[step]))
-                if len(waiting) >= _AHEAD + self._workers - 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            threads.shutdown(wait=True, cancel_futures=True)
+        ahead = _AHEAD + self._workers - 1
+        steps = enumerate(batches[skip:], skip)
+        return in_threads(lambda step: self.batch(epoch, *step), steps, workers=self._workers, ahead=ahead)
 
     def batch(self, epoch: int, step: int, members: Indices) -> Batch:
         """One batch of this process; `members` are the images of all processes in this step."""
