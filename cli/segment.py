@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,7 +148,7 @@ def evaluate(
         remark_on_shift(score)
         answer(score.to_dict(), score.table(), as_json=as_json)
         return
-    from ..segmentation.pipeline import say_trained_on
+    from ..segmentation.pipeline import masks_with_truth, say_trained_on
     from ..segmentation.segmenter.inference import on_device, score_images
     from ..segmentation.segmenter.segmenter import Segmenter
 
@@ -163,7 +163,7 @@ def evaluate(
                 refuse_unused("by refined masks, which are made at one background score", "curve")
             judged: dict[str, Any] = {"background": background, "refine": views.refine, "device": device}
             make, beta = _mask_maker(model, data, settings, labels=labels, **judged)
-            score = evaluate_masks(_masks_with_truth(data, make, progress), data.mask_names, hausdorff=hausdorff)
+            score = evaluate_masks(masks_with_truth(data, make, progress), data.mask_names, hausdorff=hausdorff)
             content, text = score.to_dict() | ({} if beta is None else {"beta": beta}), score.table()
         else:
             refuse_unused("by class maps without --refine, which are measured at every background score", "hausdorff")
@@ -242,12 +242,3 @@ def _mask_maker(
     if stage.beta == "best":
         maker.prepare()
     return maker.mask, maker.beta if refine == "crf" else None
-
-
-def _masks_with_truth(
-    data: MaskedImages, make: Callable[[int], Mask], progress: Callable[[int, int], None]
-) -> Iterator[tuple[Mask, Mask]]:
-    for i in range(len(data)):
-        if (true := data.mask(i)) is not None:
-            yield true, make(i)
-        progress(i + 1, len(data))

@@ -1,4 +1,7 @@
-"""Encoding of a batch of images: the map, the pooled vector, and the embedding."""
+"""Encoding of a batch of images: the map, the pooled vector, and the embedding; and the map that explains the latter.
+
+Pooling and head are folded into the feature map, so that a map explains the very vector that is searched.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
+from .heads import GAP, Affine, GeM, Pooling, affine_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,3 +91,94 @@ class Encoding:
         joined = zip(*(vars(each).values() for each in encodings), strict=True)
         whole: list[Any] = [None if any(part is None for part in parts) else torch.cat(parts) for parts in joined]
         return Encoding(*whole)
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """A map whose mean over rows and columns is the embedding."""
+
+    map: Float[Tensor, "b d h w"]
+    is_exact: bool  # else of first order around the pooled vector, as the head is not affine
+    constant: Float[Tensor, "b d"] | None = None  # what comes from no place, see `Encoding`; in the map everywhere
+
+
+def fold(
+    feature_map: Float[Tensor, "b k h w"],
+    *,
+    pooling: Pooling,
+    head: nn.Module,
+    weights: Float[Tensor, "*n h w"] | None = None,
+    constant: Float[Tensor, "b k"] | None = None,
+) -> Response:
+    """The response map of an encoder: pooled by a plain mean it gives the encoder's embedding.
+
+    GAP changes nothing. GeM becomes `Q^p q^(1-p)`, with q the pooled value: each position keeps its share of the p-th
+    powers. An affine head (linear, batch-norm neck, a sequence of them) is applied to every position as in evaluation
+    mode, its bias included. Of any other head the tangent at the pooled vector is applied, `is_exact` is False, and the
+    mean is still the embedding.
+
+    Args:
+        feature_map: what the pooling gets, after its activation.
+        pooling: `GAP` or `GeM`.
+        head: any module from (b, k) to (b, d); one that is not affine has to be in evaluation mode.
+        weights: of a region's positions (`region_weights`, mean 1), (h, w) for all images or (b, h, w). The mean of the
+            map is then the embedding of the region, and the map is 0 outside.
+        constant: of the encoding; behind a head that is not affine none is told.
+
+    A pooling that cannot be written as a mean, and a head in training mode that is not affine, are refused.
+
+    >>> from distcam.encoders.heads import Linear
+    >>> head = Linear(2, 1)
+    >>> _ = nn.init.constant_(head.weight, 2.0), nn.init.constant_(head.bias, 1.0)
+    >>> fold(torch.tensor([[[[0.0, 4.0]], [[2.0, 0.0]]]]), pooling=GAP(), head=head).map    # mean 7 = 2·(2 + 1) + 1
+    tensor([[[[5., 9.]]]])
+    """
+    weights = None if weights is None else weights.to(feature_map)
+    if weights is not None and weights.ndim == 3:
+        weights = weights[:, None]
+    response = feature_map  # with the pooled vector as its (weighted) mean
+    if isinstance(pooling, GeM):
+        pooled: Tensor = pooling(feature_map, weights)[..., None, None]
+        share = feature_map.clamp(min=pooling.eps) / pooled  # the ratio first: x^p alone can leave float32
+        response = pooled * share.pow(pooling.p)
+    elif not isinstance(pooling, GAP):
+        raise InputError(f"{type(pooling).__name__} cannot be folded into a map; only GAP and GeM can")
+    affine = affine_of(head)
+    folded = _tangent_map(response, head, weights) if affine is None else _at_every_position(response, affine)
+    if constant is not None:
+        at_one = constant.to(response)[..., None, None]
+        constant = None if affine is None else _at_every_position(at_one, affine)[..., 0, 0]
+    return Response(folded if weights is None else weights * folded, affine is not None, constant)
+
+
+def border_mean(response_map: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
+    """Mean over the outermost positions of each map, which see background in most photographs; of a tiny map, all."""
+    is_border = torch.ones(response_map.shape[-2:], dtype=torch.bool, device=response_map.device)
+    if min(is_border.shape) > 2:
+        is_border[1:-1, 1:-1] = False
+    return response_map[..., is_border].mean(-1)
+
+
+def _at_every_position(response: Tensor, affine: Affine) -> Tensor:
+    """The affine map along the channels, without a transposed copy of the map."""
+    flat = response.flatten(-2)
+    if affine.weight is not None:
+        flat = affine.weight.to(flat) @ flat
+    elif affine.diagonal is not None:
+        flat = flat * affine.diagonal.to(flat)[:, None]
+    if affine.bias is not None:
+        flat = flat + affine.bias.to(flat)[:, None]
+    return flat.reshape(*flat.shape[:-1], *response.shape[-2:])
+
+
+def _tangent_map(response: Tensor, head: nn.Module, weights: Tensor | None) -> Tensor:
+    """head(F) + J(F) (R - F) at every position, with F the mean of R and J the Jacobian, which is never formed."""
+    if head.training:
+        raise InputError(f"{type(head).__name__} is in training mode and not affine; call .eval() before folding it")
+    flat = response.flatten(-2)
+    pooled = (response if weights is None else response * weights).mean((-2, -1))
+    value, pull = torch.func.vjp(head, pooled)[:2]  # v → Jᵀ v
+    push = torch.func.vjp(lambda v: pull(v)[0], torch.zeros_like(value))[1]  # its transpose, x → J x
+    change: Tensor = torch.func.vmap(lambda x: push(x)[0], in_dims=-1, out_dims=-1)(flat - pooled[..., None])
+    maps: Tensor = value[..., None] + change
+    return maps.reshape(*maps.shape[:-1], *response.shape[-2:])

@@ -1,4 +1,4 @@
-from ..encoders.folding import fold as fold
+from ..encoders.encoding import fold as fold
 from ..images.inline import Tile as Tile
 from ..metrics.localisation import energy_in_box as energy_in_box
 from ..metrics.localisation import peak_in_box as peak_in_box

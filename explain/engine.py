@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..encoders.encoder import Encoder
-from ..encoders.folding import fold
+from ..encoders.encoding import fold
 from ..encoders.layers import closest
 from ..errors import InputError, ShapeError
 from ..metrics.maps import is_constant

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..encoders import Encoder, affine_of
-from ..encoders.folding import fold
+from ..encoders.encoding import fold
 from ..errors import DistcamError, InputError, MissingExtraError
 from ..files import replacing, write_text
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..encoders import Encoder, Inference
-from ..encoders.folding import fold
+from ..encoders.encoding import fold
 from ..explain.methods.lines import Places
 from ..explain.verification import SAMPLE, PlaceReader, count_alike, parse_verify
 from ..metrics import Metric

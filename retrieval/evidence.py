@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders import Encoder
+from ..encoders.encoding import Response, fold
 from ..encoders.fine import SAYS, Detail
-from ..encoders.folding import Response, fold
 from ..encoders.heads import Identity
 from ..encoders.regions import MaskPooling, weights_of
 from ..errors import ImageError, InputError

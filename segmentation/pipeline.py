@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,16 +212,19 @@ def score_segmenter(
     `crf` are the settings of a dense CRF behind the network; MissingExtraError where its library is not installed.
     """
     require_classes(segmenter.class_names, data)
+    make = partial(predicted_mask, segmenter, data, settings=settings, crf=crf)
+    return evaluate_masks(masks_with_truth(data, make, progress), data.mask_names)
 
-    def pairs() -> Iterator[tuple[Mask, Mask]]:
-        for i in range(len(data)):
-            truth = data.mask(i)
-            if truth is not None:
-                yield truth, predicted_mask(segmenter, data, i, settings=settings, crf=crf)
-            if progress is not None:
-                progress(i + 1, len(data))
 
-    return evaluate_masks(pairs(), data.mask_names)
+def masks_with_truth(
+    data: MaskedImages, make: Callable[[int], Mask], progress: Progress | None = None
+) -> Iterator[tuple[Mask, Mask]]:
+    """The true mask of each image that has one, and what `make` makes of the image."""
+    for i in range(len(data)):
+        if (truth := data.mask(i)) is not None:
+            yield truth, make(i)
+        if progress is not None:
+            progress(i + 1, len(data))
 
 
 def say_trained_on(model: object, data: MaskedImages) -> Overlap | None:

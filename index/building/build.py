@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...encoders.encoder import Encoder
-from ...encoders.encoding import Encoding
-from ...encoders.folding import border_mean, fold
+from ...encoders.encoding import Encoding, border_mean, fold
 from ...encoders.heads import Identity
 from ...encoders.inference import Inference, whole_encoder
 from ...encoders.regions import MaskPooling, pooled_under

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...encoders import Encoder, Inference
-from ...encoders.folding import border_mean, fold
+from ...encoders.encoding import border_mean, fold
 from ...encoders.regions import MaskPooling, pooled_under
 from ...errors import InputError
 from ...explain.methods.surroundings import Surroundings

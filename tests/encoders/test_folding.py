@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import distcam.encoders.folding as folding
+from distcam.encoders import encoding
 from distcam.encoders.heads import GAP, BNNeck, GeM, Identity, Linear, Pooling, Sequential
 from distcam.errors import InputError
 from distcam.explain import dist_cam, fold
@@ -136,4 +136,4 @@ def test_folding_leaves_head_and_gradients_alone() -> None:
 
 
 def test_the_doctests_are_right() -> None:
-    assert doctest.testmod(folding).failed == 0
+    assert doctest.testmod(encoding).failed == 0

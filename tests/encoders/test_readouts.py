@@ -13,7 +13,7 @@ from torch.nn import functional
 from distcam.encoders import Encoder, Inference
 from distcam.encoders.contribution_rules import RULES, _factor
 from distcam.encoders.contributions import Following
-from distcam.encoders.folding import fold
+from distcam.encoders.encoding import fold
 from distcam.encoders.heads import Linear
 from distcam.encoders.readouts import ReadOut, making_maps, read_out, telling_constants
 from distcam.errors import InputError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distcam.encoders import Encoder, Identity, Inference
 from distcam.encoders.backbones.osnet import OSNETS, OSNet
-from distcam.encoders.folding import fold
+from distcam.encoders.encoding import fold
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
 from distcam.remarks import DistcamWarning

@@ -25,8 +25,7 @@ from ...errors import InputError
 from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings
 from . import environment, outcome
-from .backbone_parts import merge_adapters
-from .features import features_of_frozen
+from .backbone_parts import features_of_frozen, merge_adapters
 from .optimisation import Optimisation, set_training, training_mode, what_is_trained
 from .step import Batch, BatchSource, Losses, Objective, Progress, Step, as_numbers
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distcam.encoders import Encoder, Inference, Linear
-from distcam.encoders.folding import border_mean, fold
+from distcam.encoders.encoding import border_mean, fold
 from distcam.errors import CorruptGalleryError
 from distcam.images import Transform
 from distcam.index import Gallery
