@@ -54,7 +54,7 @@ class DataOptions:
         from ..datasets.mask_benchmarks import VOC_CLASSES
         from ..datasets.masked_images import read_names, splits_of_table
         from ..remarks import remark
-        from ..segmentation.data import MaskedImages
+        from ..segmentation.data import BENCHMARKS, MaskedImages
 
         layout = _settled(self.layout, source)
         if layout != "folder":
@@ -72,10 +72,8 @@ class DataOptions:
             return MaskedImages.from_scenes(SceneSet.read(source), self.split or "test")
         if layout == "voc":
             return MaskedImages.from_voc(source, self.split or "val", class_names=own)
-        if layout == "camvid":
-            return MaskedImages.from_camvid(source, self.split or "val")
-        if layout == "cityscapes":
-            return MaskedImages.from_cityscapes(source, self.split or "val")
+        if layout in BENCHMARKS:
+            return BENCHMARKS[layout](source, self.split or "val")
         if layout == "table":
             if self.split is None and len(splits := splits_of_table(source)) > 1:
                 remark(f"{source}: the images of all its splits are used, {', '.join(splits)}; choose one with --split")

@@ -317,18 +317,12 @@ def head_from_dict(spec: Mapping[str, Any]) -> nn.Module:
     """The head that `kept` or `Head.to_dict` described, with fresh weights."""
     options = dict(spec)
     kind = options.pop("type", None)
-    match kind:
-        case "identity":
-            return Identity()
-        case "linear":
-            return Linear(**options)
-        case "bnneck":
-            return BNNeck(**options)
-        case "sequential" | "torch.Sequential":
-            parts = options.get("parts") or {str(i): part for i, part in enumerate(options["heads"])}
-            built = OrderedDict((name, head_from_dict(part)) for name, part in parts.items())
-            return Sequential(built) if kind == "sequential" else nn.Sequential(built)
-    for layer in _PLAIN:
-        if kind == f"torch.{layer.__name__}":
-            return layer(**options)
+    if kind in ("sequential", "torch.Sequential"):
+        parts = options.get("parts") or {str(i): part for i, part in enumerate(options["heads"])}
+        built = OrderedDict((name, head_from_dict(part)) for name, part in parts.items())
+        return Sequential(built) if kind == "sequential" else nn.Sequential(built)
+    makers: dict[object, type[nn.Module]] = {f"torch.{layer.__name__}": layer for layer in _PLAIN}
+    makers |= {"identity": Identity, "linear": Linear, "bnneck": BNNeck}
+    if isinstance(kind, str) and kind in makers:
+        return makers[kind](**options)
     raise InputError(f"unknown head {kind!r}: expected 'identity', 'linear', 'bnneck', or 'sequential'")

@@ -7,7 +7,7 @@ for nothing is an error that names the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -282,6 +282,14 @@ class MaskedImages:
     def from_scenes(cls, scenes: SceneSet, split: str = "train") -> Self:
         """Drawn scenes of one split, written with `masks=True`; a scene shows the classes of all its objects."""
         return cls(*layouts.in_scenes(scenes, split))
+
+
+BENCHMARKS: Mapping[str, Callable[..., MaskedImages]] = {
+    "voc": MaskedImages.from_voc,
+    "camvid": MaskedImages.from_camvid,
+    "cityscapes": MaskedImages.from_cityscapes,
+}
+"""Data sets in layouts of their own, by name; each takes the folder and the split."""
 
 
 def all_readable(sets: Mapping[str, MaskedImages], *, strict: bool) -> dict[str, MaskedImages]:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..training.data.training_set import Cache
 from ..training.recipes.recipe import Recipe, RecipeFile, located
 from ..training.recipes.tables import Table, check_name, checked_table, parse
-from .data import MaskedImages
+from .data import BENCHMARKS, MaskedImages
 from .pseudo_masks.make import CueStage
 from .pseudo_masks.refining import CrfSettings
 from .segmenter.inference import ONE_LOOK, InferenceSettings
@@ -98,12 +98,9 @@ class PipelineData(Table):
                     masks=True,
                 )
             return MaskedImages.from_scenes(SceneSet.read(target), split)
-        if self.voc:
-            return MaskedImages.from_voc(located(self.voc, folder), name)
-        if self.camvid:
-            return MaskedImages.from_camvid(located(self.camvid, folder), name)
-        if self.cityscapes:
-            return MaskedImages.from_cityscapes(located(self.cityscapes, folder), name)
+        for kind, read in BENCHMARKS.items():
+            if place := getattr(self, kind):
+                return read(located(place, folder), name)
         if self.table:
             names = located(self.names, folder) if self.names else None
             return MaskedImages.from_table(located(self.table, folder), names, split=name)

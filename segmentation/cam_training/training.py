@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,7 @@ from ...training.losses.registry import TERMS, Builder
 from ...training.recipes.recipe import Recipe
 from ...training.recipes.runs import run_recipe as train
 from ...training.recipes.tables import Table, check_name
-from ..data import MaskedImages, all_readable, label_map
+from ..data import BENCHMARKS, MaskedImages, all_readable, label_map
 from ..pseudo_masks.sources import ClassMapSource, WeakSegmenter
 from ..segmenter.inference import ONE_LOOK, InferenceSettings, class_scores
 from .cpn import build_cpn
@@ -111,12 +111,6 @@ SEGMENTATION_TERMS: Mapping[str, Builder] = {
 }
 """All losses of `distcam.training`, and those of weakly supervised segmentation."""
 
-_SOURCES: Mapping[str, Callable[[Path, str], MaskedImages]] = {
-    "voc": MaskedImages.from_voc,
-    "camvid": MaskedImages.from_camvid,
-    "cityscapes": MaskedImages.from_cityscapes,
-}
-
 
 class SegmentationRecipe(Recipe):
     """A weakly supervised training run, resolved.
@@ -138,11 +132,11 @@ class SegmentationRecipe(Recipe):
     def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:
         """The images by split, and the masks of those that are measured."""
         kind, _, place = (self.data.images or self.data.photographs).partition(":")
-        if kind in _SOURCES:
+        if kind in BENCHMARKS:
             place, _, learnt = place.partition("#")
             root, listed = self.data.source(self.folder)[1] / place, {"train": learnt or "train"}
             splits = dict.fromkeys(("train", *(self.measure.splits or ("val",))))
-            found = {name: _SOURCES[kind](root, listed.get(name, name)) for name in splits}
+            found = {name: BENCHMARKS[kind](root, listed.get(name, name)) for name in splits}
             opened = all_readable(found, strict=self.data.strict)
             kept = self.data.cache
             data = RunData({split: images.training_set(transform, cache=kept) for split, images in opened.items()})

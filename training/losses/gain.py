@@ -26,15 +26,7 @@ from ...errors import InputError
 from ...explain import channel_weights, fold, upsample
 from ..engine.step import Regions, Step, Targets, true_classes
 from ..recipes.tables import check_name
-from .attention import (
-    LateTerm,
-    gradient_weights,
-    gradients_off,
-    map_of_places,
-    scaled,
-    statistics_frozen,
-    weighted_map,
-)
+from .attention import LateTerm, gradient_weights, gradients_off, map_of_places, scaled, statistics_frozen, weighted_map
 
 
 def attention_map(feature_map: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) -> Float[Tensor, "t h w"]:
