@@ -14,7 +14,7 @@ import typer
 
 from ..errors import InputError, MissingExtraError
 from . import library
-from .asking import READ_TOKEN_VARIABLE
+from .client import READ_TOKEN_VARIABLE
 from .command import Commands, refuse_unused
 from .console import note, note_unfinished_build, require_file, say
 from .options import Device, GalleryPath, ReadsImages, option

@@ -18,10 +18,9 @@ from ..index.search import Hits, Ids
 from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable, distances_to
 from ..metrics.prediction import By, Calibration, ClassEvidence, Codes, Floats, Votes, weighted_softmax
 from ..remarks import counted, remark, remark_on_skipped
-from .asking import name_of
 from .matches import Matches
+from .queries import Ranked, name_of
 from .ranking import Query, StoredEncoding
-from .texts import Ranked
 
 if TYPE_CHECKING:
     from ..progress import Progress

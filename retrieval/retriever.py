@@ -27,13 +27,12 @@ from ..index.rejection import Rejection
 from ..index.search import Hits, Ids
 from ..metrics.distances import Distances, comparable, distances_to
 from ..remarks import remark
-from .asking import queries_of
 from .classification import Classed, Classifier, Prediction, classified
 from .evidence import gallery_weights
 from .lines import LineFinder, sorted_by_lines
 from .matches import Matches
+from .queries import Asked, Ranked, queries_of, text_queries, with_text
 from .ranking import BareVector, Encodes, Match, Query, StoredEncoding, TextEncoding
-from .texts import Asked, Ranked, text_queries, with_text
 
 Regions = Region | Sequence[Region | None] | None
 _Prototypes = tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]

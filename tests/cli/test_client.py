@@ -10,7 +10,7 @@ import pytest
 from commands import distcam, fails
 from serving import running
 
-from distcam.cli import asking
+from distcam.cli import client
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,10 @@ def test_several_images_and_images_of_the_gallery_can_be_asked_for(gallery, phot
 
 def test_the_usual_address_is_asked_or_none(gallery, photo, url, monkeypatch):
     words, said = ["query", gallery, photo, "-k", "2", "--server", "auto"], []
-    monkeypatch.setattr(asking, "note", said.append)
-    monkeypatch.setattr(asking, "_USUAL", url)
+    monkeypatch.setattr(client, "note", said.append)
+    monkeypatch.setattr(client, "_USUAL", url)
     expected = distcam(*words)
-    monkeypatch.setattr(asking, "_USUAL", "http://127.0.0.1:9")
+    monkeypatch.setattr(client, "_USUAL", "http://127.0.0.1:9")
     assert distcam(*words) == expected
     (note,) = said
     assert note.startswith("no server is asked: no server answers at http://127.0.0.1:9")
