@@ -63,7 +63,7 @@ def make_forks_safe() -> None:
         in_every_child(_threads.stop)
 
 
-class _Threads:
+class _ThreadTeams:
     def stop(self) -> None:
         """One thread for FAISS and torch: the teams that they had did not come along."""
         if (faiss := sys.modules.get("faiss")) is not None and hasattr(faiss, "omp_set_num_threads"):
@@ -72,7 +72,7 @@ class _Threads:
             torch.set_num_threads(1)
 
 
-_threads = _Threads()
+_threads = _ThreadTeams()
 
 
 def _in_child() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package: the names that its stub imports.
+    """`__getattr__`, `__dir__` and `__all__` of a package: those in its stub, earlier ones (`Old = New`) too.
 
     Args:
         package: the package's `__name__`.
@@ -26,10 +26,15 @@ def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Callable
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
     }
+    earlier: dict[str, str] = {}
+    for statement in stub.body:
+        match statement:
+            case ast.Assign([ast.Name(old)], ast.Name(new)):
+                earlier[old], home[old] = new, home[new]
 
     def load(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(home[name], package), name)
+        return getattr(import_module(home[name], package), earlier.get(name, name))
 
     return load, lambda: sorted(home), sorted(home)

@@ -39,7 +39,7 @@ from distcam.retrieval.localisation.composites import TWO, split_off
 from distcam.retrieval.localisation.explanation_table import DEFAULT, ExplanationTable
 from distcam.retrieval.localisation.explanations import Composing, benchmark_explanations, default_methods
 from distcam.retrieval.localisation.maps import FLOORS, MapMaker
-from distcam.retrieval.localisation.references import Photograph, photographs
+from distcam.retrieval.localisation.references import ObjectImage, photographs
 from distcam.retrieval.localisation.results import MEASURES, Estimate, estimate
 
 ROWS = {"cam", "cam_probe", DEFAULT, "dist", "log_ratio", "dot_centered", "gradcam_cos", "q*s"} | {
@@ -90,7 +90,7 @@ ENCODERS = {
 
 def sets(
     data: Path, *, names: list[str], each: int, n: int, seed: int
-) -> Iterator[tuple[str, list[Photograph], list[Photograph]]]:
+) -> Iterator[tuple[str, list[ObjectImage], list[ObjectImage]]]:
     """The name of a set, images to ask with, and the images behind prototypes."""
     generator = torch.Generator().manual_seed(seed)
     gallery = photographs(list_images(data / "imagenette" / "gallery"))
@@ -108,7 +108,7 @@ def sets(
     yield "caltech101 (20 classes)", asked, kept
 
 
-def boxes_of(data: Path, asked: list[Photograph]) -> BoxedImages:
+def boxes_of(data: Path, asked: list[ObjectImage]) -> BoxedImages:
     """The images of imagenette that are asked with, with their boxes."""
     found = boxed_images(list_images(data / "imagenette" / "query"), read_boxes(data / "imagenette" / "boxes.csv"))
     files = {photograph.file for photograph in asked}
@@ -161,7 +161,7 @@ def measured(options: argparse.Namespace, write: Callable[[str], None]) -> dict[
 
 
 def beside_pairx(
-    title: str, asked: list[Photograph], encoder: Encoder, references: References, options: argparse.Namespace
+    title: str, asked: list[ObjectImage], encoder: Encoder, references: References, options: argparse.Namespace
 ) -> str:
     """PAIR-X's relevance as a map, against the nearest image, beside three of ours on the same composites of two."""
 

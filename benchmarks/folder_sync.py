@@ -22,7 +22,7 @@ from distcam.images import list_images
 from distcam.index import Gallery
 from distcam.index.building.ingest import Encoded, Offer, ingest
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 DIM = 8
@@ -53,7 +53,7 @@ def make(folder: Path, n: int) -> Path:
             mtime_ns=np.array([state.st_mtime_ns for state in states], np.int64),
             columns={"label": [path.split("/")[0] for path in paths]},
         )
-        writer.append(entries, Vectors(vectors, vectors))
+        writer.append(entries, RowVectors(vectors, vectors))
         writer.commit(complete=True)
     return gallery
 

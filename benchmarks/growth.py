@@ -44,7 +44,7 @@ from distcam.index.building.build import begin
 from distcam.index.building.ingest import Encoded, Offer, Stream
 from distcam.index.building.ray import RayEngine
 from distcam.index.storage import writer as writing
-from distcam.index.storage.segments import Vectors
+from distcam.index.storage.segments import RowVectors
 from distcam.index.storage.writer import GalleryWriter
 
 CLASSES = 1000
@@ -84,7 +84,7 @@ class Injected(RayEngine):
                 vectors += centres[rng.integers(0, len(centres), len(batch))]
                 if writer.is_new and not writer.has_pending:
                     begin(writer, precision="fp32", map_shape=None, copy=None)
-                yield Encoded(batch, Vectors(vectors, vectors), [])
+                yield Encoded(batch, RowVectors(vectors, vectors), [])
 
         return stream
 

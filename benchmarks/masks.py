@@ -35,7 +35,7 @@ from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
 from distcam.retrieval.localisation.classifiers import LinearClassifier, linear_probe
-from distcam.retrieval.localisation.references import Photograph
+from distcam.retrieval.localisation.references import ObjectImage
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import SceneSet, write_scenes
 from distcam.training.data.training_set import TrainingSet
@@ -70,7 +70,7 @@ class Side:
         return cls([listing.file(r) for r in records], [r.path for r in records], [str(r.label) for r in records])
 
     def encoded(self, inference: Inference, masks: Path) -> EncodedBothWays:
-        named = [Photograph(*each) for each in zip(self.files, self.labels, self.paths, strict=True)]
+        named = [ObjectImage(*each) for each in zip(self.files, self.labels, self.paths, strict=True)]
         found = [References.encode(named, inference, masks=own) for own in (None, MaskFolder(masks))]
         whole, masked = ((each.pooled, each.embeddings) for each in found)
         drawn = [MaskFolder(masks).file(path).is_file() for path in self.paths]

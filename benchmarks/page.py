@@ -25,7 +25,7 @@ from distcam.encoders import Encoder
 from distcam.images import list_images
 from distcam.index import Gallery
 from distcam.retrieval import Explanation, Retriever
-from distcam.server import Settings, create_app
+from distcam.server import ServerSettings, create_app
 
 with warnings.catch_warnings():  # starlette would rather have another httpx
     warnings.simplefilter("ignore")
@@ -77,7 +77,9 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, list[floa
     def written(name: str, kind: str) -> None:
         explained(name).save(folder / f"why.{kind}")
 
-    with TestClient(create_app(Settings(plain.folder, rate=0, threads=1)), base_url="http://127.0.0.1:8000") as client:
+    with TestClient(
+        create_app(ServerSettings(plain.folder, rate=0, threads=1)), base_url="http://127.0.0.1:8000"
+    ) as client:
 
         def search() -> str:
             answer = client.post(f"/api/v1/search?k={arguments.k}", files={"image": query.read_bytes()})

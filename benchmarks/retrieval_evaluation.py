@@ -37,9 +37,9 @@ def clustered(n: int, classes: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(vectors: np.ndarray, labels: np.ndarray) -> Callable[[], dict[str, float]]:
-    from distcam.retrieval import Protocol, evaluate_embeddings
+    from distcam.retrieval import RetrievalProtocol, evaluate_embeddings
 
-    protocol = Protocol(recall_at=(1, 10, 100, 1000), clusters=False)
+    protocol = RetrievalProtocol(recall_at=(1, 10, 100, 1000), clusters=False)
 
     def run() -> dict[str, float]:
         result = evaluate_embeddings(vectors, labels, protocol=protocol)

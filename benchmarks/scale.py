@@ -35,7 +35,7 @@ from distcam.index.faiss.candidates import GroundTruth, ground_truth
 from distcam.index.faiss.tuning import readable
 from distcam.index.search import Hits
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.metrics.distances import distances_to
 
@@ -77,7 +77,7 @@ def write_gallery(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 mtime_ns=np.zeros(count, np.int64),
                 columns={"label": [f"{centre:05d}" for centre in centres.tolist()]},
             )
-            writer.append(entries, Vectors(vectors, vectors))
+            writer.append(entries, RowVectors(vectors, vectors))
             done += count
         writer.commit(complete=True)
     return {"seconds": time.perf_counter() - start, "bytes": sum(file.stat().st_size for file in folder.iterdir())}

@@ -31,7 +31,7 @@ from distcam.index.faiss import candidates
 from distcam.index.faiss.candidates import Candidates
 from distcam.index.faiss.search import FaissSearch
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.metrics.distances import SearchSpec
 
@@ -166,7 +166,7 @@ def write_gallery(folder: Path, vectors: np.ndarray) -> None:
             mtime_ns=zeros.astype(np.int64),
             columns={"label": [None] * count},
         )
-        writer.append(entries, Vectors(vectors, vectors))
+        writer.append(entries, RowVectors(vectors, vectors))
         writer.commit(complete=True)
 
 

@@ -18,7 +18,7 @@ from machine import describe_machine, interleave, ratio_table
 from distcam.encoders import Encoder
 from distcam.images import Transform
 from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
-from distcam.training import Batch, Progress, Step
+from distcam.training import Batch, Step, TrainingProgress
 from distcam.training.losses.registry import TermContext, build_objective
 
 CLASSES = 20
@@ -39,7 +39,7 @@ def step_of(encoder: Encoder, batch: Batch, spec: Mapping[str, object], *, times
 
     def run() -> None:
         for _ in range(times):
-            objective(Step(encoder, batch, Progress(epoch=0, epochs=1, step=0))).total.backward()
+            objective(Step(encoder, batch, TrainingProgress(epoch=0, epochs=1, step=0))).total.backward()
             for module in (encoder, objective):
                 module.zero_grad(set_to_none=True)
 

@@ -35,7 +35,7 @@ import numpy as np
 from hostile_clients import FORM, JSON, form, image_file
 from machine import describe_machine
 
-from distcam.server import Settings
+from distcam.server import ServerSettings
 
 SPARE_MIB = 50  # beside the queries that can still be explained
 
@@ -85,7 +85,7 @@ def gallery_of(arguments: argparse.Namespace, folder: Path) -> Path:
     from distcam.images import Transform
     from distcam.index import Gallery
     from distcam.index.backends import opened_for_writing
-    from distcam.index.storage.segments import Entries, Vectors
+    from distcam.index.storage.segments import Entries, RowVectors
     from distcam.synthetic import blueprints, write_scenes
 
     write_scenes(folder / "set", classes=blueprints(8), splits={"photos": 12}, size=96, two_object_share=0.0)
@@ -104,7 +104,7 @@ def gallery_of(arguments: argparse.Namespace, folder: Path) -> Path:
                 mtime_ns=np.zeros(count, np.int64),
                 columns={"label": [f"class {number % 50}" for number in range(count)]},
             )
-            writer.append(entries, Vectors(vectors, vectors))
+            writer.append(entries, RowVectors(vectors, vectors))
         writer.commit(complete=True)
     return gallery.folder
 
@@ -197,7 +197,7 @@ def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:
     orphans = [child for child in children if Path(f"/proc/{child}").exists()]
     print(f"processes left: {len(orphans)}")
     within = after["descriptors"] <= before["descriptors"] + 10 and after["threads"] <= before["threads"] + 10
-    within &= after["MiB"] <= before["MiB"] + (Settings.kept_bytes + Settings.match_bytes >> 20) + SPARE_MIB
+    within &= after["MiB"] <= before["MiB"] + (ServerSettings.kept_bytes + ServerSettings.match_bytes >> 20) + SPARE_MIB
     return status == 0 and not orphans and worked < 0.5 and within
 
 

@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 
 from distcam.encoders import Encoder
 from distcam.images import Transform, list_images
-from distcam.training import Batch, Objective, Progress, Settings, Step, fit
+from distcam.training import Batch, Objective, Settings, Step, TrainingProgress, fit
 from distcam.training.data.augment import AugmentSettings, augment, uniforms
 from distcam.training.data.batches import TrainingBatches
 from distcam.training.data.samplers import shuffled
@@ -100,7 +100,7 @@ def their_epoch(encoder: Encoder, data: TrainingSet, batch_size: int) -> Callabl
 def step_of(encoder: Encoder, batch: Batch, *specs: Mapping[str, object]) -> Callable[[], object]:
     """Forward and backward of one batch with an objective."""
     objective = build_objective(specs, TermContext(encoder, [str(i) for i in range(CLASSES)]), terms=TERMS)
-    progress = Progress(epoch=1, epochs=2, step=1, train_accuracy=1.0)
+    progress = TrainingProgress(epoch=1, epochs=2, step=1, train_accuracy=1.0)
 
     def run() -> None:
         forward_backward(encoder, objective, Step(encoder, batch, progress))

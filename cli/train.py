@@ -19,7 +19,7 @@ from .options import AsJson, ReadsImages, Strict, argument, option
 
 if TYPE_CHECKING:
     from ..training.recipes.recipe import Recipe, RecipeFile
-    from ..training.recipes.runs import Comparison
+    from ..training.recipes.runs import VariantComparison
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 _COMMAND = re.compile(r"distcam (?:(\w+) )?train")
@@ -210,7 +210,7 @@ segment_train = task_command(
 
 def run_file(
     file: RecipeFile, folder: Path, *, seeds: str | None, as_json: bool, leaves: str = "Encoders", **options: Any
-) -> Comparison | None:
+) -> VariantComparison | None:
     """The table of every chosen variant with every seed, printed; None in all processes but the first.
 
     Options are those of `run_variants`.

@@ -188,7 +188,7 @@ def with_detail(encoder: Encoder, detail: Detail) -> Encoder:
 _STEPPING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
-class _Run(NamedTuple):
+class _LayerCall(NamedTuple):
     """One run of a convolution or pooling: its rows before and after."""
 
     part: Any
@@ -237,13 +237,13 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
     raise InputError(f"`detail='fine'` is not for {name}: {why}; take `detail='finer'`, or another layer")
 
 
-def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_Run], Tensor]:
+def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_LayerCall], Tensor]:
     """The runs of convolutions and poolings in one forward pass, in order, and the map."""
-    runs: list[_Run] = []
+    runs: list[_LayerCall] = []
 
     def watch(_name: str, part: nn.Module, inputs: Any, output: Any) -> None:
         if (isinstance(part, (*_STEPPING, nn.AdaptiveAvgPool2d)) or _squeezes(part)) and inputs[0].ndim == 4:
-            runs.append(_Run(part, inputs[0].shape[2], output.shape[2]))
+            runs.append(_LayerCall(part, inputs[0].shape[2], output.shape[2]))
 
     return runs, watch_parts(network, probe, after=watch)
 

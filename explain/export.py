@@ -27,7 +27,7 @@ from ..files import replacing, write_text
 TOLERANCE = 1e-4
 
 
-class Export(NamedTuple):
+class Exported(NamedTuple):
     """A program that was written, and how far it is from the encoder it was made of."""
 
     path: Path
@@ -52,7 +52,9 @@ class _Program(nn.Module):
         return encoder.embed(encoder.pooling(feature_map)), response.map
 
 
-def export_encoder(encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8[Tensor, "b 3 rows columns"]) -> Export:
+def export_encoder(
+    encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8[Tensor, "b 3 rows columns"]
+) -> Exported:
     """Write an encoder as a program with two outputs and a free batch size, checked on images; a JSON stands beside it.
 
     It is in evaluation mode, and its head affine, or the map would hold to first order only. `path` is `.onnx` (needs
@@ -84,7 +86,7 @@ def export_encoder(encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8
                 f"at most {TOLERANCE:g} was expected; nothing is kept"
             )
     write_text(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
-    return Export(path, difference, len(pixels), described)
+    return Exported(path, difference, len(pixels), described)
 
 
 def _described(encoder: Encoder, outputs: tuple[Tensor, Tensor]) -> dict[str, Any]:

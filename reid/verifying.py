@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..datasets.reid_records import Protocol, ReidData, ReidImage
+from ..datasets.reid_records import ReidData, ReidImage, ReidProtocol
 from ..encoders import Encoder, Inference
 from ..encoders.folding import fold
 from ..explain.methods.lines import Places
@@ -42,7 +42,7 @@ class VerifiedDistances:
         data: ReidData,
         *,
         encoder: Encoder,
-        protocol: Protocol,
+        protocol: ReidProtocol,
         verify: int | str = 20,
         fusion: Fusion = USUAL_FUSION,
         device: str = "auto",

@@ -6,9 +6,9 @@ from .benchmarks import evaluate_encodings as evaluate_encodings
 from .benchmarks import evaluate_gallery as evaluate_gallery
 from .classification import Prediction as Prediction
 from .estimator import DistcamClassifier as DistcamClassifier
-from .evaluation import Evaluation as Evaluation
 from .evaluation import Origin as Origin
-from .evaluation import Protocol as Protocol
+from .evaluation import RetrievalEvaluation as RetrievalEvaluation
+from .evaluation import RetrievalProtocol as RetrievalProtocol
 from .evaluation import Score as Score
 from .evaluation import evaluate_embeddings as evaluate_embeddings
 from .evidence import Reference as Reference
@@ -29,3 +29,7 @@ from .ranking import Query as Query
 from .report import write_report as write_report
 from .retriever import Retriever as Retriever
 from .verifying import calibrate_verification as calibrate_verification
+
+# names until 0.2
+Evaluation = RetrievalEvaluation
+Protocol = RetrievalProtocol

@@ -166,7 +166,7 @@ class Prediction:
         }
 
 
-class Classifier:
+class GalleryClassifier:
     """A gallery's classes and their calibration: the answers of one `Retriever.classify` after another.
 
     Raises:
@@ -255,7 +255,7 @@ def classified(
     state = (manifest.gallery_id, manifest.generation, k, by, weighting, strict)
     retriever.require_threshold(reject=reject, max_distance=max_distance)
     if retriever.kept_classifier is None or retriever.kept_classifier[0] != state:
-        made = Classifier(retriever.gallery, k, by=by, weighting=weighting, strict=strict)
+        made = GalleryClassifier(retriever.gallery, k, by=by, weighting=weighting, strict=strict)
         retriever.kept_classifier = (state, made)
     classifier = retriever.kept_classifier[1]
     names = [name_of(image, place) for place, image in enumerate(sources)]

@@ -21,7 +21,7 @@ from ..index.storage.segments import stored_path
 from ..retrieval import Retriever
 from ..retrieval.ranking import Encodes
 from .refusals import ApiError
-from .settings import Settings
+from .settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 _NOWHERE = Path(os.devnull, "not shown")  # no file can be there
@@ -92,7 +92,7 @@ class LiveGallery:
     """
 
     def __init__(
-        self, settings: Settings, encoder: Encoder, inference: Encodes, *, on_change: Callable[[int, int], None]
+        self, settings: ServerSettings, encoder: Encoder, inference: Encodes, *, on_change: Callable[[int, int], None]
     ) -> None:
         self.folder = settings.gallery
         self._settings = settings

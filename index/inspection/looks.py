@@ -28,7 +28,7 @@ _SCALES = tuple(float(scale) for scale in 0.35 ** np.linspace(0.1, 1, 11))
 _BLOCK = 512  # pairs at once: 20 MB
 _LEAST_CONTRAST = 3.0  # grey levels, standard deviation; flatter images are like any other
 
-Thumbnails = NDArray[np.float32]
+SmallImages = NDArray[np.float32]
 Pairs = NDArray[np.int64]
 
 
@@ -93,8 +93,8 @@ class Overlaps(NamedTuple):
         return cls(evidence[0], evidence[1], place)
 
 
-def _evidence(correlation: Thumbnails, share: float) -> Thumbnails:
-    found: Thumbnails = -share * np.log(np.maximum(1 - np.maximum(correlation, 0) ** 2, np.float32(1e-4)))
+def _evidence(correlation: SmallImages, share: float) -> SmallImages:
+    found: SmallImages = -share * np.log(np.maximum(1 - np.maximum(correlation, 0) ** 2, np.float32(1e-4)))
     return found
 
 
@@ -106,12 +106,12 @@ class _Whole(NamedTuple):
     squares: NDArray[np.float64]
 
     @classmethod
-    def of(cls, grey: Thumbnails) -> _Whole:
+    def of(cls, grey: SmallImages) -> _Whole:
         """Those of some images."""
         padded = np.pad(grey.astype(np.float64), ((0, 0), (1, 0), (1, 0)))
         return cls(rfft2(grey), padded.cumsum(1).cumsum(2), (padded**2).cumsum(1).cumsum(2))
 
-    def best_places(self, grey: Thumbnails, size: tuple[int, int]) -> tuple[Thumbnails, Pairs, Pairs]:
+    def best_places(self, grey: SmallImages, size: tuple[int, int]) -> tuple[SmallImages, Pairs, Pairs]:
         """Best correlation of each of other images, shrunk to a size, with a window; and top and left of the window."""
         height, width = size
         part = _shrinking(height) @ grey @ _shrinking(width).T
@@ -137,10 +137,10 @@ def _window_sums(sums: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np
     return found
 
 
-def _shrinking(size: int) -> Thumbnails:
+def _shrinking(size: int) -> SmallImages:
     """The matrix (size, 48) that averages 48 pixels into fewer, by area."""
     edges = np.linspace(0, SIDE, size + 1)
     pixels = np.arange(SIDE)
     shares = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    found: Thumbnails = (np.maximum(shares, 0) * size / SIDE).astype(np.float32)
+    found: SmallImages = (np.maximum(shares, 0) * size / SIDE).astype(np.float32)
     return found

@@ -14,7 +14,7 @@ from distcam.errors import ImageError, InputError
 from distcam.images import read_image
 from distcam.images.given import remote
 from distcam.remarks import DistcamWarning
-from distcam.retrieval import Protocol, evaluate_dataset
+from distcam.retrieval import RetrievalProtocol, evaluate_dataset
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_an_encoder_is_evaluated_on_what_is_in_memory_as_on_its_files(small_enco
     files = sorted(photos.rglob("*.jpg"))[:8]
     labels = [str(number // 2) for number in range(8)]
     arrays = [np.asarray(read_image(file)) for file in files]
-    protocol = Protocol(recall_at=(1,), clusters=False, resamples=2)
+    protocol = RetrievalProtocol(recall_at=(1,), clusters=False, resamples=2)
     of_arrays, of_files = (
         evaluate_dataset((images, labels), small_encoder, protocol=protocol) for images in (arrays, files)
     )

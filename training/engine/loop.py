@@ -28,7 +28,7 @@ from . import environment, outcome
 from .adapters import merge_adapters
 from .features import features_of_frozen
 from .optimisation import Optimisation, set_training, training_mode, what_is_trained
-from .step import Batch, BatchSource, Losses, Objective, Progress, Step, as_numbers
+from .step import Batch, BatchSource, Losses, Objective, Step, TrainingProgress, as_numbers
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
 _FREE = ("device", "checkpoint_every_steps", "tensorboard")  # settings that a resumed run may change
@@ -136,7 +136,7 @@ class _Run:
         self.early_stopping = outcome.EarlyStopping(settings, self.modules)
         bf16 = resolved_precision(settings.precision, self.device) == "bf16"
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16) if bf16 else nullcontext
-        self.now = Progress(epoch=0, epochs=settings.epochs, step=0)
+        self.now = TrainingProgress(epoch=0, epochs=settings.epochs, step=0)
         self._restore(resume=resume)
         is_probe = "backbone" in settings.freeze
         self.features = (
