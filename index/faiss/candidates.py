@@ -170,7 +170,7 @@ class Candidates:
     def _way(self, n_queries: int) -> Way:
         """Search all rows and drop the forbidden ones, gather the allowed rows, or mask inside FAISS.
 
-        The shares are about where the measured times cross (`benchmarks/search.py --ways`). FAISS's mask costs it the
+        The shares are about where measured times cross (`benchmarks/speed/search.py --ways`). FAISS's mask costs it the
         prefetching, and the matrix products that are everything for batches; on half precision it has none.
         """
         share = self.size / len(self.store.id_map)
