@@ -29,7 +29,7 @@ Data = Annotated[Path, typer.Argument(help="The data set's folder, or a CSV with
 
 @dataclass(frozen=True)
 class DataFormat:
-    """How a data set is written."""
+    """Options of a data set's format."""
 
     format_name: FormatChoice = option("auto", "`auto` looks at what the folder holds.", "--format")
     option: list[str] | None = option(

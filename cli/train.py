@@ -41,7 +41,7 @@ def shipped() -> dict[str, Shipped]:
 
 
 def titles_in(folder: Path) -> dict[str, str]:
-    """What the recipes of a folder are, by name: the first lines of their comments."""
+    """Titles of the recipes in a folder, by name: the first lines of their comments."""
     first = {file.stem: file.read_text(encoding="utf-8").partition("\n")[0] for file in sorted(folder.glob("*.toml"))}
     return {name: line.removeprefix("# ").rstrip(":") for name, line in first.items()}
 

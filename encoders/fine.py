@@ -197,7 +197,7 @@ class _LayerCall(NamedTuple):
 
 
 def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -> None:
-    """Let a network's last stage step by 1 in place, so that its map has twice the rows and columns.
+    """Set the stride of a network's last stage to 1 in place, so that its map has twice the rows and columns.
 
     The last convolutions or poolings with a stride, found by watching an image of this height and width, step by 1;
     kernels behind them are spread by 2, and what averages the whole map averages every second place. No weight changes,
@@ -258,7 +258,7 @@ def _squeezes(part: nn.Module) -> bool:
 
 
 def _average_every_second(part: nn.Module, rows: int, offset: int) -> None:
-    """Let what averages a whole map average the places that the usual one has."""
+    """Make layers that average a whole map average only the places that the usual map has."""
     means: list[Tensor] = []
 
     def before(_part: nn.Module, inputs: Any) -> Any:

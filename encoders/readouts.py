@@ -199,7 +199,7 @@ def is_timm(model: nn.Module) -> bool:
 
 
 def features_of(model: nn.Module, images: Float[Tensor, "b 3 h w"], *, readout: str) -> Any:
-    """What the model computes before its vector is taken: a tensor or an output of transformers, or the vector."""
+    """The model's features before its vector is taken: a tensor or an output of transformers, or the vector."""
     with eagerly(model):
         if is_timm(model):
             return model.forward_features(images)  # type: ignore[operator]

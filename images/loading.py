@@ -148,7 +148,7 @@ def read_levels(
     max_pixels: int | None = None,
     whole: bool = False,
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[int, int]]:
-    """What a network sees of an image file, (3, height, width), and the width and height of the upright image.
+    """Pixels of an image file at a network's size, (3, height, width), with the upright image's width and height.
 
     As `fitting.levels(read_image(…))`, but that a JPEG is decoded at the size that `fitting.reduction` allows.
     """

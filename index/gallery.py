@@ -232,7 +232,7 @@ class Gallery(MeasuredGallery):
     def remove(
         self, *, paths: Iterable[str | os.PathLike[str]] | None = None, where: str | Filter | None = None
     ) -> int:
-        """Let images leave, given by path or by a filter; returns how many left. Their files are not touched.
+        """Remove images, given by path or by a filter; returns how many. Their files are not touched.
 
         Args:
             paths: as stored (relative to the root), or where the files lie.

@@ -1,4 +1,4 @@
-"""What is measured on a gallery: the threshold of a match, the scale of lines, the index; questions about its data."""
+"""Measurements on a gallery: the threshold of a match, the scale of lines, the index; questions about its data."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ class RetrievalEvaluation:
         return f"Evaluation({scores} %; {self.counts['queries_scored']:,} queries)"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the scores, and all that they depend on."""
+        """HTML for a notebook: the scores, and all that they depend on."""
         cells, notes = self._cells()
         return fragment(self.origin.dataset or "Evaluation", table=(cells[0], cells[1:]), notes=notes)
 

@@ -217,7 +217,7 @@ def folded(
 
 
 def surroundings_of(store: PrototypeStore, background: NDArray[np.float32] | None) -> Surroundings:
-    """What a gallery shows on average, in the space that ranks."""
+    """The gallery's mean in the space that ranks."""
     return Surroundings(
         mean=torch.from_numpy(store.mean_embedding()),
         magnitude=torch.from_numpy(store.mean_magnitude()),

@@ -80,7 +80,7 @@ def calibrate_verification(
 
 
 def _judged(rows: list[tuple[Any, Any, Any, Any]], retriever: Retriever, k: int) -> VerifyGain:
-    """What sorting anew changes, each half of the classes by the calibrations of the other."""
+    """Effect of sorting anew, each half of the classes by the calibration of the other."""
     labels = sorted({row[3] for row in rows})
     is_even = np.array([labels.index(row[3]) % 2 == 0 for row in rows])
     scale, source = retriever.lines.scale, f"{len(rows)} of its own images"

@@ -164,7 +164,7 @@ class LiveGallery:
         return self._known
 
     def close(self, *, save_caches: bool = False) -> None:
-        """Let go of the gallery, perhaps after a last service to the next who opens it; no reader may be at work."""
+        """Close the gallery, after saving its caches for the next process where asked; no reader may be at work."""
         if self._retriever is None:
             return
         gallery, self._retriever = self._retriever.gallery, None

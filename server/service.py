@@ -111,7 +111,7 @@ class EncodingCache:
             self._evict()
 
     def find(self, key: Hashable) -> CachedQuery | None:
-        """What is kept under a key, which counts as used; None if nothing is, or no longer."""
+        """The value kept under a key, which counts as used; None if there is none, or no longer."""
         with self._lock:
             self._evict()
             query = self._queries.get(key)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """How episodes are drawn."""
+    """Options of drawing episodes."""
 
     n_way: int = option(5, "Classes in an episode.", min=2)
     n_shot: int = option(1, "Support images per class.", min=1)

@@ -96,7 +96,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
         self.stack[-1].state = state
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for the functions that make arrays."""
+        """The stand-in for a function that makes arrays; anything else is refused."""
         match module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins"), name:
             case "numpy.core.multiarray", "_reconstruct":
                 return lambda *_: _Inert()

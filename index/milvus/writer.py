@@ -105,7 +105,7 @@ class MilvusWriter(GalleryWriter):
         self._save(tombstones=tombstones, backend=dataclasses.replace(self._backend, settled=len(tombstones)))
 
     def _merge_small(self, *, newest: bool) -> None:
-        """Let Milvus index the embeddings as the gallery says, for the number of images it has now."""
+        """Index the embeddings as the gallery says, for the number of images it has now."""
         if newest:
             return
         count = self.manifest.next_id - len(removed_ids(self.folder, self.manifest.tombstones))

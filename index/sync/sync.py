@@ -240,7 +240,7 @@ def watch_folder(
 
 
 class _Waiting:
-    """Until something changes under a folder, time is up, or the watch is over."""
+    """Waits until something changes under a folder, time is up, or the watch is over."""
 
     def __init__(self, folder: Path, gallery: Path, *, every: float | None, stop: Event) -> None:
         self._folder = folder

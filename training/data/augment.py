@@ -91,7 +91,7 @@ class AugmentSettings(Table):
 
     @property
     def behind_a_window(self) -> AugmentSettings:
-        """What is left to do where the image is a window of its file."""
+        """The rest of the augmentation where the image is a window of its file."""
         return self.changed(crop_from="input", crop=(1.0, 1.0), resize=None, shift=0.0)
 
     @property

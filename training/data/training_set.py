@@ -36,7 +36,7 @@ Cache = Literal["auto", "memory", "none"] | NotNegative
 
 
 def stays_in_memory(count: int, transform: Transform, cache: Cache) -> bool:
-    """Whether that many decoded images are kept."""
+    """True if that many decoded images are kept in memory."""
     if cache == "memory" or cache == "none":
         return cache == "memory"
     limit = MEMORY_LIMIT if cache == "auto" else cache * 1024**3

@@ -1,4 +1,4 @@
-"""What a frozen backbone makes of the training images, computed once: a linear probe trains in seconds."""
+"""Features of a frozen backbone for the training images, computed once: a linear probe trains in seconds."""
 
 from __future__ import annotations
 

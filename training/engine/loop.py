@@ -278,7 +278,7 @@ class _Run:
             self.report(self.history[-1])
 
     def _setup(self) -> dict[str, Any]:
-        """Everything that a resumed run must have in common with the one that was killed."""
+        """Settings that a resumed run must share with the run that it continues."""
         settings = {name: value for name, value in self.settings.to_dict().items() if name not in _FREE}
         setup: dict[str, Any] = {
             "run": settings,
