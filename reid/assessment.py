@@ -16,11 +16,11 @@ from ..metrics import Metric
 from .distances import DistanceSource, FeatureDistances, Floats
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
+from .line_verification import VerifiedDistances
 from .policies import Flags, Matching, labels_of, remark_on_placeholders
 from .refinement import Refinement, refined
 from .reranking import Reranking, rerank_features
 from .results import ReidEvaluation
-from .verifying import VerifiedDistances
 
 Shared = tuple[tuple[ReidImage, float], ...]
 

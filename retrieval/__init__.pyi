@@ -14,6 +14,7 @@ from .evaluation import evaluate_embeddings as evaluate_embeddings
 from .evidence import Reference as Reference
 from .explanation import Explanation as Explanation
 from .fiftyone import fiftyone_samples as fiftyone_samples
+from .line_calibration import calibrate_verification as calibrate_verification
 from .lines import Line as Line
 from .lines import MatchLines as MatchLines
 from .localisation.classifiers import read_classifier as read_classifier
@@ -28,7 +29,6 @@ from .ranking import Match as Match
 from .ranking import Query as Query
 from .report import write_report as write_report
 from .retriever import Retriever as Retriever
-from .verifying import calibrate_verification as calibrate_verification
 
 # names until 0.2
 Evaluation = RetrievalEvaluation

@@ -19,8 +19,8 @@ from ...images.items import split_item
 from ...remarks import remark
 from .calibration import shares_wrong, smallest_p, tail_p
 from .findings import SharedPart
-from .looks import Looks, Overlaps, Pairs
 from .neighbours import Neighbours
+from .pixel_copies import GreyCopies, Overlaps, Pairs
 
 if TYPE_CHECKING:
     from ...progress import Progress
@@ -83,7 +83,7 @@ class CandidatePairs(NamedTuple):
             Path(split_item(file)[0]).is_file() for file in files[:: max(1, len(files) // 100)]
         ):
             return None
-        looks = Looks.of(files, progress)
+        looks = GreyCopies.of(files, progress)
         if missing := int((looks.aspect == 0).sum()):
             first = files[int(looks.aspect.argmin())]
             remark(f"{missing:,} of {len(files):,} images cannot be read and are not looked at, the first: {first}")

@@ -1,4 +1,4 @@
-"""A look at whether verification by lines helps a gallery, on its own labelled images."""
+"""Measurement of whether verification by lines helps a gallery, on its own labelled images."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class VerifiedDistances:
         self._plain = plain
         self.shape, self.dtype, self.bounds = plain.shape, plain.dtype, plain.bounds
         name, most = parse_verify(verify)
-        eye = _Eye(data, Inference(encoder, device=device), plain.metric)
+        eye = _LineReader(data, Inference(encoder, device=device), plain.metric)
         queries, gallery = images
         eye.measure([gallery[at] for at in np.unique(np.linspace(0, len(gallery) - 1, SAMPLE).round().astype(int))])
         matching = Matching(labels_of(queries), labels_of(gallery), protocol=protocol)
@@ -91,7 +91,7 @@ def verifier(
     return partial(VerifiedDistances, encoder=encoder, verify=verify, device=device, progress=progress)
 
 
-class _Eye:
+class _LineReader:
     """The places of a data set's images; those seen last are kept."""
 
     def __init__(self, data: ReidData, inference: Inference, metric: Metric) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distcam.index.inspection.looks import SIDE, Looks, Overlaps, _shrinking
+from distcam.index.inspection.pixel_copies import SIDE, GreyCopies, Overlaps, _shrinking
 
 
 def noise(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -18,7 +18,7 @@ def noise(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def looks(tmp_path_factory: pytest.TempPathFactory) -> Looks:
+def looks(tmp_path_factory: pytest.TempPathFactory) -> GreyCopies:
     folder = tmp_path_factory.mktemp("looks")
     image = noise(0)
     image.resize((64, 48)).save(folder / "1.jpg", quality=40)
@@ -27,18 +27,18 @@ def looks(tmp_path_factory: pytest.TempPathFactory) -> Looks:
     image.save(folder / "0.png")
     noise(1).save(folder / "4.png")
     Image.new("RGB", (60, 60), "white").save(folder / "5.png")
-    return Looks.of(
+    return GreyCopies.of(
         [*(folder / f"{n}.png" for n in (0,)), folder / "1.jpg", *(folder / f"{n}.png" for n in (2, 3, 4, 5))]
     )
 
 
-def test_a_small_jpeg_of_an_image_is_the_image_and_another_is_not(looks: Looks) -> None:
+def test_a_small_jpeg_of_an_image_is_the_image_and_another_is_not(looks: GreyCopies) -> None:
     found = Overlaps.of(looks, np.array([[0, 1], [1, 0], [0, 4], [0, 5]]))
     assert (found.whole[:2] > 3).all()
     assert (found.whole[2:] < 0.3).all()
 
 
-def test_a_crop_is_found_where_it_was_cut_out(looks: Looks) -> None:
+def test_a_crop_is_found_where_it_was_cut_out(looks: GreyCopies) -> None:
     found = Overlaps.of(looks, np.array([[0, 2], [0, 3], [4, 2]]))
     assert found.place[0] == pytest.approx([0.3, 0.25, 0.925, 0.875], abs=0.06)
     assert found.place[1] == pytest.approx([0, 0, 0.5, 1.0], abs=0.12)
@@ -46,14 +46,14 @@ def test_a_crop_is_found_where_it_was_cut_out(looks: Looks) -> None:
     assert found.part[2] < 0.4
 
 
-def test_a_flat_image_fits_nothing_and_one_that_cannot_be_read_has_no_proportions(looks: Looks, tmp_path: Path) -> None:
+def test_a_flat_image_fits_nothing_and_an_unreadable_one_has_no_proportions(looks: GreyCopies, tmp_path: Path) -> None:
     found = Overlaps.of(looks, np.array([[5, 0], [5, 4]]))
     assert (found.whole == 0).all()
     assert (found.part < 0.3).all()
-    assert Looks.of([tmp_path / "gone.jpg"]).aspect.tolist() == [0.0]
+    assert GreyCopies.of([tmp_path / "gone.jpg"]).aspect.tolist() == [0.0]
 
 
-def test_the_best_place_is_that_of_a_plain_loop(looks: Looks) -> None:
+def test_the_best_place_is_that_of_a_plain_loop(looks: GreyCopies) -> None:
     size = 30
     whole, small = looks.grey[0].astype(float), _shrinking(size) @ looks.grey[4] @ _shrinking(size).T
     fits = [
@@ -61,7 +61,7 @@ def test_the_best_place_is_that_of_a_plain_loop(looks: Looks) -> None:
         for top in range(SIDE - size + 1)
         for left in range(SIDE - size + 1)
     ]
-    from distcam.index.inspection.looks import _Whole
+    from distcam.index.inspection.pixel_copies import _Whole
 
     correlation, top, left = _Whole.of(looks.grey[:1].astype(np.float32)).best_places(
         looks.grey[4:5].astype(np.float32), (size, size)

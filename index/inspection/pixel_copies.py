@@ -32,14 +32,14 @@ SmallImages = NDArray[np.float32]
 Pairs = NDArray[np.int64]
 
 
-class Looks(NamedTuple):
+class GreyCopies(NamedTuple):
     """Small grey copies (n, 48, 48) of images, stretched to squares, and width over height, 0 where unreadable."""
 
     grey: NDArray[np.uint8]
     aspect: NDArray[np.float64]
 
     @classmethod
-    def of(cls, files: Sequence[Path], progress: Progress | None = None) -> Looks:
+    def of(cls, files: Sequence[Path], progress: Progress | None = None) -> GreyCopies:
         """Those of some files, read by threads."""
         grey, aspect = np.zeros((len(files), SIDE, SIDE), np.uint8), np.zeros(len(files))
 
@@ -66,7 +66,7 @@ class Overlaps(NamedTuple):
     place: NDArray[np.float64]
 
     @classmethod
-    def of(cls, looks: Looks, pairs: Pairs, progress: Progress | None = None) -> Overlaps:
+    def of(cls, looks: GreyCopies, pairs: Pairs, progress: Progress | None = None) -> Overlaps:
         """Those of pairs (p, 2) of rows of readable images."""
         evidence, place = np.zeros((2, len(pairs))), np.zeros((len(pairs), 4))
         # a part keeps its proportions: if it is wider than the whole, it is less high; in steps of a fifth

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, BinaryIO, Final
 
 from ..errors import ImageError
-from .work_boxes import require_bounded_avif, require_bounded_jpeg2000, too_much
+from .decoder_work_boxes import require_bounded_avif, require_bounded_jpeg2000, too_much
 
 MAX_SCANS: Final = 100  # of a JPEG; encoders write 1 to about 14
 _MAX_SEGMENTS = 2_000  # of a JPEG; one of 64 KiB each, they make 125 MiB of metadata

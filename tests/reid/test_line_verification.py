@@ -10,12 +10,12 @@ from distcam.cli.app import app
 from distcam.encoders import Encoder
 from distcam.images import Transform
 from distcam.metrics.fusion import USUAL_FUSION, USUAL_NULL, LineScale
-from distcam.reid import assess, encode_data, read_data, verifying, write_walkers
+from distcam.reid import assess, encode_data, line_verification, read_data, write_walkers
 
 
 @pytest.fixture(scope="module")
 def walkers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("verifying") / "walkers"
+    folder = tmp_path_factory.mktemp("line_verification") / "walkers"
     write_walkers(folder, identities=6, cameras=2, images_per_camera=2, masks=False)
     return read_data(folder)
 
@@ -39,13 +39,13 @@ def test_the_nearest_that_may_meet_are_handed_out_anew(walkers, encoder, vectors
         told.append(draw.integers(0, 60, len(matches)).tolist())
         return told[-1]
 
-    monkeypatch.setattr(verifying, "count_alike", count)
+    monkeypatch.setattr(line_verification, "count_alike", count)
     scale = LineScale("", (0.0,) * 64, USUAL_NULL, 30, (0.5, 0.1))
-    monkeypatch.setattr(verifying._Eye, "measure", lambda eye, _images: setattr(eye, "scale", scale))
+    monkeypatch.setattr(line_verification._LineReader, "measure", lambda eye, _images: setattr(eye, "scale", scale))
     found = assess(
         walkers,
         vectors,
-        verified=verifying.verifier(encoder, verify, device="cpu", progress=lambda *each: calls.append(each)),
+        verified=line_verification.verifier(encoder, verify, device="cpu", progress=lambda *each: calls.append(each)),
     )
     before, after = (each.rows(0, len(found.queries)) for each in (found._not_reranked, found._source))
     most = int(str(verify).removeprefix("lines:"))
@@ -65,7 +65,7 @@ def test_the_nearest_that_may_meet_are_handed_out_anew(walkers, encoder, vectors
 
 def test_images_that_answer_themselves_come_first(walkers, encoder, vectors) -> None:
     """With its own image in the gallery every query has as many places alike there as anywhere."""
-    eye = verifying._Eye(walkers, verifying.Inference(encoder, device="cpu"), "cosine")
+    eye = line_verification._LineReader(walkers, line_verification.Inference(encoder, device="cpu"), "cosine")
     eye.measure(walkers.gallery[:8])
     first, *others = walkers.gallery[:6]
     alike = eye.alike(first, [first, *others], "lines")
@@ -74,8 +74,8 @@ def test_images_that_answer_themselves_come_first(walkers, encoder, vectors) -> 
 
 def test_similarities_are_measured_as_distances_are_ranked(walkers, encoder) -> None:
     """By l1 too, of which lines divide no shares: they take the cosine's."""
-    inference = verifying.Inference(encoder, device="cpu")
-    eye, images = verifying._Eye(walkers, inference, "l1"), walkers.gallery[:3]
+    inference = line_verification.Inference(encoder, device="cpu")
+    eye, images = line_verification._LineReader(walkers, inference, "l1"), walkers.gallery[:3]
     eye.measure(images)
     vectors = inference.encode_images([walkers.file(image) for image in images]).embedding.numpy().astype(float)
     apart = [-np.abs(vectors[i] - vectors[j]).sum() for i in range(3) for j in range(3) if i != j]
