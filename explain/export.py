@@ -27,7 +27,7 @@ from ..files import replacing, write_text
 TOLERANCE = 1e-4
 
 
-class Exported(NamedTuple):
+class Export(NamedTuple):
     """A program that was written, and how far it is from the encoder it was made of."""
 
     path: Path
@@ -52,9 +52,7 @@ class _Program(nn.Module):
         return encoder.embed(encoder.pooling(feature_map)), response.map
 
 
-def export_encoder(
-    encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8[Tensor, "b 3 rows columns"]
-) -> Exported:
+def export_encoder(encoder: Encoder, path: str | os.PathLike[str], pixels: UInt8[Tensor, "b 3 rows columns"]) -> Export:
     """Write an encoder as a program with two outputs and a free batch size, checked on images; a JSON stands beside it.
 
     It is in evaluation mode, and its head affine, or the map would hold to first order only. `path` is `.onnx` (needs
@@ -86,7 +84,7 @@ def export_encoder(
                 f"at most {TOLERANCE:g} was expected; nothing is kept"
             )
     write_text(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
-    return Exported(path, difference, len(pixels), described)
+    return Export(path, difference, len(pixels), described)
 
 
 def _described(encoder: Encoder, outputs: tuple[Tensor, Tensor]) -> dict[str, Any]:

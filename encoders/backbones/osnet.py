@@ -51,9 +51,7 @@ class OSNet(nn.Module):
                 after = norm == "ibn" and stage == 2
                 inside = is_adaptive and f"conv{stage}.{number}" in _WITH_NORM_INSIDE
                 name = "inside" if inside else "after" if after else ""
-                blocks.append(
-                    _OsnetBlock(outputs if number else inputs, outputs, instance_norm=name, is_listed=is_adaptive)
-                )
+                blocks.append(_Block(outputs if number else inputs, outputs, instance_norm=name, is_listed=is_adaptive))
             halving = nn.Sequential(_unit(outputs, outputs, 1), nn.AvgPool2d(2))
             within = [halving] if stage < 4 and not is_adaptive else []
             self.add_module(f"conv{stage}", nn.Sequential(*blocks, *within))
@@ -90,7 +88,7 @@ def _light(channels: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(named))
 
 
-class _OsnetBlock(nn.Module):
+class _Block(nn.Module):
     """1×1 to a quarter of the channels, four streams added by one gate, 1×1 back, and the shortcut.
 
     `instance_norm` is "inside" (before the shortcut, in place of the batch norm), "after" it, or "". In

@@ -18,7 +18,7 @@ from ..scan import Scan
 from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch, search_exactly
 from .factory import SearchSettings, efforts_of, faiss_metric, inner_index, is_coarse, row_selector, search_parameters
 from .gpu import GPU_MAX_K, GpuIndex
-from .index_store import STAND_IN, IndexStore, StoredPrecision
+from .index_store import STAND_IN, Distortion, IndexStore
 from .runtime import searched, threads_for
 
 faiss: Any = typed_faiss
@@ -43,9 +43,7 @@ class ErrorBound:
     (True, True)
     """
 
-    def __init__(
-        self, spec: SearchSpec, precision: StoredPrecision, queries: Vectors, *, rounding: float = 0.0
-    ) -> None:
+    def __init__(self, spec: SearchSpec, precision: Distortion, queries: Vectors, *, rounding: float = 0.0) -> None:
         self.metric = spec.metric
         self.rounding = max(rounding, (spec.dim + 16) * _UNIT_ROUNDOFF)
         self.distortion = precision.distortion

@@ -55,7 +55,7 @@ def equal_files(*galleries: GalleryReader) -> list[list[int]]:
     return [places for places in found.values() if len(places) > 1]
 
 
-class CandidatePairs(NamedTuple):
+class CopyPairs(NamedTuple):
     """Pairs of places that the index proposes, and pairs that hardly are copies; a second gallery's are counted on."""
 
     pairs: Pairs
@@ -63,9 +63,7 @@ class CandidatePairs(NamedTuple):
     galleries: tuple[GalleryReader, ...]
 
     @classmethod
-    def of(
-        cls, gallery: GalleryReader, own: Neighbours, other: tuple[GalleryReader, Neighbours] | None
-    ) -> CandidatePairs:
+    def of(cls, gallery: GalleryReader, own: Neighbours, other: tuple[GalleryReader, Neighbours] | None) -> CopyPairs:
         """Those within a gallery, or between it and another whose neighbours in it are given."""
         asked, start = (own, 0) if other is None else (other[1], len(own))
         rows = np.repeat(np.arange(len(asked), dtype=np.int64) + start, PROPOSED)
