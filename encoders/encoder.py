@@ -19,7 +19,7 @@ from .backbones.registry import build_backbone
 from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
 from .heads import GAP, GeM, IdentityHead, Pooling, described, head_from_dict, kept, pooling_from, width_behind
-from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
+from .layers import LayerOutput, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .libraries.models import without_hub
 from .names import CHECKPOINT_SUFFIX
 from .readouts import read_out, require_poolable, telling_constants
@@ -241,7 +241,7 @@ class Encoder(nn.Module):
         if weights == "random":
             raise InputError(f"a {name} keeps the weights that it has; leave weights out, or name a file")
         found, plain = ("", "") if layer is None else find_layer(module, layer)
-        backbone = module if layer is None else Tap(module, found)
+        backbone = module if layer is None else LayerOutput(module, found)
         if readout != "auto":
             backbone = read_out(module, readout, layer=found or None)
         is_told = None not in colours.values()

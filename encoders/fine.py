@@ -73,7 +73,7 @@ def _octave(value: Any, size: tuple[int, int]) -> int | None:
     return None
 
 
-class FineTap:
+class FineReader:
     """An encoder whose encodings bring the map of its fine layer, once they are asked to."""
 
     def __init__(self, encoder: Encoder) -> None:

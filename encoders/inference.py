@@ -21,7 +21,7 @@ from ..images.transform import Transform
 from .devices import Graphs, SideStream, at_once, in_order, one_late, resolved_precision, stacked
 from .encoder import Encoder
 from .encoding import Encoding
-from .fine import FineTap
+from .fine import FineReader
 from .fusing import absorb_batch_norms, cast_once
 from .layers import unwrapped
 from .readouts import makes_maps, making_maps
@@ -96,7 +96,7 @@ class Inference:
         self.encoder = copy.to(memory_format=torch.channels_last)
         if self.precision == "bf16":
             cast_once(self.encoder.backbone)
-        self.fine = FineTap(self.encoder)
+        self.fine = FineReader(self.encoder)
         if graphs and self.device.type != "cuda":
             raise InputError(f"graphs are for CUDA, and the device is {self.device}; leave graphs out")
         self._graphs = Graphs(self._forward, size=self.batch_size) if graphs else None
