@@ -19,7 +19,7 @@ class DeadlineError(InputError):
 
 @contextmanager
 def finish_by(end: float) -> Iterator[None]:
-    """Let `check_deadline` raise inside once `time.monotonic()` is past `end`; never later than around it."""
+    """Make `check_deadline` raise inside once `time.monotonic()` is past `end`, or past an outer end before it."""
     token = _end.set(min(end, _end.get()))
     try:
         yield

@@ -87,7 +87,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def write_hdf5(path: str | os.PathLike[str], write: Callable[[h5py.File], None]) -> None:
-    """Let `write` fill a new HDF5 file, which takes its place when it is complete."""
+    """Write a new HDF5 file by `write`, and put it in its place when it is complete."""
     import h5py  # not needed by most of those who write files
 
     final = Path(path)

@@ -56,23 +56,23 @@ def in_every_child(handler: Callable[[], None]) -> None:
 
 
 def make_forks_safe() -> None:
-    """See to it that children can search and encode; called by whatever makes FAISS or torch start threads here."""
+    """Make searching and encoding safe in forked children; called before FAISS or torch start threads here."""
     global _has_threads
     if not _has_threads:
         _has_threads = True
         in_every_child(_threads.stop)
 
 
-class _Threads:
+class _ThreadTeams:
     def stop(self) -> None:
-        """One thread for FAISS and torch: the teams that they had did not come along."""
+        """Set FAISS and torch to one thread: a fork has none of their thread teams."""
         if (faiss := sys.modules.get("faiss")) is not None and hasattr(faiss, "omp_set_num_threads"):
             faiss.omp_set_num_threads(1)
         if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "set_num_threads"):
             torch.set_num_threads(1)
 
 
-_threads = _Threads()
+_threads = _ThreadTeams()
 
 
 def _in_child() -> None:

@@ -13,23 +13,25 @@ from typing import Any
 
 
 def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package: the names that its stub imports.
+    """`__getattr__`, `__dir__` and `__all__` of a package: those in its stub, earlier ones (`Old = New`) too.
 
     Args:
         package: the package's `__name__`.
         file: its `__file__`; the stub lies beside it.
     """
     stub = ast.parse(Path(file).with_name("__init__.pyi").read_text(encoding="utf-8"))
-    home = {
-        alias.name: "." * statement.level + (statement.module or "")
-        for statement in stub.body
-        if isinstance(statement, ast.ImportFrom)
-        for alias in statement.names
-    }
+    home: dict[str, tuple[str, str]] = {}  # the module of each name, and the name there
+    for statement in stub.body:
+        match statement:
+            case ast.ImportFrom(module, names, level):
+                home |= {alias.name: ("." * level + (module or ""), alias.name) for alias in names}
+            case ast.Assign([ast.Name(old)], ast.Name(new)):
+                home[old] = home[new]
 
     def load(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(home[name], package), name)
+        module, attribute = home[name]
+        return getattr(import_module(module, package), attribute)
 
     return load, lambda: sorted(home), sorted(home)

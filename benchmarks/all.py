@@ -1,43 +1,39 @@
-"""Every benchmark of speed, one after the other, and one table: `python benchmarks/all.py --quick`.
+"""Every benchmark of speed, one after the other, and one table: `python benchmarks all --quick`.
 
 `--quick` takes about ten minutes on two cores, without it the sizes are those of docs/results/speed.md and it takes
-hours. Each runs in a process of its own; a script that is not there, runs out of time or fails is a row that says so.
+hours. Each runs in a process of its own; one that runs out of time or fails is a row that says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-from machine import describe_machine
+from machine import command_of, describe_machine
 
-# script: options of a quick run, and of a whole one
+# name: options of a quick run, and of a whole one
 RUNS: dict[str, tuple[list[str], list[str]]] = {
-    "search.py": (["--waits", "--rounds", "50"], ["--waits"]),
-    "retrieval_evaluation.py": (["--quick"], []),
-    "folder_sync.py": (["--n", "20000", "--rounds", "3"], []),
-    "reid.py": (["--small"], []),
-    "growth.py": (["--sizes", "60000:HNSW32", "--rounds", "3"], []),
-    "cold.py": ([], []),
-    "decoding.py": ([], []),
-    "page.py": ([], []),
-    "explain.py": ([], []),
-    "build.py": ([], []),
-    "fewshot.py": ([], []),
+    "speed/search": (["--waits", "--rounds", "50"], ["--waits"]),
+    "speed/retrieval_evaluation": (["--quick"], []),
+    "speed/folder_sync": (["--n", "20000", "--rounds", "3"], []),
+    "speed/reid": (["--small"], []),
+    "speed/growth": (["--sizes", "60000:HNSW32", "--rounds", "3"], []),
+    "speed/cold": ([], []),
+    "speed/decoding": ([], []),
+    "speed/page": ([], []),
+    "speed/explain": ([], []),
+    "speed/build": ([], []),
+    "speed/fewshot": ([], []),
 }
 SECONDS = 600  # of all quick runs together
 
 
-def rows_of(script: Path, options: list[str], *, seconds: float | None) -> list[str]:
-    """The rows of the tables that a script prints, or one that says why there are none."""
-    if not script.exists():
-        return ["not there"]
+def rows_of(name: str, options: list[str], *, seconds: float | None) -> list[str]:
+    """The rows of the tables that a benchmark prints, or one that says why there are none."""
     if seconds is not None and seconds <= 0:
         return ["left out: the ten minutes are over"]
-    command = [sys.executable, str(script), *options]
+    command = [*command_of(name), *options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -61,10 +57,5 @@ def main() -> None:
     for name in options.only:
         quick, whole = RUNS[name]
         left = end - time.monotonic() if options.quick else None
-        script = Path(__file__).with_name(name)
-        for row in rows_of(script, quick if options.quick else whole, seconds=left):
-            print(f"| {script.stem} | {row.replace(' | ', ' · ')} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        for row in rows_of(name, quick if options.quick else whole, seconds=left):
+            print(f"| {name} | {row.replace(' | ', ' · ')} |", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,11 @@ def _version(package: str) -> str:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
         return f"{package} not installed"
+
+
+def command_of(module: str) -> list[str]:
+    """What runs a benchmark's module in a process of its own."""
+    return [sys.executable, str(Path(__file__).parent), module.replace(".", "/")]
 
 
 def interleave(

@@ -109,7 +109,7 @@ def answer(content: Any, text: str, *, as_json: bool, written: Iterable[Path | N
 
 
 def load_retriever(gallery: Gallery, encoder: str | None, device: str, **options: Any) -> Retriever:
-    """What searches a gallery, with its own encoder or with one that it does not keep."""
+    """The retriever of a gallery, with the encoder that it keeps or with one named by the user."""
     own = None if encoder is None else library.encoders.Encoder.load(encoder)
     return library.retrieval.Retriever(gallery, own, device=device, **options)
 

@@ -27,7 +27,7 @@ app = Commands()
 EXAMPLE = "Example: `distcam demo --out /tmp/demo`"
 MARKER = ".distcam-demo"  # only a folder that holds it is ever cleared
 
-Answers = Sequence[tuple["SceneRecord", "Matches"]]
+SceneAnswers = Sequence[tuple["SceneRecord", "Matches"]]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> library.encoders.Encode
     return encoder
 
 
-def _measure(answers: Answers) -> dict[str, Any]:
+def _measure(answers: SceneAnswers) -> dict[str, Any]:
     """R@1 and the share of map peaks in the box of the object that gives the query its label."""
     gallery = answers[0][1].retriever.gallery
     counts = dict(zip(gallery.prototypes.labels, gallery.prototypes.counts.tolist(), strict=True))
@@ -208,7 +208,7 @@ def _measure(answers: Answers) -> dict[str, Any]:
     }
 
 
-def _measure_crowded(answers: Answers) -> dict[str, Any]:
+def _measure_crowded(answers: SceneAnswers) -> dict[str, Any]:
     """Of images with two objects: how often the map prefers the right one, and how far it depends on the match.
 
     The latter is its mean rank correlation with the map against an unrelated image: 1 is the same for every match.

@@ -77,12 +77,12 @@ def evaluate(
                 if dataset.is_dir():
                     asked = library.index.Gallery.open(dataset)
                     note_unfinished_build(asked)
-                    own = library.retrieval.Protocol(**({"metric": asked.metric} | chosen))
+                    own = library.retrieval.RetrievalProtocol(**({"metric": asked.metric} | chosen))
                     result = library.retrieval.evaluate_gallery(asked, protocol=own, progress=progress)
                 else:
                     encodings = library.index.read_encodings(dataset)
                     result = library.retrieval.evaluate_encodings(
-                        encodings, protocol=library.retrieval.Protocol(**chosen), progress=progress
+                        encodings, protocol=library.retrieval.RetrievalProtocol(**chosen), progress=progress
                     )
         else:
             if gallery is not None:

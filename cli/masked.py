@@ -37,7 +37,7 @@ def _settled(layout: DataLayout, source: str) -> DataLayout:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How a data set lies, and which part of it is meant."""
+    """Options of a data set with masks: its layout, and the part to use."""
 
     layout: DataLayout = option(
         "auto", "VOC's layout, CamVid's, Cityscapes', a CSV, drawn scenes, or a folder of images."

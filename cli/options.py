@@ -80,7 +80,7 @@ FineLayer = Annotated[
 
 @dataclass(frozen=True)
 class Weighted:
-    """What makes an encoder of its name."""
+    """Options that choose an encoder and its weights."""
 
     weights: str | None = option(
         None,
@@ -101,7 +101,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Loading(Weighted):
-    """What makes an encoder of its name, and how it takes an image."""
+    """Options that choose an encoder, its weights, and the fit and size of its images."""
 
     fit: FitName | None = option(
         None, "How an image fits the network: pad (default), squash, or crop the centre. A checkpoint brings its own."
@@ -116,7 +116,7 @@ class Loading(Weighted):
 
 @dataclass(frozen=True)
 class CropLoading(Weighted):
-    """What makes an encoder of its name, and how it takes an image that is a box around somebody."""
+    """Options that choose an encoder and its weights, for images that are boxes around a person."""
 
     image_size: str | None = option(None, "The network's input as HEIGHTxWIDTH, e.g. `256x128`, or one number.")
     fit: FitName | None = option(None, "How an image fits. Default: pad, or what a checkpoint was trained with.")
@@ -129,7 +129,7 @@ class CropLoading(Weighted):
 
 @dataclass(frozen=True)
 class Running:
-    """How images are encoded; fields are called as the library's arguments are."""
+    """Options of encoding; fields are called as the library's arguments are."""
 
     batch_size: int | None = option(None, "Images per forward pass; by default chosen for the device.", min=1)
     workers: int | None = option(None, "Threads that decode images; by default chosen for the machine.", min=0)

@@ -150,7 +150,7 @@ def query(
         refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
     asked: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance}
     if server is not None:
-        from .asking import is_answered
+        from .client import is_answered
 
         sent: dict[str, Any] = {"region": region, "text_weight": text_weight, "as_json": as_json}
         if is_answered(server, gallery, (images or [], ids or [], text or []), **sent, **asked):

@@ -29,7 +29,7 @@ Data = Annotated[Path, typer.Argument(help="The data set's folder, or a CSV with
 
 @dataclass(frozen=True)
 class DataFormat:
-    """How a data set is written."""
+    """Options of a data set's format."""
 
     format_name: FormatChoice = option("auto", "`auto` looks at what the folder holds.", "--format")
     option: list[str] | None = option(
@@ -148,9 +148,9 @@ def evaluate(
     from ..explain.verification import parse_verify
     from ..reid.assessment import assess
     from ..reid.features import encode_data, read_features, write_features
+    from ..reid.line_verification import verifier
     from ..reid.policies import changed_protocol, remark_on_placeholders
     from ..reid.refinement import Refinement
-    from ..reid.verifying import verifier
 
     neighbours, _, alpha = (aqe or "").partition(",")
     expansion = None if aqe is None else (number_of(neighbours, "--aqe", int), number_of(alpha or "0", "--aqe", float))

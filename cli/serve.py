@@ -14,7 +14,7 @@ import typer
 
 from ..errors import InputError, MissingExtraError
 from . import library
-from .asking import READ_TOKEN_VARIABLE
+from .client import READ_TOKEN_VARIABLE
 from .command import Commands, refuse_unused
 from .console import note, note_unfinished_build, require_file, say
 from .options import Device, GalleryPath, ReadsImages, option
@@ -70,13 +70,13 @@ def serve(
     library.index.Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
     try:
         from ..server.app import bound_socket, create_app, run, url_of
-        from ..server.settings import Settings
+        from ..server.settings import ServerSettings
     except ModuleNotFoundError as error:
         missing = f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
         raise MissingExtraError(missing) from error
     given = _given_token(token_file, TOKEN_VARIABLE) if writable else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    settings = Settings(
+    settings = ServerSettings(
         gallery=gallery,
         encoder=encoder,
         root=root,

@@ -19,7 +19,7 @@ from .options import AsJson, ReadsImages, Strict, argument, option
 
 if TYPE_CHECKING:
     from ..training.recipes.recipe import Recipe, RecipeFile
-    from ..training.recipes.runs import Comparison
+    from ..training.recipes.runs import VariantComparison
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 _COMMAND = re.compile(r"distcam (?:(\w+) )?train")
@@ -41,7 +41,7 @@ def shipped() -> dict[str, Shipped]:
 
 
 def titles_in(folder: Path) -> dict[str, str]:
-    """What the recipes of a folder are, by name: the first lines of their comments."""
+    """Titles of the recipes in a folder, by name: the first lines of their comments."""
     first = {file.stem: file.read_text(encoding="utf-8").partition("\n")[0] for file in sorted(folder.glob("*.toml"))}
     return {name: line.removeprefix("# ").rstrip(":") for name, line in first.items()}
 
@@ -210,7 +210,7 @@ segment_train = task_command(
 
 def run_file(
     file: RecipeFile, folder: Path, *, seeds: str | None, as_json: bool, leaves: str = "Encoders", **options: Any
-) -> Comparison | None:
+) -> VariantComparison | None:
     """The table of every chosen variant with every seed, printed; None in all processes but the first.
 
     Options are those of `run_variants`.

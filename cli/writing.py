@@ -1,4 +1,4 @@
-"""What `query` and `classify` write: explanations, and answers as tables."""
+"""Files written by `query` and `classify`: explanations, and answers as tables."""
 
 from __future__ import annotations
 

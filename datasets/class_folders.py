@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..images import ImageRecord, Listing, list_images
-from ..images.joining import Names, likely_cause
+from ..images.joining import FactsByName, likely_cause
 from ..images.splits import overlooked_column, split_column, split_name, split_of_row
 from ..images.tables import header_of, lines_of, rows_of, text_of
 from ..remarks import remark
@@ -45,7 +45,7 @@ def folder(root: Path, split: str | None = None) -> FewShotData:
             remark(f"{root}: all classes are taken for novel, but {doubt}")
         return data_of_files(root.name, listing.root, {"novel": ([p for p, _ in items], [label for _, label in items])})
     by_class, by_path = _read_split(file)
-    names, used = Names(by_path), {label for _, label in items}
+    names, used = FactsByName(by_path), {label for _, label in items}
     found: dict[str, tuple[list[str], list[str]]] = {part: ([], []) for part in PARTS}
     left_out: list[str] = []
     for path, label in items:

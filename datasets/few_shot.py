@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # lists of images are read without torch
 PARTS = ("base", "val", "novel")
 
 
-class Images(Protocol):
+class SplitImages(Protocol):
     """The images of a split, by number; reading is safe from several threads."""
 
     def __getitem__(self, index: int) -> Image.Image:
@@ -88,7 +88,7 @@ class SomeImages:
     """Images of others, each by its source and its number there."""
 
     root: Path
-    places: Sequence[tuple[Images, int]]
+    places: Sequence[tuple[SplitImages, int]]
 
     def __getitem__(self, index: int) -> Image.Image:
         """The image."""
@@ -115,7 +115,7 @@ class Split(NamedItems):
     name: str
     names: Names
     labels: Names
-    images: Images = field(repr=False)
+    images: SplitImages = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..images import ImageRecord, Listing
 from ..images.boxes.annotations import read_file
 from ..images.image_sources import RecordSource
-from ..images.joining import Join, Names
+from ..images.joining import FactsByName, Join
 from ..images.masks import MaskFolder
 from ..images.tables import lines_of
 from .masked_images import Entry, Found, read_names
@@ -60,7 +60,7 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in _SUFFIXES
     }
-    by_name = Names(files)
+    by_name = FactsByName(files)
     folders = [MaskFolder(root / name) for name in ("SegmentationClass", "SegmentationClassAug")]
     found, masked = Join(), Join()
     entries = []

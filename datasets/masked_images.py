@@ -16,7 +16,7 @@ from PIL import Image
 from ..errors import InputError
 from ..files import Storage
 from ..images import Listing, list_images
-from ..images.joining import Join, Names, spelled
+from ..images.joining import FactsByName, Join, spelled
 from ..images.listing import quiet_listing
 from ..images.masks import VOID, Mask, MaskFolder
 from ..images.splits import split_column, split_name
@@ -275,7 +275,7 @@ def _labels_of_table(table: str | Path, names: Sequence[str], listing: Listing) 
     """By path of the listing, the classes that a table says; says what fits on one side only."""
     file = Path(table)
     found_rows = rows_of(file, needed=("path", "labels"), once=lambda row: row["path"])
-    rows = Names({row["path"]: row for _, row in found_rows})
+    rows = FactsByName({row["path"]: row for _, row in found_rows})
     join = Join()
     found: dict[str, tuple[int, ...]] = {}
     for record in listing:

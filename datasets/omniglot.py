@@ -37,7 +37,7 @@ _ENTRY = re.compile(r"images_(background|evaluation)/([^/]+)/(character\d\d)/(\d
 _CLASS = re.compile(r"([^/]+/character\d\d)(?:/rot(000|090|180|270))?")
 
 
-class _Source(NamedTuple):
+class _AllDrawings(NamedTuple):
     """All drawings of both sets."""
 
     drawings: dict[str, dict[str, Callable[[], Ink]]]  # by character, Alphabet/characterNN, and file, 0001_01
@@ -76,7 +76,7 @@ def omniglot(root: Path, split: str | None = None) -> FewShotData:
     return FewShotData(name, parts)
 
 
-def _split(name: str, source: _Source, classes: list[tuple[str, int | None]], root: Path) -> Split:
+def _split(name: str, source: _AllDrawings, classes: list[tuple[str, int | None]], root: Path) -> Split:
     names, labels, drawn = list[str](), list[str](), list[tuple[Callable[[], Ink], int]]()
     for character, turn in classes:
         if character not in source.drawings:
@@ -114,7 +114,7 @@ def _read_list(file: Path, *, is_turned: bool) -> Iterator[tuple[str, int | None
             yield match[1], None
 
 
-def _of_npz(root: Path) -> _Source:
+def _of_npz(root: Path) -> _AllDrawings:
     """Two archives of all drawings, each read when one of its own is asked for, and the table of the characters."""
     table = root / "alphabets.csv"
     try:
@@ -140,7 +140,7 @@ def _of_npz(root: Path) -> _Source:
         own: Ink = archive(group)[row, drawer]
         return own
 
-    source, start = _Source({}, set()), dict[str, int]()
+    source, start = _AllDrawings({}, set()), dict[str, int]()
     for alphabet, first, last, group in rows:
         for number in range(first, last + 1):
             row, character = number - start.setdefault(group, first), f"{alphabet}/character{number - first + 1:02d}"
@@ -152,9 +152,9 @@ def _of_npz(root: Path) -> _Source:
     return source
 
 
-def _of_zips(root: Path) -> _Source:
+def _of_zips(root: Path) -> _AllDrawings:
     """The two archives as Lake published them."""
-    source = _Source({}, set())
+    source = _AllDrawings({}, set())
     for group in ("background", "evaluation"):
         archive = open_zip(root / f"images_{group}.zip", "it, or images_background.npz and images_evaluation.npz")
         for entry in sorted(archive.namelist()):

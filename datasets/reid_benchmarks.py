@@ -20,7 +20,7 @@ from ..images.joining import spelled
 from ..images.tables import lines_of
 from ..remarks import remark
 from .layouts import mat_list, whole_number
-from .reid_records import FormatName, Identity, Protocol, ReidData, ReidImage, Role, usable
+from .reid_records import FormatName, Identity, ReidData, ReidImage, ReidProtocol, Role, usable
 
 _NAME = re.compile(r"(-?\d+)_c(\d+)(?:s(\d+))?(?:_f?(\d+))?(?:_(\d+))?[^/]*")
 _ROLES: dict[FormatName, dict[str, Role]] = {
@@ -101,11 +101,11 @@ def read_market(root: Path) -> ReidData:
     """
     images, ignored = _folders(root, _ROLES["market"])
     if images and re.match(r"\d+_c\d+_f\d", Path(images[0].path).name):
-        return ReidData("duke", root, images, Protocol(), known=_DUKE, ignored=ignored)
+        return ReidData("duke", root, images, ReidProtocol(), known=_DUKE, ignored=ignored)
     if images and images[0].path.lower().endswith(".png") and images[0].sequence is None:
         known = next((counts for name, counts in _CUHK03.items() if name in str(root.absolute()).lower()), {})
-        return ReidData("cuhk03", root, images, Protocol(), known=known, ignored=ignored)
-    is_synthetic, rule = (root / "walkers.csv").is_file(), Protocol(junk=(-1,), distractors=(0,))
+        return ReidData("cuhk03", root, images, ReidProtocol(), known=known, ignored=ignored)
+    is_synthetic, rule = (root / "walkers.csv").is_file(), ReidProtocol(junk=(-1,), distractors=(0,))
     notes = ("synthetic walkers: no published counts to compare with",) if is_synthetic else ()
     known = {} if is_synthetic else _MARKET
     return ReidData("market", root, images, rule, known=known, notes=notes, ignored=ignored)
@@ -115,7 +115,7 @@ def read_veri(root: Path) -> ReidData:
     """A folder with `image_train`, `image_query`, `image_test`; evaluated image to image without the same camera."""
     images, ignored = _folders(root, _ROLES["veri"])
     note = "image-to-image, as most papers; VeRi's own code is image-to-track and gives other numbers"
-    return ReidData("veri", root, images, Protocol(), known=_VERI, notes=(note,), ignored=ignored)
+    return ReidData("veri", root, images, ReidProtocol(), known=_VERI, notes=(note,), ignored=ignored)
 
 
 def _folders(root: Path, roles: Mapping[str, Role]) -> tuple[tuple[ReidImage, ...], tuple[str, ...]]:
@@ -190,7 +190,7 @@ def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
         for place in places
     ]
     note = f"{boxes} boxes, the 767/700 split"
-    return ReidData("cuhk03", root, tuple(images), Protocol(), known=_CUHK03[boxes], notes=(note,))
+    return ReidData("cuhk03", root, tuple(images), ReidProtocol(), known=_CUHK03[boxes], notes=(note,))
 
 
 _MSMT17 = {"train images": 32_621, "train identities": 1_041, "query images": 11_659, "gallery images": 82_161}
@@ -217,7 +217,9 @@ def read_msmt17(root: Path) -> ReidData:
         lines += [(name, file, number, line) for number, line in lines_of(file, is_utf8=True)]
     images = usable(lines, lambda line: _msmt17_image(*line, folders=_MSMT17_FOLDERS[version]))
     notes = (f"version {version[1]}", "train holds list_train and list_val; some codes train on list_train alone")
-    return ReidData("msmt17", root, tuple(images), Protocol(), known=_MSMT17, notes=notes, has_common_identities=False)
+    return ReidData(
+        "msmt17", root, tuple(images), ReidProtocol(), known=_MSMT17, notes=notes, has_common_identities=False
+    )
 
 
 def _msmt17_image(listed: str, file: Path, line: int, text: str, *, folders: tuple[str, str]) -> ReidImage:
@@ -260,7 +262,7 @@ def read_vehicleid(root: Path, *, test: str = "800", seed: int | None = 0) -> Re
         drawn = {int(generator.choice(found)) for found in places.values()}  # one place per identity
         images += [replace(image, role="gallery" if i in drawn else "query") for i, image in enumerate(listed)]
         note = f"one gallery image per identity drawn with seed {seed}; other draws give other scores"
-    return ReidData("vehicleid", root, tuple(images), Protocol(same_camera="keep"), notes=(f"test {test}", note))
+    return ReidData("vehicleid", root, tuple(images), ReidProtocol(same_camera="keep"), notes=(f"test {test}", note))
 
 
 def _vehicles(file: Path) -> list[ReidImage]:

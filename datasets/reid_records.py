@@ -33,7 +33,7 @@ _NAMES: dict[FormatName, str] = {
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ReidProtocol:
     """The decisions behind a re-identification score; the default is the rule of the Market-1501 evaluation.
 
     Attributes:
@@ -138,7 +138,7 @@ class ReidData:
     format: FormatName
     root: Path
     images: tuple[ReidImage, ...]
-    protocol: Protocol
+    protocol: ReidProtocol
     known: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -250,7 +250,7 @@ def _listed(form: FormatName, source: Path, listing: Listing, columns: Columns, 
     images.sort(key=lambda image: list(_ROLE_NAMES.values()).index(image.role))  # stable: else as listed
     if columns["camera"] is None:
         notes.append("no cameras: choose same_camera=keep, or missing_camera=distinct")
-    return ReidData(form, listing.root, tuple(images), Protocol(), notes=tuple(notes))
+    return ReidData(form, listing.root, tuple(images), ReidProtocol(), notes=tuple(notes))
 
 
 def _table_image(table: Path, record: ImageRecord, columns: Columns) -> ReidImage:

@@ -11,14 +11,18 @@ from .heads import Affine as Affine
 from .heads import BNNeck as BNNeck
 from .heads import GeM as GeM
 from .heads import Head as Head
-from .heads import Identity as Identity
+from .heads import IdentityHead as IdentityHead
 from .heads import Linear as Linear
 from .heads import Pooling as Pooling
 from .heads import Sequential as Sequential
 from .heads import affine_of as affine_of
-from .inference import Batch as Batch
+from .inference import EncodedBatch as EncodedBatch
 from .inference import Failure as Failure
 from .inference import Inference as Inference
 from .layers import evaluating as evaluating
 from .trained_on import Overlap as Overlap
 from .trained_on import TrainedOn as TrainedOn
+
+# names until 0.2
+Identity = IdentityHead
+Batch = EncodedBatch

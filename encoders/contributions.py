@@ -34,7 +34,7 @@ class AmbiguousBatchError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What comes directly from places in a tensor whose rows are tokens (or in a vector, which is one row)."""
+    """Direct contributions of places to a tensor whose rows are tokens (or to a vector, which is one row)."""
 
     of_row: Callable[[int], Float[Tensor, "b places d"]]  # parts of a row by its number, float32; made when asked for
     shape: tuple[int, int]  # rows and columns of the places
@@ -184,7 +184,7 @@ def scaled_dot_product(mode: Following, func: Call, args: Any, kwargs: Any) -> T
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Weights:
-    """How much a row of an attention reads of each token, never the square matrix."""
+    """Attention weights of one row over the tokens, never the square matrix."""
 
     def of_row(row: int) -> Tensor:
         one = query[:, :, row, None].transpose(1, 2).float() * (query.shape[-1] ** -0.5 if scale is None else scale)

@@ -167,7 +167,7 @@ class _CastOnce(nn.Conv2d):
 
 
 def cast_once(network: nn.Module) -> None:
-    """Let the convolutions of a frozen network on its device keep their weights in bfloat16 too."""
+    """Store the convolutions' weights of a frozen network on its device in bfloat16 too."""
     for part in network.modules():
         if type(part) is nn.Conv2d and "weight" in part._parameters:
             low = part.weight.bfloat16(), None if part.bias is None else part.bias.bfloat16()
@@ -191,7 +191,7 @@ def absorb_batch_norms(encoder: Encoder, device: torch.device) -> None:
 
 @torch.no_grad()
 def fuse_batch_norms(network: nn.Module, probe: Float[Tensor, "b 3 h w"]) -> None:
-    """Let the convolutions of a network in evaluation mode absorb the batch norms that follow them.
+    """Fuse the batch norms of a network in evaluation mode into the convolutions before them.
 
     The order is seen by watching one forward pass, so any code will do, and the result is believed only if it gives the
     probe the same output; else the network is as it was.

@@ -18,8 +18,8 @@ from . import weight_files
 from .backbones.registry import build_backbone
 from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
-from .heads import GAP, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
-from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
+from .heads import GAP, GeM, IdentityHead, Pooling, described, head_from_dict, kept, pooling_from, width_behind
+from .layers import LayerOutput, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .libraries.models import without_hub
 from .names import CHECKPOINT_SUFFIX
 from .readouts import read_out, require_poolable, telling_constants
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         weight_files.require_parts(head=head, transform=transform, options=options)
         self.backbone = unwrapped(backbone)
         self.pooling = pooling_from(pooling)
-        self.head: nn.Module = Identity() if head is None else unwrapped(head)
+        self.head: nn.Module = IdentityHead() if head is None else unwrapped(head)
         for part in (self.backbone, self.head):
             require_usable(part)
         self.transform = Transform() if transform is None else transform
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
     def embed(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """The head's answer to pooled vectors, which stay as they are; ShapeError for a head of another width."""
         width_behind(self.head, pooled.shape[-1])  # a mismatch would end in an error about matrices
-        embedding: Tensor = pooled if isinstance(self.head, Identity) else self.head(pooled.clone())
+        embedding: Tensor = pooled if isinstance(self.head, IdentityHead) else self.head(pooled.clone())
         return embedding
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -241,7 +241,7 @@ class Encoder(nn.Module):
         if weights == "random":
             raise InputError(f"a {name} keeps the weights that it has; leave weights out, or name a file")
         found, plain = ("", "") if layer is None else find_layer(module, layer)
-        backbone = module if layer is None else Tap(module, found)
+        backbone = module if layer is None else LayerOutput(module, found)
         if readout != "auto":
             backbone = read_out(module, readout, layer=found or None)
         is_told = None not in colours.values()

@@ -73,7 +73,7 @@ def _octave(value: Any, size: tuple[int, int]) -> int | None:
     return None
 
 
-class FineTap:
+class FineReader:
     """An encoder whose encodings bring the map of its fine layer, once they are asked to."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -188,7 +188,7 @@ def with_detail(encoder: Encoder, detail: Detail) -> Encoder:
 _STEPPING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
-class _Run(NamedTuple):
+class _LayerCall(NamedTuple):
     """One run of a convolution or pooling: its rows before and after."""
 
     part: Any
@@ -197,7 +197,7 @@ class _Run(NamedTuple):
 
 
 def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -> None:
-    """Let a network's last stage step by 1 in place, so that its map has twice the rows and columns.
+    """Set the stride of a network's last stage to 1 in place, so that its map has twice the rows and columns.
 
     The last convolutions or poolings with a stride, found by watching an image of this height and width, step by 1;
     kernels behind them are spread by 2, and what averages the whole map averages every second place. No weight changes,
@@ -237,13 +237,13 @@ def dilate_last_stage(network: nn.Module, size: tuple[int, int], *, name: str) -
     raise InputError(f"`detail='fine'` is not for {name}: {why}; take `detail='finer'`, or another layer")
 
 
-def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_Run], Tensor]:
+def _watched(network: nn.Module, probe: Tensor) -> tuple[list[_LayerCall], Tensor]:
     """The runs of convolutions and poolings in one forward pass, in order, and the map."""
-    runs: list[_Run] = []
+    runs: list[_LayerCall] = []
 
     def watch(_name: str, part: nn.Module, inputs: Any, output: Any) -> None:
         if (isinstance(part, (*_STEPPING, nn.AdaptiveAvgPool2d)) or _squeezes(part)) and inputs[0].ndim == 4:
-            runs.append(_Run(part, inputs[0].shape[2], output.shape[2]))
+            runs.append(_LayerCall(part, inputs[0].shape[2], output.shape[2]))
 
     return runs, watch_parts(network, probe, after=watch)
 
@@ -258,7 +258,7 @@ def _squeezes(part: nn.Module) -> bool:
 
 
 def _average_every_second(part: nn.Module, rows: int, offset: int) -> None:
-    """Let what averages a whole map average the places that the usual one has."""
+    """Make layers that average a whole map average only the places that the usual map has."""
     means: list[Tensor] = []
 
     def before(_part: nn.Module, inputs: Any) -> Any:

@@ -149,7 +149,7 @@ class Head(nn.Module):
         return None
 
 
-class Identity(Head):
+class IdentityHead(Head):
     """No head: the embedding is the pooled vector."""
 
     def forward(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
@@ -230,7 +230,7 @@ def described(head: nn.Module) -> dict[str, Any]:
 def affine_of(head: nn.Module) -> Affine | None:
     """The head in evaluation mode as an affine map, detached; None when it is not known to be one.
 
-    Besides distcam's heads it knows torch's own `Identity`, `Linear`, `BatchNorm1d`, and `Sequential` of these.
+    Besides distcam's heads it knows torch's own `IdentityHead`, `Linear`, `BatchNorm1d`, and `Sequential` of these.
     """
     if isinstance(head, Head):
         return head.affine()
@@ -274,7 +274,7 @@ def width_behind(head: nn.Module, width: int | None) -> int | None:
         for part in head:
             width = width_behind(part, width)
         return width
-    if isinstance(head, Identity | nn.Identity):
+    if isinstance(head, IdentityHead | nn.Identity):
         return width
     inner = head.norm if type(head) is BNNeck else head
     if type(inner) is nn.BatchNorm1d:
@@ -322,7 +322,7 @@ def head_from_dict(spec: Mapping[str, Any]) -> nn.Module:
         built = OrderedDict((name, head_from_dict(part)) for name, part in parts.items())
         return Sequential(built) if kind == "sequential" else nn.Sequential(built)
     makers: dict[object, type[nn.Module]] = {f"torch.{layer.__name__}": layer for layer in _PLAIN}
-    makers |= {"identity": Identity, "linear": Linear, "bnneck": BNNeck}
+    makers |= {"identity": IdentityHead, "linear": Linear, "bnneck": BNNeck}
     if isinstance(kind, str) and kind in makers:
         return makers[kind](**options)
     raise InputError(f"unknown head {kind!r}: expected 'identity', 'linear', 'bnneck', or 'sequential'")

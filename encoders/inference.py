@@ -31,7 +31,7 @@ from .devices import (
 )
 from .encoder import Encoder
 from .encoding import Encoding
-from .fine import FineTap
+from .fine import FineReader
 from .layers import unwrapped
 from .readouts import makes_maps, making_maps
 
@@ -47,7 +47,7 @@ class Failure(Generic[T]):
     error: ImageError
 
 
-class Batch(NamedTuple, Generic[T]):
+class EncodedBatch(NamedTuple, Generic[T]):
     """One step of a stream: the items that were encoded, those that were not, and the encoding (None if of nothing)."""
 
     items: list[T]
@@ -105,7 +105,7 @@ class Inference:
         self.encoder = copy.to(memory_format=torch.channels_last)
         if self.precision == "bf16":
             cast_once(self.encoder.backbone)
-        self.fine = FineTap(self.encoder)
+        self.fine = FineReader(self.encoder)
         if graphs and self.device.type != "cuda":
             raise InputError(f"graphs are for CUDA, and the device is {self.device}; leave graphs out")
         self._graphs = Graphs(self._forward, size=self.batch_size) if graphs else None
@@ -166,7 +166,7 @@ class Inference:
         load: Callable[[T], Tensor] | None = None,
         workers: int | None = None,
         maps: bool = True,
-    ) -> Iterator[Batch[T]]:
+    ) -> Iterator[EncodedBatch[T]]:
         """Encodings of any number of images, batch by batch, in order, in bounded memory.
 
         Threads decode the next batches while the network works on this one. Closing the iterator, or an exception in
@@ -187,14 +187,14 @@ class Inference:
         decoded = in_order(decode, items, workers=threads, ahead=2 * self.batch_size)
         launch = SideStream(self.device).launch if self.device.type == "cuda" else at_once
 
-        def begun() -> Iterator[tuple[Batch[T], Callable[[], Encoding] | None]]:
+        def begun() -> Iterator[tuple[EncodedBatch[T], Callable[[], Encoding] | None]]:
             while chunk := list(islice(decoded, self.batch_size)):
                 good = [(item, pixels) for item, pixels in chunk if not isinstance(pixels, ImageError)]
                 bad = [Failure(item, error) for item, error in chunk if isinstance(error, ImageError)]
                 with making_maps(maps):
                     pixels = [pixels for _, pixels in good]
                     ready = launch(partial(self._encode, stacked(pixels, self.device))) if good else None
-                yield Batch([item for item, _ in good], bad, None), ready
+                yield EncodedBatch([item for item, _ in good], bad, None), ready
 
         try:
             for batch, ready in begun() if launch is at_once else one_late(begun()):

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..errors import InputError, ShapeError
 
 
-class Tap(nn.Module):
+class LayerOutput(nn.Module):
     """A network read out at one of its layers; hooks, mode and weights stay the owner's. Safe with several threads."""
 
     def __init__(self, source: nn.Module, layer: str) -> None:
@@ -144,9 +144,9 @@ def cut(network: nn.Module, layer: str) -> nn.Module:
     """The network up to and including a layer; parameter names stay the same."""
     require_layer(network, layer)
     if type(network) is not nn.Sequential:  # a network that is one by its class keeps its names
-        return Tap(network, layer)
+        return LayerOutput(network, layer)
     kept, reached = _prefix(network, layer.split("."))  # a layer inside a block is tapped: the block still runs whole
-    return kept if reached else Tap(kept, layer)
+    return kept if reached else LayerOutput(kept, layer)
 
 
 def _prefix(sequence: nn.Sequential, path: list[str]) -> tuple[nn.Sequential, bool]:

@@ -16,7 +16,7 @@ from ..errors import InputError, ShapeError
 from ..remarks import remark
 from .contribution_rules import RULES
 from .contributions import AmbiguousBatchError, Contribution, Following
-from .layers import Tap, as_feature_map, closest, eagerly, evaluating
+from .layers import LayerOutput, as_feature_map, closest, eagerly, evaluating
 
 READOUTS: Mapping[str, str] = {
     "auto": "the vector that the model's authors rank by",
@@ -39,7 +39,7 @@ def read_out(model: nn.Module, readout: str = "auto", *, layer: str | None = Non
         raise InputError(f"no readout {readout!r}; nearest: {closest(readout, list(READOUTS))}")
     if readout == "attention" and not any(word in type(part).__name__ for part in model.modules() for word in _POOLS):
         raise InputError(f"{type(model).__name__} has no attention pooling; leave readout out, or choose another")
-    return ReadOut(model if layer is None else Tap(model, layer), readout)
+    return ReadOut(model if layer is None else LayerOutput(model, layer), readout)
 
 
 _POOLS = ("AttentionPool", "AttentionalPool", "PoolingHead", "AttnPool")  # in the names of the libraries' classes
@@ -184,8 +184,8 @@ class ReadOut(nn.Module):
 def source_of(network: nn.Module) -> tuple[nn.Module, str]:
     """The network inside what reads it out, and the layer that is read; "" for the network's own end."""
     layer = ""
-    while isinstance(network, Tap | ReadOut):
-        layer = network.layer if isinstance(network, Tap) else layer
+    while isinstance(network, LayerOutput | ReadOut):
+        layer = network.layer if isinstance(network, LayerOutput) else layer
         network = network.source
     return network, layer
 
@@ -199,7 +199,7 @@ def is_timm(model: nn.Module) -> bool:
 
 
 def features_of(model: nn.Module, images: Float[Tensor, "b 3 h w"], *, readout: str) -> Any:
-    """What the model computes before its vector is taken: a tensor or an output of transformers, or the vector."""
+    """The model's features before its vector is taken: a tensor or an output of transformers, or the vector."""
     with eagerly(model):
         if is_timm(model):
             return model.forward_features(images)  # type: ignore[operator]

@@ -41,7 +41,7 @@ class StateDict(dict[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class Match:
+class NameFit:
     """Tensors of a file by the names of a network."""
 
     tensors: dict[str, Tensor]  # by the network's names
@@ -62,7 +62,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
-def best_match(module: nn.Module, state: Mapping[str, Tensor]) -> Match:
+def best_match(module: nn.Module, state: Mapping[str, Tensor]) -> NameFit:
     """The tensors of a file that fit a module, wherever in the file they lie and whatever their names begin with."""
     expected = tensors_of(module)
     sources = [state, *(state.others if isinstance(state, StateDict) else ())]
@@ -76,12 +76,12 @@ def best_match(module: nn.Module, state: Mapping[str, Tensor]) -> Match:
     return replace(best, left=left, rivals=names)
 
 
-def _is_copy(match: Match, best: Match) -> bool:
+def _is_copy(match: NameFit, best: NameFit) -> bool:
     named = ((name, tensor) for name, tensor in match.tensors.items() if not name.endswith(_COUNTER))
     return all(name in best.tensors and _same_values(tensor, best.tensors[name]) for name, tensor in named)
 
 
-def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[Match]:
+def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[NameFit]:
     """One match for each prefix with which most names fit; the one without a prefix comes first among equals."""
     names = _by_plain_name(expected)
     counts: Counter[str] = Counter({"": 0})
@@ -101,7 +101,7 @@ def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[s
         if left and any(name not in tensors and not name.endswith(_COUNTER) for name in expected):
             tensors, left = _assigned(_renamed_by_its_own_code(module, inside, state), expected)
         strays = {given: tensor for given, tensor in state.items() if not given.startswith(prefix)}
-        matches.append(Match(tensors, {**left, **strays}, prefix, place, strays=frozenset(strays)))
+        matches.append(NameFit(tensors, {**left, **strays}, prefix, place, strays=frozenset(strays)))
     return matches
 
 
@@ -153,7 +153,7 @@ def _renamed_by_its_own_code(
     return renamed
 
 
-def _fitting(match: Match, expected: Mapping[str, Tensor]) -> int:
+def _fitting(match: NameFit, expected: Mapping[str, Tensor]) -> int:
     return sum(tensor.shape == expected[name].shape for name, tensor in match.tensors.items())
 
 
@@ -202,7 +202,7 @@ def load_state(
     expected = tensors_of(module)
     inside = {name: tensor for name, tensor in state.items() if name in expected}
     outside = {name: tensor for name, tensor in state.items() if name not in expected}
-    match = Match(inside, outside) if exact else best_match(module, state)
+    match = NameFit(inside, outside) if exact else best_match(module, state)
     left = {name: tensor for name, tensor in match.left.items() if name not in spare}
     superfluous = [n for n in left if exact or not (n in match.strays or is_beside_the_network(n, expected))]
     _refuse_misfits(match, expected, state, origin=origin)
@@ -220,7 +220,9 @@ def load_state(
     return left
 
 
-def _refuse_misfits(match: Match, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, origin: str) -> None:
+def _refuse_misfits(
+    match: NameFit, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, origin: str
+) -> None:
     matched = match.tensors
     missing = [name for name in expected if name not in matched and not name.endswith("num_batches_tracked")]
     wrong = [

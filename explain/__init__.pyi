@@ -38,11 +38,14 @@ from .places import box_from_map as box_from_map
 from .targets import ClassScore as ClassScore
 from .targets import ComponentAt as ComponentAt
 from .targets import PixelScore as PixelScore
-from .targets import Score as Score
 from .targets import Similarity as Similarity
 from .targets import Target as Target
+from .targets import TargetScore as TargetScore
 from .weightings import MEANS as MEANS
 from .weightings import RECOMMENDED as RECOMMENDED
 from .weightings import WEIGHTINGS as WEIGHTINGS
 from .weightings import Mean as Mean
 from .weightings import Weighting as Weighting
+
+# names until 0.2
+Score = TargetScore

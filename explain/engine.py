@@ -1,4 +1,4 @@
-"""One door to every method: which map, of which layer, for which question."""
+"""Methods by name, and one function that runs any of them: a method, a layer, a target."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _dist_cam(
 
 
 def _root_ratio(view: LayerView, *, surroundings: Surroundings | None = None, is_class: bool = True) -> Tensor:
-    """What sets the reference apart from a gallery, in the same space; without one, what adds to the similarity."""
+    """`root_ratio`: what sets the reference apart from a gallery, or without one what adds to the similarity."""
     if not isinstance(surroundings, Surroundings | None):
         raise InputError(f"surroundings={surroundings!r} is no average of a gallery; name the gallery instead")
     response, references, metric = _compared(view)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..encoders.layers import as_feature_map, eagerly, evaluating, find_layer, require_layer, run_watched
 from ..errors import InputError, ShapeError
 from .inputs import at_least_float32, refuse_non_finite
-from .targets import Score, Target
+from .targets import Target, TargetScore
 
 AT_ONCE = 32  # how many scores are differentiated together: memory grows with it
 UNRELATED = "the score does not depend on the layer; choose one that leads to the output"
@@ -133,7 +133,7 @@ class LayerView:
         self.run = run
         self.output = output
         self.target = target
-        self.score: Score = target.fix(output)
+        self.score: TargetScore = target.fix(output)
         self.scores: Tensor = self.score(output)
 
     @cached_property

@@ -32,7 +32,7 @@ Pixels = NamedPixels | ComponentAt | Box | tuple[int, int] | Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Score:
+class TargetScore:
     """A target with nothing left open: m numbers for each image, larger for more of what is asked."""
 
     measure: Callable[[Any, Tensor], Tensor]  # (output, rows) → (r, m); row i of the output belongs to image `rows[i]`
@@ -45,9 +45,9 @@ class Score:
 
 @runtime_checkable
 class Target(Protocol):
-    """Anything that turns a network's output into a `Score`."""
+    """Anything that turns a network's output into a `TargetScore`."""
 
-    def fix(self, output: Any) -> Score:
+    def fix(self, output: Any) -> TargetScore:
         """The score for images with this output."""
 
 
@@ -66,7 +66,7 @@ class ClassScore:
 
     index: int | Tensor | None = None
 
-    def fix(self, output: Any) -> Score:
+    def fix(self, output: Any) -> TargetScore:
         """The score for images with this output; InputError for a class that is none, ShapeError for a misfit."""
         logits = _scores(output, n_dims=2)
         asked = logits.argmax(1, keepdim=True) if self.index is None else _asked(self.index, logits)
@@ -74,7 +74,7 @@ class ClassScore:
         def measure(output: Any, rows: Tensor) -> Tensor:
             return _scores(output, n_dims=2).gather(1, asked[rows.to(asked.device)])
 
-        return Score(measure, len(logits))
+        return TargetScore(measure, len(logits))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class PixelScore:
     category: int | Tensor
     pixels: Pixels = "predicted"
 
-    def fix(self, output: Any) -> Score:
+    def fix(self, output: Any) -> TargetScore:
         """The score for images with this output; InputError for a class or place outside, ShapeError for a misfit."""
         logits = _scores(output, n_dims=4)
         mask = self._mask(logits.detach(), asked := _asked(self.category, logits))
@@ -117,7 +117,7 @@ class PixelScore:
             planes = logits[torch.arange(len(own), device=asked.device)[:, None], asked[own]]
             return (planes * mask[own]).sum((-2, -1))
 
-        return Score(measure, len(logits))
+        return TargetScore(measure, len(logits))
 
     def _mask(self, logits: Float[Tensor, "b c h w"], asked: Int[Tensor, "b m"]) -> Bool[Tensor, "b m h w"]:
         """The set of pixels, for each image and class."""
@@ -163,7 +163,7 @@ class Similarity:
     references: Float[Tensor, "*b d"]
     metric: Metric = "cosine"
 
-    def fix(self, output: Any) -> Score:
+    def fix(self, output: Any) -> TargetScore:
         """The score for images with this output, which is (b, d) or an `Encoding`; ShapeError where it does not fit."""
         if self.metric not in METRICS:
             raise InputError(f"metric={self.metric!r} is not known; choose one of {', '.join(METRICS)}")
@@ -180,7 +180,7 @@ class Similarity:
                 return -difference.abs().sum(-1)
             return -difference.square().sum(-1).clamp(min=1e-30).sqrt()  # the floor: no infinite slope at distance 0
 
-        return Score(measure, len(references))
+        return TargetScore(measure, len(references))
 
     def for_images(self, vectors: Float[Tensor, "b d"]) -> Float[Tensor, "b m d"]:
         """The references of each image, in dtype and on the device of the images' own vectors."""

@@ -13,10 +13,10 @@ from ..datasets import Split
 from ..encoders import Encoder, Inference, Overlap
 from ..errors import FingerprintMismatchError, ImageError, InputError
 from ..index import Encodings, read_encodings
-from ..index.building.build import InferenceSettings, spec_of, to_vectors
+from ..index.building.build import InferenceOptions, spec_of, to_vectors
 from ..index.building.encodings import write_encodings
 from ..index.storage.manifest import Spec
-from ..index.storage.segments import Entries, Vectors
+from ..index.storage.segments import Entries, RowVectors
 from ..progress import Progress
 from ..remarks import remark_on_skipped
 
@@ -28,7 +28,7 @@ def cached_features(
     encoder: Encoder,
     file: str | os.PathLike[str],
     *,
-    settings: InferenceSettings | None = None,
+    settings: InferenceOptions | None = None,
     overwrite: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
@@ -65,7 +65,7 @@ def encode_split(
     encoder: Encoder,
     out: str | os.PathLike[str],
     *,
-    settings: InferenceSettings | None = None,
+    settings: InferenceOptions | None = None,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Encodings:
@@ -82,7 +82,7 @@ def encode_split(
                 f"the batch norm {name!r} uses the statistics of each batch, which makes every result transductive; "
                 "call eval(), or train with track_running_stats=True"
             )
-    path, settings = Path(out), settings or InferenceSettings()
+    path, settings = Path(out), settings or InferenceOptions()
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.parent} is not a folder; create it first")
     inference = Inference(encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size)
@@ -125,9 +125,9 @@ def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> O
 
 def _blocks(
     split: Split, inference: Inference, spec: Spec, *, workers: int | None, strict: bool, progress: Progress | None
-) -> tuple[list[Vectors], dict[str, str]]:
+) -> tuple[list[RowVectors], dict[str, str]]:
     """Vectors in the order of the items, batch by batch, and the items without one; `read_encodings` holds as much."""
-    blocks: list[Vectors] = []
+    blocks: list[RowVectors] = []
     skipped: dict[str, str] = {}
     done = 0
     for batch in inference.stream(

@@ -172,7 +172,7 @@ class EpisodeResult:
         return [self.described, f"{100 * self.mean_accuracy:.2f}", *ends]
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: accuracy and intervals."""
+        """HTML for a notebook: accuracy and intervals."""
         return ResultFile((self,))._repr_html_()
 
     def table(self) -> str:
@@ -245,7 +245,7 @@ class ResultFile:
         return f"ResultFile({counted(len(self.results), 'method')}: {', '.join(self.names)}; {self.episodes.summary})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: accuracy and intervals of every method."""
+        """HTML for a notebook: accuracy and intervals of every method."""
         found = self.results[0].intervals()
         headings = ["", "accuracy, %", *(f"{each.kind} interval" for each in found)]
         rows = [result._row() for result in self.results]

@@ -25,7 +25,7 @@ from ..encoders import Encoder, Inference
 from ..errors import InputError
 from ..images import Transform
 from ..progress import Progress
-from ..training.data.batches import Part, RunData
+from ..training.data.batches import DataPart, RunData
 from ..training.data.samplers import Sampler
 from ..training.data.training_set import Cache, TrainingSet, say_left_out, stays_in_memory
 from ..training.engine.step import Objective, Step, Term, is_right, single_labels
@@ -210,7 +210,7 @@ class FewShotRecipe(Recipe):
         episodes = self.episodes
         return RunData(
             {"train": train_set},
-            parts={name: Part(len(own), frozenset(own.class_names.tolist())) for name, own in data.parts.items()},
+            parts={name: DataPart(len(own), frozenset(own.class_names.tolist())) for name, own in data.parts.items()},
             left_out=skipped,
             terms=FEW_SHOT_TERMS,
             sampler=None if episodes is None else training_episodes(base.class_of, episodes, seed=self.seed),

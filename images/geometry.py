@@ -154,7 +154,7 @@ def bare(image: Image.Image, orientation: int) -> Image.Image:
     return upright
 
 
-DEFAULT_FIT: Literal["pad"] = "pad"  # the one default of every command; `benchmarks/fits.py` measures it
+DEFAULT_FIT: Literal["pad"] = "pad"  # the one default of every command; `benchmarks/ranking/fits.py` measures it
 _CHOICES = {
     "fit": ("crop", "squash", "pad"),
     "channels": ("rgb", "bgr"),

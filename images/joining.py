@@ -87,7 +87,7 @@ def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> 
     return folder / spelled(folder, name)
 
 
-class Names(dict[str, V]):
+class FactsByName(dict[str, V]):
     """Facts about files by their names, as the source writes these."""
 
     def __init__(self, items: Mapping[str, V]) -> None:

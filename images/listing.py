@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..remarks import remark
 from .given.inputs import given_source
 from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable
-from .joining import Join, Names, spelled
+from .joining import FactsByName, Join, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins, uncut_boxes
 from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
@@ -239,7 +239,7 @@ class _Labels:
     """Source of labels: `kind` is "folder", "none", "column", or the file that `table` was read from."""
 
     kind: str
-    table: Names[str] | None = None
+    table: FactsByName[str] | None = None
     prefix: str = ""  # from the table's folder to the listing's root
     root: Path = Path()
     is_quiet: bool = False  # about labels that are missing
@@ -285,4 +285,4 @@ def _labels(source: Source, labels: str | os.PathLike[str] | None, *, strict: bo
         )
     rows = rows_of(file, needed=("path", "label"), once=lambda row: os.path.normpath(row["path"]), strict=strict)
     table = {os.path.normpath(row["path"]): row["label"] for _, row in rows}
-    return _Labels(text, Names(table), os.path.relpath(source.root, file.parent), source.root, splits=splits)
+    return _Labels(text, FactsByName(table), os.path.relpath(source.root, file.parent), source.root, splits=splits)

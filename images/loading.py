@@ -30,9 +30,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError, InputError
 from ..remarks import DistcamWarning, remark
+from .decoder_work import gif_size, require_bounded, stored_orientation, tiff_kind, without_text
 from .geometry import Box, Fitting, as_rgb, bare, turned
 from .items import MIN_SIDE, crop, split_item
-from .work import gif_size, require_bounded, stored_orientation, tiff_kind, without_text
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
 _REDUCIBLE = 4  # a JPEG of so many times the limit is read at a half or a quarter of its size
@@ -114,7 +114,7 @@ def read_image(
     | wrong suffix | the content decides |
     | JPEG of more than `max_pixels`, up to four times as many | reduced to a half or a quarter, with a remark |
     | more than `max_pixels`, or a side under `MIN_SIDE` pixels | refused before anything is decoded |
-    | more work than its pixels are worth: scans, chunks, tags (`work.py`) | refused before anything is decoded |
+    | more work than pixels are worth: scans, chunks, tags (`decoder_work.py`) | refused before anything is decoded |
     | text and colour profile of a PNG, however large | passed over |
     | modes and compressions that Pillow does not know, such as five channels | refused for what they are |
     | truncated, damaged, empty, a folder, a device, missing, unreadable | refused |
@@ -148,7 +148,7 @@ def read_levels(
     max_pixels: int | None = None,
     whole: bool = False,
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[int, int]]:
-    """What a network sees of an image file, (3, height, width), and the width and height of the upright image.
+    """Pixels of an image file at a network's size, (3, height, width), with the upright image's width and height.
 
     As `fitting.levels(read_image(…))`, but that a JPEG is decoded at the size that `fitting.reduction` allows.
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from .reader import GalleryReader
 
-Method: TypeAlias = Literal["pca", "umap"]
+Projection: TypeAlias = Literal["pca", "umap"]
 Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class Atlas:
 
     ids: Ids
     points: Floats
-    method: Method
+    method: Projection
     shares: tuple[float, float] | None
     outliers: Floats | None
 
@@ -53,7 +53,7 @@ class Atlas:
 
 def atlas_of(
     gallery: GalleryReader,
-    method: Method = "pca",
+    method: Projection = "pca",
     *,
     outliers: bool = True,
     seed: int = 0,

@@ -96,7 +96,7 @@ class Gallery(MeasuredGallery):
             FingerprintMismatchError: `out` holds an unfinished gallery of another encoder.
             ImageError: with `strict`, the first file that cannot be used.
         """
-        from .building.build import InferenceSettings, add_images, given_masks, listing_of, opened_for_building
+        from .building.build import InferenceOptions, add_images, given_masks, listing_of, opened_for_building
 
         encode = None
         if engine != "local":
@@ -123,7 +123,7 @@ class Gallery(MeasuredGallery):
                 writer,
                 listing,
                 encoder,
-                settings=InferenceSettings(batch_size, workers, device, precision, layer),
+                settings=InferenceOptions(batch_size, workers, device, precision, layer),
                 store_maps=store_maps,
                 complete=True,
                 strict=strict,
@@ -157,11 +157,11 @@ class Gallery(MeasuredGallery):
             FingerprintMismatchError: another encoder built the gallery.
             GalleryLockedError: another process is writing to it.
         """
-        from .building.build import InferenceSettings, add_images, listing_of
+        from .building.build import InferenceOptions, add_images, listing_of
 
         self.check_encoder(encoder)
         listing = listing_of(source, labels, keep=self.folder / KEPT_NAME, boxes=boxes, strict=strict)
-        settings = InferenceSettings(batch_size, workers, device, precision)
+        settings = InferenceOptions(batch_size, workers, device, precision)
         with self._writing() as writer:
             self.check_encoder(encoder)  # again: somebody may have built the gallery anew since it was opened
             self.report = add_images(writer, listing, encoder, settings=settings, strict=strict, progress=progress)
@@ -232,7 +232,7 @@ class Gallery(MeasuredGallery):
     def remove(
         self, *, paths: Iterable[str | os.PathLike[str]] | None = None, where: str | Filter | None = None
     ) -> int:
-        """Let images leave, given by path or by a filter; returns how many left. Their files are not touched.
+        """Remove images, given by path or by a filter; returns how many. Their files are not touched.
 
         Args:
             paths: as stored (relative to the root), or where the files lie.

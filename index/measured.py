@@ -1,4 +1,4 @@
-"""What is measured on a gallery: the threshold of a match, the scale of lines, the index; questions about its data."""
+"""Measurements on a gallery: the threshold of a match, the scale of lines, the index; questions about its data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .storage.hdf5 import Array
 if TYPE_CHECKING:
     from ..metrics.fusion import LineScale, VerifyGain
     from ..progress import Progress
-    from .atlas import Atlas, Method
+    from .atlas import Atlas, Projection
     from .faiss.tuning import TuningReport
     from .inspection.findings import Findings
     from .inspection.inspection import Inspection
@@ -174,7 +174,7 @@ class MeasuredGallery(GalleryReader):
         return self.inspect(progress=progress).confusions(most=most)
 
     def atlas(
-        self, method: Method = "pca", *, outliers: bool = True, seed: int = 0, progress: Progress | None = None
+        self, method: Projection = "pca", *, outliers: bool = True, seed: int = 0, progress: Progress | None = None
     ) -> Atlas:
         """The images in two dimensions, (n, 2), by `"pca"` or `"umap"`; see `atlas.atlas_of`."""
         from .atlas import atlas_of

@@ -76,7 +76,7 @@ class GalleryReader:
         return partial(type(self).open, root=root, verify=self._verify), (self.folder,)
 
     def close(self) -> None:
-        """Let go of the search index; files are let go with the last array that was read from them."""
+        """Release the search index; files are closed with the last array that was read from them."""
         self._cache.close()
 
     def __enter__(self) -> Self:
@@ -94,7 +94,7 @@ class GalleryReader:
         return f"{type(self).__name__}({str(self.folder)!r}, {images}, {self.manifest.encoder.short_name})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: some images, spread evenly, and what the gallery holds."""
+        """HTML for a notebook: some images, spread evenly, and a summary of the gallery."""
         return gallery_html(self)
 
     def refresh(self) -> bool:
@@ -164,7 +164,7 @@ class GalleryReader:
         return located(split_item(record.path)[0], self.root)
 
     def item(self, image: Record | int) -> Path:
-        """What `read_image` reads of an image: its file, or the crop of a box with the gallery's margin as an item."""
+        """The item that `read_image` takes: an image's file, or the crop of a box with the gallery's margin."""
         record = image if isinstance(image, Record) else self.records([image])[0]
         return widened(item_of(self.file(record), split_item(record.path)[1]), self.manifest.box_margin)
 

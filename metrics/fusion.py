@@ -52,7 +52,7 @@ class Logistic:
 
 @dataclass(frozen=True)
 class LineScale:
-    """All that lines of a gallery are measured against."""
+    """Scale of a gallery's lines: everything that they are measured against."""
 
     layer: str  # of the backbone, from which fine maps are read; "" is the last map
     mean: tuple[float, ...]  # of the fine map's channels, over images and places
@@ -117,7 +117,7 @@ class VerifyGain:
 
 
 def fusion_scores(similarities: ArrayLike, inliers: ArrayLike, scale: LineScale) -> tuple[Floats, Floats]:
-    """What `Fusion` calibrates: standardised similarities and the logarithms of inliers over their usual number."""
+    """Inputs of `Fusion`: standardised similarities and the logarithms of inliers over their usual number."""
     mean, deviation = scale.similarity
     above = (np.asarray(similarities, float) - mean) / (deviation or 1.0)
     return above, np.log((np.asarray(inliers, float) + 1) / (scale.null[0] + 1))

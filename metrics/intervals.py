@@ -55,7 +55,7 @@ class Intervals:
     class_jackknife: Interval | None
 
     def __iter__(self) -> Iterator[Interval]:
-        """Those that exist, from the narrowest question to the widest."""
+        """The intervals that exist, from the narrowest question to the widest."""
         yield self.usual
         yield self.bootstrap
         if self.class_jackknife is not None:

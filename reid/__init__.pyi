@@ -1,12 +1,12 @@
 from ..datasets.registry import read_data as read_data
-from ..datasets.reid_records import Protocol as Protocol
 from ..datasets.reid_records import ReidData as ReidData
 from ..datasets.reid_records import ReidImage as ReidImage
+from ..datasets.reid_records import ReidProtocol as ReidProtocol
 from ..synthetic.walkers import WalkerSet as WalkerSet
 from ..synthetic.walkers import write_walkers as write_walkers
 from .assessment import Answer as Answer
 from .assessment import Assessment as Assessment
-from .assessment import Failure as Failure
+from .assessment import FailedQuery as FailedQuery
 from .assessment import Promotion as Promotion
 from .assessment import assess as assess
 from .auditing import Audit as Audit
@@ -34,8 +34,8 @@ from .reranking import Reranking as Reranking
 from .reranking import SharedNeighbours as SharedNeighbours
 from .reranking import rerank_features as rerank_features
 from .results import CameraPair as CameraPair
-from .results import Evaluation as Evaluation
 from .results import QueryResults as QueryResults
+from .results import ReidEvaluation as ReidEvaluation
 from .training import ReidRecipe as ReidRecipe
 from .training import TestSettings as TestSettings
 from .training import WalkerSettings as WalkerSettings
@@ -43,3 +43,8 @@ from .training import train as train
 from .verification import Identification as Identification
 from .verification import OperatingPoint as OperatingPoint
 from .verification import Verification as Verification
+
+# names until 0.2
+Protocol = ReidProtocol
+Failure = FailedQuery
+Evaluation = ReidEvaluation

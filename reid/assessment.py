@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.reid_records import Protocol, ReidData, ReidImage
+from ..datasets.reid_records import ReidData, ReidImage, ReidProtocol
 from ..encoders.trained_on import Overlap
 from ..errors import InputError
 from ..metrics import Metric
 from .distances import DistanceSource, FeatureDistances, Floats
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
+from .line_verification import VerifiedDistances
 from .policies import Flags, Matching, labels_of, remark_on_placeholders
 from .refinement import Refinement, refined
 from .reranking import Reranking, rerank_features
-from .results import Evaluation
-from .verifying import VerifiedDistances
+from .results import ReidEvaluation
 
 Shared = tuple[tuple[ReidImage, float], ...]
 
@@ -48,7 +48,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedQuery:
     """A query that is not answered perfectly.
 
     Attributes:
@@ -110,8 +110,8 @@ class Assessment:
     data: ReidData
     queries: tuple[ReidImage, ...]
     gallery: tuple[ReidImage, ...]
-    evaluation: Evaluation
-    before: Evaluation | None
+    evaluation: ReidEvaluation
+    before: ReidEvaluation | None
     refinement: Refinement
     about: dict[str, Any]
     _source: DistanceSource = field(repr=False)
@@ -122,7 +122,7 @@ class Assessment:
         """The re-ranked distances, which can explain themselves."""
         return self._source if isinstance(self._source, Reranking) else None
 
-    def failures(self, n: int = 20) -> tuple[Failure, ...]:
+    def failures(self, n: int = 20) -> tuple[FailedQuery, ...]:
         """The queries with the lowest average precision below 1, worst first; those without a match are no failures."""
         per_query = self.evaluation.per_query
         mated = np.flatnonzero((per_query.n_matches > 0) & (per_query.ap_step < 1))
@@ -197,7 +197,7 @@ class Assessment:
         rank = _rank_of(place, distance, right, wrong, is_right=is_right)
         return Answer(self.gallery[place], rank, float(distance[place]), shared)
 
-    def _failure(self, query: int) -> Failure:
+    def _failure(self, query: int) -> FailedQuery:
         distance, right, wrong = self._answers(query, self._source)
         n_matches, image = int(right.sum()), self.queries[query]
         first_wrong = self._answer(query, _nearest(distance, wrong), is_right=False) if wrong.any() else None
@@ -211,7 +211,7 @@ class Assessment:
             causes.append("there is one match only")
         first_right = self._answer(query, _nearest(distance, right), is_right=True)
         precision = float(self.evaluation.per_query.ap_step[query])
-        return Failure(image, precision, n_matches, first_wrong, first_right, tuple(causes))
+        return FailedQuery(image, precision, n_matches, first_wrong, first_right, tuple(causes))
 
     def _shared(self, query: int, place: int, reranking: Reranking) -> Shared:
         found = reranking.shared_neighbours(query, place)
@@ -240,7 +240,7 @@ def assess(
     features: Features,
     *,
     metric: Metric = "cosine",
-    protocol: Protocol | None = None,
+    protocol: ReidProtocol | None = None,
     refinement: Refinement | None = None,
     max_rank: int = 50,
     false_accept_rates: Sequence[float] = FALSE_ACCEPT_RATES,

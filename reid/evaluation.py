@@ -9,13 +9,13 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..datasets.reid_records import Protocol
+from ..datasets.reid_records import ReidProtocol
 from ..errors import InputError, ShapeError
 from ..metrics import Metric
 from ..metrics.ranking import count_not_farther, expected_single_shot_cmc, rank_measures
 from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, Floats, MatrixDistances, blocks
 from .policies import Labels, Matching
-from .results import CameraPair, Evaluation, QueryResults
+from .results import CameraPair, QueryResults, ReidEvaluation
 from .verification import PairTally, identification
 
 FALSE_ACCEPT_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -29,12 +29,12 @@ def evaluate_features(
     query: Labels,
     gallery: Labels,
     metric: Metric = "cosine",
-    protocol: Protocol | None = None,
+    protocol: ReidProtocol | None = None,
     max_rank: int = 50,
     false_accept_rates: Sequence[float] = FALSE_ACCEPT_RATES,
     single_gallery_shot: bool = False,
     block_bytes: int = BLOCK_BYTES,
-) -> Evaluation:
+) -> ReidEvaluation:
     """Every measure of a re-identification system, from its feature vectors.
 
     Distances exist a block at a time; features are not copied (beyond widening them to float32).
@@ -45,14 +45,14 @@ def evaluate_features(
         query: who is on each query image, and which camera took it.
         gallery: the same for the gallery.
         metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`.
-        protocol: the decisions; default `Protocol()`.
+        protocol: the decisions; default `ReidProtocol()`.
         max_rank: length of the CMC.
         false_accept_rates: targets of TAR@FAR and DIR@FAR; with none, statistics of pairs and probes are left out.
         single_gallery_shot: also the CUHK03-style CMC with one random gallery image per identity, in expectation.
         block_bytes: size of a block of distances.
 
     Raises:
-        InputError: features, labels or options that cannot give a meaningful number (see `Protocol`).
+        InputError: features, labels or options that cannot give a meaningful number (see `ReidProtocol`).
         ShapeError: counts that do not fit.
     """
     return evaluate_distances(
@@ -74,12 +74,12 @@ def evaluate_distances(
     query: Labels,
     gallery: Labels,
     metric: str = "as given",
-    protocol: Protocol | None = None,
+    protocol: ReidProtocol | None = None,
     max_rank: int = 50,
     false_accept_rates: Sequence[float] = FALSE_ACCEPT_RATES,
     single_gallery_shot: bool = False,
     block_bytes: int = BLOCK_BYTES,
-) -> Evaluation:
+) -> ReidEvaluation:
     """Every measure of a re-identification system, from a (queries × gallery) table of distances, smaller is nearer.
 
     Or from a source of rows, such as a `Reranking`. The table may be memory-mapped: it is read in blocks (and its
@@ -105,7 +105,7 @@ def evaluate_distances(
     for name, labels, number in (("query", query, source.shape[0]), ("gallery", gallery, source.shape[1])):
         if len(labels) != number:
             raise ShapeError(f"{len(labels)} {name} labels for {number} rows of {name} features or distances")
-    matching = Matching(query, gallery, protocol=protocol or Protocol())
+    matching = Matching(query, gallery, protocol=protocol or ReidProtocol())
     without = [number for number in range(len(query)) if not matching.relations(number)[0].size]
     if len(without) == len(query):
         one = "there is only one camera" if len(matching.camera_names) == 1 else "check identities and cameras"
@@ -184,7 +184,7 @@ class _Pass:
         nearest = rows.min(axis=1)
         table.wrong_distance[queries] = np.where(np.isinf(nearest), np.nan, nearest)
 
-    def result(self, metric: str, *, max_rank: int, targets: tuple[float, ...]) -> Evaluation:
+    def result(self, metric: str, *, max_rank: int, targets: tuple[float, ...]) -> ReidEvaluation:
         """The means of everything taken in."""
         per_query, protocol = self.per_query, self.matching.protocol
         mated = per_query.n_matches > 0
@@ -205,7 +205,7 @@ class _Pass:
             n_queries = int(own.sum())
             rank_1, map_step = int(is_first[own].sum()) / n_queries, math.fsum(precision[own]) / n_queries
             pairs.append(CameraPair(*cameras, n_queries, rank_1, map_step))
-        return Evaluation(
+        return ReidEvaluation(
             protocol=protocol,
             metric=metric,
             counts=self.matching.counts | counts,

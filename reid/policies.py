@@ -1,4 +1,4 @@
-"""The decisions in a re-identification score, as fields of `Protocol`: checked against the labels, kept in the result.
+"""The decisions in a re-identification score (`ReidProtocol`): checked against the labels, kept in the result.
 
 The same distances give a mAP that differs by eight points between what is called "the Market protocol".
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..datasets.reid_records import Identity, Protocol, ReidData, ReidImage
+from ..datasets.reid_records import Identity, ReidData, ReidImage, ReidProtocol
 from ..errors import InputError, ShapeError
 from ..images.labelling import is_placeholder, remark_on_twins
 from ..metrics.ranking import Groups
@@ -25,7 +25,7 @@ Sides = tuple[NDArray[np.intp], NDArray[np.intp]]  # codes of queries and of the
 MISSING = -1  # code of an unknown camera, here and in integer labels; in text labels it is the empty string
 
 
-def changed_protocol(protocol: Protocol, changes: str) -> Protocol:
+def changed_protocol(protocol: ReidProtocol, changes: str) -> ReidProtocol:
     """A protocol with some decisions changed by a text such as `same_camera=keep,distractors=0+7`.
 
     Raises:
@@ -103,7 +103,7 @@ class Matching:
     neighbours; all else about the gallery follows this order. What can be wrong with labels is refused here.
     """
 
-    def __init__(self, query: Labels, gallery: Labels, *, protocol: Protocol) -> None:
+    def __init__(self, query: Labels, gallery: Labels, *, protocol: ReidProtocol) -> None:
         identity, names = _codes(query.identities, gallery.identities, name="identities")
         junk, distractor = _nobody(identity[0], names, protocol)
         camera, self.camera_names = _camera_codes(query, gallery, protocol=protocol)
@@ -162,7 +162,7 @@ def _codes(query: ArrayLike, gallery: ArrayLike, *, name: str) -> tuple[Sides, N
     return (codes[: first.size], codes[first.size :]), names
 
 
-def _nobody(query: NDArray[np.intp], names: NDArray[Any], protocol: Protocol) -> tuple[Flags, Flags]:
+def _nobody(query: NDArray[np.intp], names: NDArray[Any], protocol: ReidProtocol) -> tuple[Flags, Flags]:
     """The names that are junk and those that are distractors; text labels hold the same identities as text."""
     junk, distractor = (
         np.isin(names.astype(str), [str(identity) for identity in declared])
@@ -181,7 +181,7 @@ def _nobody(query: NDArray[np.intp], names: NDArray[Any], protocol: Protocol) ->
     return junk, distractor
 
 
-def _camera_codes(query: Labels, gallery: Labels, *, protocol: Protocol) -> tuple[Sides, list[Identity]]:
+def _camera_codes(query: Labels, gallery: Labels, *, protocol: ReidProtocol) -> tuple[Sides, list[Identity]]:
     """Camera codes of both sides, `MISSING` where unknown, and the cameras' names."""
     sides = []
     for side, labels in (("query", query), ("gallery", gallery)):
@@ -212,7 +212,7 @@ _NAMED = ("csv", "folder")  # elsewhere identities and cameras are numbers
 _CROWD = 5  # times as many images as any other identity has, before the number 0 is suspected
 
 
-def placeholders(data: ReidData, protocol: Protocol) -> dict[str, int]:
+def placeholders(data: ReidData, protocol: ReidProtocol) -> dict[str, int]:
     """Identities and cameras that look like "unknown", with how many images have them.
 
     What the protocol declares junk or a distractor is known to be nobody. The numbers 0 and -1 are individuals in many
@@ -230,7 +230,7 @@ def placeholders(data: ReidData, protocol: Protocol) -> dict[str, int]:
     return found | {f"camera {name!r}": n for name, n in cameras.items() if is_placeholder(name)}
 
 
-def remark_on_placeholders(data: ReidData, protocol: Protocol, *, strict: bool = False) -> None:
+def remark_on_placeholders(data: ReidData, protocol: ReidProtocol, *, strict: bool = False) -> None:
     """Say which identities and cameras look like placeholders, and how to leave them out."""
     if data.format in _NAMED:
         people = Counter(str(image.identity) for image in data.images)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..datasets.reid_records import Identity, Protocol, ReidData, ReidImage
+from ..datasets.reid_records import Identity, ReidData, ReidImage, ReidProtocol
 from ..errors import InputError, ShapeError
 from ..metrics.distances import Distinct
 from .distances import FeatureDistances, Floats, blocks
@@ -189,7 +189,7 @@ def refined(
     features: Features,
     sides: tuple[tuple[ReidImage, ...], tuple[ReidImage, ...]],
     *,
-    protocol: Protocol,
+    protocol: ReidProtocol,
     steps: Refinement,
 ) -> tuple[Floats, Floats]:
     """Query and gallery vectors after every step but re-ranking."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..datasets.reid_records import Identity, Protocol
+from ..datasets.reid_records import Identity, ReidProtocol
 from ..images.inline import data_frame
 from .verification import Identification, Verification
 
@@ -24,7 +24,7 @@ class CameraPair:
     Attributes:
         query_camera, gallery_camera: the cameras.
         n_queries: queries with a match from that gallery camera; the means below are over these.
-        rank_1, map_step: as in `Evaluation`, in [0, 1].
+        rank_1, map_step: as in `ReidEvaluation`, in [0, 1].
     """
 
     query_camera: Identity
@@ -56,7 +56,7 @@ class QueryResults:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
+class ReidEvaluation:
     """Scores of one evaluation with their protocol; all rates in [0, 1].
 
     `print` it for a table, `to_dict` it for JSON. There is no bare "mAP": `map_step` is what most papers report since
@@ -76,7 +76,7 @@ class Evaluation:
         per_query: the values behind the means.
     """
 
-    protocol: Protocol
+    protocol: ReidProtocol
     metric: str
     counts: dict[str, int]
     cmc: NDArray[np.float64]

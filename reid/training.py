@@ -23,7 +23,7 @@ from ..metrics import Metric
 from ..progress import Progress
 from ..remarks import Skipped
 from ..synthetic.walkers import WalkerSet, write_walkers
-from ..training.data.batches import Part, RunData
+from ..training.data.batches import DataPart, RunData
 from ..training.data.training_set import TrainingSet, say_left_out
 from ..training.engine.step import Objective
 from ..training.recipes.recipe import Recipe
@@ -98,7 +98,7 @@ class ReidRecipe(Recipe):
         parts = {}  # where train and test number identities alike, those in both show
         for name, images in (("train", data.of("train")), ("query", data.queries), ("gallery", data.gallery)):
             space = "" if data.has_common_identities or name == "train" else "test "
-            parts[name] = Part(len(images), frozenset(f"{space}{image.identity}" for image in images))
+            parts[name] = DataPart(len(images), frozenset(f"{space}{image.identity}" for image in images))
         train_set = training_set(data, transform, least=least)
         return RunData({"train": train_set}, parts=parts, left_out=skipped, measure=measure)
 

@@ -6,14 +6,15 @@ from .benchmarks import evaluate_encodings as evaluate_encodings
 from .benchmarks import evaluate_gallery as evaluate_gallery
 from .classification import Prediction as Prediction
 from .estimator import DistcamClassifier as DistcamClassifier
-from .evaluation import Evaluation as Evaluation
 from .evaluation import Origin as Origin
-from .evaluation import Protocol as Protocol
+from .evaluation import RetrievalEvaluation as RetrievalEvaluation
+from .evaluation import RetrievalProtocol as RetrievalProtocol
 from .evaluation import Score as Score
 from .evaluation import evaluate_embeddings as evaluate_embeddings
 from .evidence import Reference as Reference
 from .explanation import Explanation as Explanation
 from .fiftyone import fiftyone_samples as fiftyone_samples
+from .line_calibration import calibrate_verification as calibrate_verification
 from .lines import Line as Line
 from .lines import MatchLines as MatchLines
 from .localisation.classifiers import read_classifier as read_classifier
@@ -28,4 +29,7 @@ from .ranking import Match as Match
 from .ranking import Query as Query
 from .report import write_report as write_report
 from .retriever import Retriever as Retriever
-from .verifying import calibrate_verification as calibrate_verification
+
+# names until 0.2
+Evaluation = RetrievalEvaluation
+Protocol = RetrievalProtocol

@@ -22,7 +22,7 @@ from ..index import Encodings, Gallery, encode_to_file, read_encodings
 from ..index.storage.segments import Record
 from ..progress import Progress
 from ..remarks import remark
-from .evaluation import RECALL_AT, Evaluation, Origin, Protocol, evaluate_embeddings
+from .evaluation import RECALL_AT, Origin, RetrievalEvaluation, RetrievalProtocol, evaluate_embeddings
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class EncodingSettings:
 def evaluate_encodings(
     encodings: Encodings,
     *,
-    protocol: Protocol | None = None,
+    protocol: RetrievalProtocol | None = None,
     origin: Origin | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> RetrievalEvaluation:
     """Every measure, from a file of encodings; its column `role` says what is query, gallery, or (default) both."""
     roles = np.array([record.columns.get("role", "both") for record in encodings.records])
     origin = origin or _origin(
@@ -74,10 +74,10 @@ def evaluate_gallery(
     gallery: Gallery,
     queries: Encodings | None = None,
     *,
-    protocol: Protocol | None = None,
+    protocol: RetrievalProtocol | None = None,
     origin: Origin | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> RetrievalEvaluation:
     """Every measure of a gallery: its images search one another, or encoded `queries` search it.
 
     A query whose file is in the gallery does not find itself. Equal distances are ordered by id, as in searches. The
@@ -86,7 +86,7 @@ def evaluate_gallery(
     Raises:
         FingerprintMismatchError: another encoder encoded the queries.
     """
-    protocol = protocol or Protocol(metric=gallery.metric)
+    protocol = protocol or RetrievalProtocol(metric=gallery.metric)
     entry = gallery.manifest.encoder
     known = {name: getattr(entry, name) for name in ("fingerprint", "short_name", "description", "precision")}
     records, vectors = gallery.records(gallery.ids), gallery.embeddings(gallery.ids)
@@ -121,9 +121,9 @@ def evaluate_gallery(
     )
 
 
-def default_protocol(dataset: Dataset, gallery: Gallery | None = None) -> Protocol:
+def default_protocol(dataset: Dataset, gallery: Gallery | None = None) -> RetrievalProtocol:
     """The k of R@k that papers report on this benchmark, and the gallery's metric, else the cosine."""
-    return Protocol(
+    return RetrievalProtocol(
         metric="cosine" if gallery is None else gallery.metric, recall_at=RECALL_AT.get(dataset.layout, (1, 2, 4, 8))
     )
 
@@ -133,12 +133,12 @@ def evaluate_dataset(
     encoder: Encoder,
     *,
     gallery: Gallery | None = None,
-    protocol: Protocol | None = None,
+    protocol: RetrievalProtocol | None = None,
     cache: str | os.PathLike[str] | None = None,
     settings: EncodingSettings | None = None,
     progress: Progress | None = None,
     ranking_progress: Progress | None = None,
-) -> Evaluation:
+) -> RetrievalEvaluation:
     """Encode a data set (one split of it, usually) and evaluate; nothing is left on disk without `cache`.
 
     Args:

@@ -18,10 +18,9 @@ from ..index.search import Hits, Ids
 from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable, distances_to
 from ..metrics.prediction import By, Calibration, ClassEvidence, Codes, Floats, Votes, weighted_softmax
 from ..remarks import counted, remark, remark_on_skipped
-from .asking import name_of
 from .matches import Matches
+from .queries import Ranked, name_of
 from .ranking import Query, StoredEncoding
-from .texts import Ranked
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -167,7 +166,7 @@ class Prediction:
         }
 
 
-class Classifier:
+class GalleryClassifier:
     """A gallery's classes and their calibration: the answers of one `Retriever.classify` after another.
 
     Raises:
@@ -256,7 +255,7 @@ def classified(
     state = (manifest.gallery_id, manifest.generation, k, by, weighting, strict)
     retriever.require_threshold(reject=reject, max_distance=max_distance)
     if retriever.kept_classifier is None or retriever.kept_classifier[0] != state:
-        made = Classifier(retriever.gallery, k, by=by, weighting=weighting, strict=strict)
+        made = GalleryClassifier(retriever.gallery, k, by=by, weighting=weighting, strict=strict)
         retriever.kept_classifier = (state, made)
     classifier = retriever.kept_classifier[1]
     names = [name_of(image, place) for place, image in enumerate(sources)]

@@ -29,7 +29,7 @@ RECALL_AT: Mapping[str, tuple[int, ...]] = {
 
 
 @dataclass(frozen=True)
-class Protocol:
+class RetrievalProtocol:
     """The decisions behind an evaluation, printed with every number.
 
     Attributes:
@@ -134,7 +134,7 @@ class Origin:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
+class RetrievalEvaluation:
     """The result of one evaluation, with its protocol; `print` it for a table, `to_dict` it for JSON.
 
     Attributes:
@@ -146,7 +146,7 @@ class Evaluation:
     """
 
     scores: Mapping[str, Score]
-    protocol: Protocol
+    protocol: RetrievalProtocol
     counts: Mapping[str, int]
     origin: Origin
     per_query: RankMeasures = field(repr=False)
@@ -193,7 +193,7 @@ class Evaluation:
         return f"Evaluation({scores} %; {self.counts['queries_scored']:,} queries)"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the scores, and all that they depend on."""
+        """HTML for a notebook: the scores, and all that they depend on."""
         cells, notes = self._cells()
         return fragment(self.origin.dataset or "Evaluation", table=(cells[0], cells[1:]), notes=notes)
 
@@ -242,11 +242,11 @@ def evaluate_embeddings(
     gallery: ArrayLike | None = None,
     gallery_labels: _Labels | None = None,
     own: ArrayLike | None = None,
-    protocol: Protocol | None = None,
+    protocol: RetrievalProtocol | None = None,
     origin: Origin | None = None,
     block_bytes: int = BLOCK_BYTES,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> RetrievalEvaluation:
     """Every measure, from vectors.
 
     Args:
@@ -269,7 +269,7 @@ def evaluate_embeddings(
     >>> result["R@1"], result["MAP@R"]
     (1.0, 1.0)
     """
-    protocol = protocol or Protocol()
+    protocol = protocol or RetrievalProtocol()
     array = np.asarray(queries)
     spec = SearchSpec(array.shape[-1] if array.ndim == 2 else 1, protocol.metric)
     asked = comparable(spec, *check_vectors(spec, array, what="queries"))
@@ -303,7 +303,7 @@ def evaluate_embeddings(
         known = codes[codes >= 0]
         clusters = cluster(asked[codes >= 0], len(np.unique(known)), seed=protocol.seed)
         scores["NMI"] = Score(normalised_mutual_information(known, clusters))
-    return Evaluation(scores, protocol, counts, origin or Origin(), per_query)
+    return RetrievalEvaluation(scores, protocol, counts, origin or Origin(), per_query)
 
 
 def _codes(query_labels: _Labels, gallery_labels: _Labels) -> tuple[Rows, Rows]:
@@ -331,7 +331,7 @@ def _counts(per_query: RankMeasures, codes: Rows, gallery_codes: Rows) -> dict[s
     }
 
 
-def _scores(per_query: RankMeasures, codes: Rows, protocol: Protocol) -> dict[str, Score]:
+def _scores(per_query: RankMeasures, codes: Rows, protocol: RetrievalProtocol) -> dict[str, Score]:
     is_scored = per_query.n_relevant > 0
     columns = {f"R@{k}": (per_query.first_rank <= k).astype(np.float64) for k in protocol.recall_at}
     columns |= {

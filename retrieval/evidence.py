@@ -18,7 +18,7 @@ from torch import Tensor
 from ..encoders import Encoder
 from ..encoders.encoding import Response, fold
 from ..encoders.fine import SAYS, Detail
-from ..encoders.heads import Identity
+from ..encoders.heads import IdentityHead
 from ..encoders.regions import MaskPooling, weights_of
 from ..errors import ImageError, InputError
 from ..explain import Surroundings
@@ -209,7 +209,7 @@ def folded(
     constant: Tensor | None = None,
 ) -> Response:
     """The map "n d h w", on the CPU, whose spatial mean is what is compared in a space."""
-    head = inference.encoder.head if space == "metric" else Identity()
+    head = inference.encoder.head if space == "metric" else IdentityHead()
     feature_maps = feature_maps.to(inference.device, torch.float32)
     response = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights, constant=constant)
     is_exact = response.is_exact and inference.encoder.is_read_exactly
@@ -217,7 +217,7 @@ def folded(
 
 
 def surroundings_of(store: PrototypeStore, background: NDArray[np.float32] | None) -> Surroundings:
-    """What a gallery shows on average, in the space that ranks."""
+    """The gallery's mean in the space that ranks."""
     return Surroundings(
         mean=torch.from_numpy(store.mean_embedding()),
         magnitude=torch.from_numpy(store.mean_magnitude()),

@@ -271,7 +271,7 @@ class Explanation:
         return figure_of(self._rows(look), self.words)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the first references, the maps on both sides, and the words."""
+        """HTML for a notebook: the first references, the maps on both sides, and the words."""
         shown, rest = [row[: SHOWN + 1] for row in self._rows(None)], more(len(self), "references")
         return fragment(repr(self), shown, notes=[*self.words, *rest])
 

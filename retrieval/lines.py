@@ -213,7 +213,7 @@ class LineFinder:
 
     @cached_property
     def scale(self) -> LineScale:
-        """What lines are measured against: kept with the gallery, or measured on some of its images now."""
+        """The scale of lines: kept with the gallery, or measured on some of its images now."""
         kept = self._kept
         return kept if kept is not None and kept.is_measured else self.measured()
 

@@ -188,7 +188,7 @@ class Matches(Ranking):
         return f"Matches({self.query.short_name!r}, {len(self)} nearest by {self.metric}: {first}{rest})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the query beside its first matches, as thumbnails."""
+        """HTML for a notebook: the query beside its first matches, as thumbnails."""
         query = self.query
         own = []
         with suppress(ImageError, InputError):  # a file that is gone, or a bare vector

@@ -38,7 +38,7 @@ def explain_pair(
     precision: str = "auto",
     **options: Any,
 ) -> Explanation:
-    """What on one image speaks for another, and the other way round, from two files and an encoder.
+    """Maps of one image for the other, in both directions, from two files and an encoder.
 
     There is no gallery that the match could be set apart from, so `root_ratio` shows the parts of the similarity
     itself, and the usual number of lines on unrelated images stands for a measured one.
@@ -66,7 +66,7 @@ def explain_pair(
 
 
 class _OneImage:
-    """What a `Retriever` asks of a gallery, of one image that is encoded now and stays in memory."""
+    """The part of a gallery that a `Retriever` reads, for one image encoded now and kept in memory."""
 
     folder = root = Path("a pair of images")
     labels: tuple[str, ...] = ()

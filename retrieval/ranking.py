@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..encoders import Encoder, Encoding
-from ..encoders.fine import FineTap
+from ..encoders.fine import FineReader
 from ..errors import ImageError, InputError, UnknownEncoderError
 from ..explain.drawing.rendering import draw_text
 from ..images import Box, read_image, split_item
@@ -227,7 +227,7 @@ class Encodes(Protocol):
 
     encoder: Encoder
     device: torch.device
-    fine: FineTap
+    fine: FineReader
 
     def encode_images(self, images: Sequence[Any]) -> Encoding:
         """The encoding of files, bytes or Pillow images."""
@@ -240,7 +240,7 @@ class UnknownInference:
 
     def __init__(self, entry: EncoderEntry) -> None:
         self.encoder = cast("Encoder", _UnknownEncoder(entry.fingerprint, entry.short_name))
-        self.fine = cast("FineTap", self.encoder)
+        self.fine = cast("FineReader", self.encoder)
 
     def __call__(self, *_given: Any) -> NoReturn:
         """Refused."""

@@ -27,15 +27,14 @@ from ..index.rejection import Rejection
 from ..index.search import Hits, Ids
 from ..metrics.distances import Distances, comparable, distances_to
 from ..remarks import remark
-from .asking import queries_of
-from .classification import Classed, Classifier, Prediction, classified
+from .classification import Classed, GalleryClassifier, Prediction, classified
 from .evidence import gallery_weights
 from .lines import LineFinder, sorted_by_lines
 from .matches import Matches
+from .queries import Asked, Ranked, queries_of, text_queries, with_text
 from .ranking import BareVector, Encodes, Match, Query, StoredEncoding, TextEncoding
-from .texts import Asked, Ranked, text_queries, with_text
 
-Regions = Region | Sequence[Region | None] | None
+Areas = Region | Sequence[Region | None] | None
 _Prototypes = tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]
 
 
@@ -85,7 +84,7 @@ class Retriever:
         self._detailed: dict[Detail, Inference] = {}
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
         self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None
-        self.kept_classifier: tuple[tuple[Any, ...], Classifier] | None = None
+        self.kept_classifier: tuple[tuple[Any, ...], GalleryClassifier] | None = None
 
     def detailed(self, detail: Detail) -> Inference:
         """An inference like this one whose feature maps have more rows and columns, see `with_detail`."""
@@ -112,11 +111,11 @@ class Retriever:
         self, images: str | PathLike[str] | bytes, *, region: Region | None = None, **options: Unpack[Asked]
     ) -> Matches: ...
     @overload
-    def query(self, images: Sequence[Any], *, region: Regions = None, **options: Unpack[Asked]) -> list[Matches]: ...
+    def query(self, images: Sequence[Any], *, region: Areas = None, **options: Unpack[Asked]) -> list[Matches]: ...
     @overload
     def query(self, images: Any, *, region: Region | None = None, **options: Unpack[Asked]) -> Matches: ...
 
-    def query(self, images: Any, *, region: Regions = None, **options: Unpack[Asked]) -> Matches | list[Matches]:
+    def query(self, images: Any, *, region: Areas = None, **options: Unpack[Asked]) -> Matches | list[Matches]:
         """The k nearest gallery images of an image, or of each image of a sequence (encoded in batches).
 
         Args:

@@ -27,7 +27,7 @@ from ..images import Transform
 from ..images.masks import Mask
 from ..metrics.segmentation import SegmentationScore, evaluate_masks
 from ..progress import Progress
-from ..training.data.batches import Part, RunData
+from ..training.data.batches import DataPart, RunData
 from ..training.engine.outcome import write_json
 from ..training.recipes.recipe import EncoderSettings, Recipe, located
 from ..training.recipes.runs import RunResult, run_recipe
@@ -67,13 +67,13 @@ def run_segmentation(
         if recipe.network is not None:
             sets["test"] = recipe.data.load("test", folder=recipe.folder, cache=drawn)
         sets = all_readable(sets, strict=recipe.data.strict)
-        parts: dict[str, Part] = {}
+        parts: dict[str, DataPart] = {}
         for name, images in sets.items():
             shown = {c for i in filter(images.is_labelled, range(len(images))) for c in images.labels(i)}
-            parts[name] = Part(len(images), frozenset(images.class_names[c] for c in shown))
+            parts[name] = DataPart(len(images), frozenset(images.class_names[c] for c in shown))
         seed = recipe.seed if seed is None else seed
         told = {"seed": seed, "resume": resume, "announce": announce, "progress": progress}
-        run = _Run(recipe, place, parts, seed, progress, told)
+        run = _PipelineRun(recipe, place, parts, seed, progress, told)
         result, metrics, train = None, dict[str, float](), sets["train"]
         if recipe.weak is not None:
             result = run.learn_maps(recipe.weak, train)
@@ -91,12 +91,12 @@ def run_segmentation(
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class _PipelineRun:
     """The stages of a run, in the folder that they leave their results in."""
 
     recipe: PipelineRecipe
     folder: Path
-    parts: Mapping[str, Part]
+    parts: Mapping[str, DataPart]
     seed: int
     progress: Progress | None
     told: Mapping[str, Any]  # options of `run_recipe` for each training

@@ -16,14 +16,14 @@ from ..index import Gallery, Record
 from ..retrieval import Explanation, Matches, Reference, Retriever
 from ..retrieval.atlas import atlas_data
 from . import schemas
-from .settings import Settings
+from .settings import ServerSettings
 
 _SHOWN_PROTOTYPES = 10
 _OF_MATCHES = schemas.MatchAnswer.model_fields.keys() - {"path", "has_picture"}
 _OF_EXPLANATIONS = ("weighting", "is_signed", "is_exact", "sensitivity", "words")
 
 
-def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryAnswer:
+def gallery_answer(retriever: Retriever, settings: ServerSettings) -> schemas.GalleryAnswer:
     """Contents and abilities of the gallery; the weighting that explains if none is named comes first."""
     gallery = retriever.gallery
     usual = RECOMMENDED if gallery.map_choice is None else gallery.map_choice.weighting

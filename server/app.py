@@ -35,7 +35,7 @@ from .refusals import COOKIE, ApiError, api_error_of, client_key, cookie_of, is_
 from .routes import gallery as showing
 from .routes import search as searching
 from .service import Service
-from .settings import Settings
+from .settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 _ROUTERS = (searching.router, showing.router, showing.writing)
@@ -48,7 +48,7 @@ _M_ARENA_MAX = -8
 _SWITCH_S = 0.0005  # between threads; Python's 5 ms is what the event loop would wait at each step for a busy thread
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: ServerSettings) -> FastAPI:
     """The server as an ASGI application; DistcamError for a gallery or an encoder that cannot be used."""
     service = Service(settings)
 
@@ -98,7 +98,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         return Response(generate_latest(service.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def _add_page(app: FastAPI, settings: Settings) -> None:
+def _add_page(app: FastAPI, settings: ServerSettings) -> None:
     @app.get("/", include_in_schema=False)
     async def page(token: str | None = None) -> Response:
         """The page; with `?token=`, which the page sends when it was told the read token, the cookie that it needs."""
@@ -123,7 +123,7 @@ def _add_page(app: FastAPI, settings: Settings) -> None:
     app.mount("/static", StaticFiles(directory=settings.static, check_dir=False), name="static")
 
 
-def _file(settings: Settings, name: str) -> Response:
+def _file(settings: ServerSettings, name: str) -> Response:
     if not (settings.static / name).is_file():
         raise HTTPException(404, "there is no such page")
     return FileResponse(settings.static / name)

@@ -21,7 +21,7 @@ from ..index.storage.segments import stored_path
 from ..retrieval import Retriever
 from ..retrieval.ranking import Encodes
 from .refusals import ApiError
-from .settings import Settings
+from .settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 _NOWHERE = Path(os.devnull, "not shown")  # no file can be there
@@ -92,7 +92,7 @@ class LiveGallery:
     """
 
     def __init__(
-        self, settings: Settings, encoder: Encoder, inference: Encodes, *, on_change: Callable[[int, int], None]
+        self, settings: ServerSettings, encoder: Encoder, inference: Encodes, *, on_change: Callable[[int, int], None]
     ) -> None:
         self.folder = settings.gallery
         self._settings = settings
@@ -164,7 +164,7 @@ class LiveGallery:
         return self._known
 
     def close(self, *, save_caches: bool = False) -> None:
-        """Let go of the gallery, perhaps after a last service to the next who opens it; no reader may be at work."""
+        """Close the gallery, after saving its caches for the next process where asked; no reader may be at work."""
         if self._retriever is None:
             return
         gallery, self._retriever = self._retriever.gallery, None

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .queues import asking_client, take_one
 from .refusals import ApiError, client_key, require_access
 from .service import Metrics
-from .settings import Settings
+from .settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 _access = logging.getLogger("distcam.access")
@@ -85,7 +85,7 @@ class Traffic:
 class Middleware:
     """The middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics, traffic: Traffic) -> None:
+    def __init__(self, app: ASGIApp, *, settings: ServerSettings, metrics: Metrics, traffic: Traffic) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics

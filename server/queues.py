@@ -33,7 +33,7 @@ class Done(Generic[R]):
 
 
 @dataclass(eq=False)
-class _Waiting(Generic[T, R]):
+class _QueuedWork(Generic[T, R]):
     item: T
     since: float
     future: asyncio.Future[Done[R]]
@@ -61,7 +61,7 @@ class Batcher(Generic[T, R]):
         self._capacity = capacity
         self._on_batch = on_batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="distcam-encode", initializer=initialise)
-        self._waiting: deque[_Waiting[T, R]] = deque()
+        self._waiting: deque[_QueuedWork[T, R]] = deque()
         self._on_their_way = 0
         self._is_closing = False
         self._news = asyncio.Event()  # something arrived, left, or the end has come
@@ -87,7 +87,7 @@ class Batcher(Generic[T, R]):
         if len(self._waiting) >= self._capacity:
             full = f"{len(self._waiting)} images wait to be encoded already; ask again"
             raise ApiError(503, full, reason="queue", retry_after=1)
-        waiting: _Waiting[T, R] = _Waiting(item, time.perf_counter(), asyncio.get_running_loop().create_future())
+        waiting: _QueuedWork[T, R] = _QueuedWork(item, time.perf_counter(), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._news.set()
         try:
@@ -118,7 +118,7 @@ class Batcher(Generic[T, R]):
         self._news.clear()
         await self._news.wait()
 
-    async def _process(self, batch: list[_Waiting[T, R]]) -> None:
+    async def _process(self, batch: list[_QueuedWork[T, R]]) -> None:
         start = time.perf_counter()
         loop = asyncio.get_running_loop()
         try:

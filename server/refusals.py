@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 from ..deadlines import DeadlineError
 from ..errors import DistcamError, ImageError, InputError, UnknownEncoderError
-from .settings import Settings
+from .settings import ServerSettings
 
 COOKIE = "distcam_reader"
 _OPEN_PATHS = {"/", "/atlas", "/favicon.ico", "/health", "/ready"}  # without a read token
@@ -57,7 +57,7 @@ def api_error_of(error: DistcamError) -> ApiError:
     return ApiError(503, str(error), reason="gallery", retry_after=10)
 
 
-def require_access(scope: MutableMapping[str, Any], headers: Headers, settings: Settings) -> None:
+def require_access(scope: MutableMapping[str, Any], headers: Headers, settings: ServerSettings) -> None:
     """Refuse a request by its head."""
     if len(headers.raw) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers.raw) > _HEAD_BYTES:
         raise ApiError(431, f"more than {_MOST_HEADERS} headers, or {_HEAD_BYTES:,} bytes of them", reason="head")

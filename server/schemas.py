@@ -18,14 +18,14 @@ K = Annotated[int, Field(ge=1, le=MAX_K, description="How many matches.")]
 ImageId = Annotated[int, Field(ge=0, le=MAX_ID)]
 Text = Annotated[str, StringConstraints(max_length=MAX_FILTER)]
 Box4 = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
-Reference = Annotated[
+ReferenceName = Annotated[
     str,
     StringConstraints(min_length=1, max_length=300),
     Field(description="`match`, `prototype`, `rank:3`, or `label:cat`."),
 ]
 
 
-class Answer(BaseModel):
+class AnswerModel(BaseModel):
     """An answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,13 +37,13 @@ class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(AnswerModel):
     """One sentence."""
 
     detail: str
 
 
-class WeightingAnswer(Answer):
+class WeightingAnswer(AnswerModel):
     """A weighting of a map's channels."""
 
     name: str
@@ -51,7 +51,7 @@ class WeightingAnswer(Answer):
     is_signed: bool
 
 
-class Limits(Answer):
+class Limits(AnswerModel):
     """Limits of a request."""
 
     image_bytes: int
@@ -59,7 +59,7 @@ class Limits(Answer):
     k: int
 
 
-class GalleryAnswer(Answer):
+class GalleryAnswer(AnswerModel):
     """Contents of the gallery, and abilities of the server."""
 
     name: str
@@ -77,28 +77,28 @@ class GalleryAnswer(Answer):
     limits: Limits
 
 
-class LabelCount(Answer):
+class LabelCount(AnswerModel):
     """A class and its size."""
 
     label: str
     images: int
 
 
-class LabelsAnswer(Answer):
+class LabelsAnswer(AnswerModel):
     """Classes in alphabetical order; `total` counts those that fit, shown or not."""
 
     labels: Sequence[LabelCount]
     total: int
 
 
-class PrototypesAnswer(Answer):
+class PrototypesAnswer(AnswerModel):
     """Class prototypes in alphabetical order."""
 
     prototypes: Sequence[LabelCount]
     total: int
 
 
-class ImageAnswer(Answer):
+class ImageAnswer(AnswerModel):
     """One image of the gallery."""
 
     id: int
@@ -108,14 +108,14 @@ class ImageAnswer(Answer):
     has_picture: bool
 
 
-class ImagesAnswer(Answer):
+class ImagesAnswer(AnswerModel):
     """Images in the order of ids; `total` counts those that fit."""
 
     images: Sequence[ImageAnswer]
     total: int
 
 
-class AtlasAnswer(Answer):
+class AtlasAnswer(AnswerModel):
     """The gallery in two dimensions; points (x, y) and outlier scores are float32, little-endian, in base64.
 
     A column has a `name`, its `values`, and as `codes` for each image the number of its own (−1: none), as int32.
@@ -130,7 +130,7 @@ class AtlasAnswer(Answer):
     outliers: str | None
 
 
-class HealthAnswer(Answer):
+class HealthAnswer(AnswerModel):
     """The server is up."""
 
     status: Literal["ok"]
@@ -191,7 +191,7 @@ class SearchOptions(SearchRequest, _Worded):
         return [edge for edge in (self.left, self.top, self.right, self.bottom) if edge is not None]
 
 
-class QueryAnswer(Answer):
+class QueryAnswer(AnswerModel):
     """The query; for a while, `token` names an uploaded one for `/explain`."""
 
     token: str | None
@@ -211,7 +211,7 @@ class MatchAnswer(ImageAnswer):
     inliers: int | None
 
 
-class NearestPrototype(Answer):
+class NearestPrototype(AnswerModel):
     """A class, and how far its prototype is."""
 
     label: str
@@ -219,7 +219,7 @@ class NearestPrototype(Answer):
     similarity: float
 
 
-class Timings(Answer):
+class Timings(AnswerModel):
     """Milliseconds."""
 
     decode: float
@@ -229,7 +229,7 @@ class Timings(Answer):
     total: float
 
 
-class SearchAnswer(Answer):
+class SearchAnswer(AnswerModel):
     """The ranking."""
 
     query: QueryAnswer
@@ -252,8 +252,8 @@ class _Named(_RankingRequest):
 class ExplainRequest(_Named, _Worded):
     """Explain a query, named by the token of a search, by the id of an image or by its text; it is ranked anew."""
 
-    against: Reference = "match"
-    versus: Reference | None = None
+    against: ReferenceName = "match"
+    versus: ReferenceName | None = None
     weighting: Annotated[
         Weighting | None, Field(description="Left out: the gallery's own choice, else root_ratio.")
     ] = None
@@ -274,7 +274,7 @@ class LinesRequest(_Named):
     lines: Annotated[int, Field(ge=1, le=100)] = 20
 
 
-class LinesAnswer(Answer):
+class LinesAnswer(AnswerModel):
     """Lines [x, y, x, y, strength] between query and match, in fractions of width and height, strongest first.
 
     `inliers` of `candidates` follow one similarity transform; `null` is how many do so on unrelated images of the
@@ -294,7 +294,7 @@ class LinesAnswer(Answer):
     shares: Sequence[float]
 
 
-class MapAnswer(Answer):
+class MapAnswer(AnswerModel):
     """A raw map, row by row; all maps of one answer share one scale."""
 
     rows: int
@@ -302,14 +302,14 @@ class MapAnswer(Answer):
     values: Sequence[float]
 
 
-class ExplainedQuery(Answer):
+class ExplainedQuery(AnswerModel):
     """Size of the query, and its rectangle (left, top, right, bottom) under the maps; null when its file is gone."""
 
     size: tuple[int, int] | None
     view: Box4 | None
 
 
-class ReferenceAnswer(Answer):
+class ReferenceAnswer(AnswerModel):
     """A reference that the query is compared with, and the maps on both sides."""
 
     name: str
@@ -325,7 +325,7 @@ class ReferenceAnswer(Answer):
     match_view: Box4 | None
 
 
-class ExplanationAnswer(Answer):
+class ExplanationAnswer(AnswerModel):
     """The maps of a query, one for each reference."""
 
     weighting: str

@@ -27,7 +27,7 @@ from ..retrieval.ranking import UnknownInference
 from .live_gallery import LiveGallery
 from .queues import Batcher, Done, FairSlots, Ledger
 from .refusals import ApiError
-from .settings import Settings
+from .settings import ServerSettings
 from .uploads import Decoders
 
 _log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class EncodingCache:
             self._evict()
 
     def find(self, key: Hashable) -> CachedQuery | None:
-        """What is kept under a key, which counts as used; None if nothing is, or no longer."""
+        """The value kept under a key, which counts as used; None if there is none, or no longer."""
         with self._lock:
             self._evict()
             query = self._queries.get(key)
@@ -228,7 +228,7 @@ class _Threads:
 class Service:
     """A gallery in service; `start` and `stop` are called by the application, in its event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.queries = QueryCache(max_bytes=settings.kept_bytes, max_age_s=settings.kept_s)
@@ -321,7 +321,7 @@ class Service:
         return await self._searchers.run(work, seconds=self.settings.work_limit_s)
 
 
-def _encoder_for(settings: Settings) -> tuple[Encoder, Inference | UnknownInference]:
+def _encoder_for(settings: ServerSettings) -> tuple[Encoder, Inference | UnknownInference]:
     """The gallery's encoder, if it keeps one or one is given, in the precision it was used with."""
     with Gallery.open(settings.gallery, root=settings.root, verify=False) as gallery:
         entry, path = gallery.manifest.encoder, settings.encoder or gallery.encoder_path

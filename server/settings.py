@@ -18,7 +18,7 @@ _LEAST = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """Everything that `create_app` needs; every limit is per server, and the command's options have the same names."""
 
     gallery: Path  # its folder; absolute from here on

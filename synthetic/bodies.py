@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from .painter import Layer, compose
+from .painter import Paint, compose
 from .pedestrians import COLOURS, HAIRS, SKINS, Camera, Facing, Moment, Walker
 
 Points = Float[np.ndarray, "n 2"]
@@ -43,16 +43,16 @@ def draw_pedestrian(
     people = [(moment, _dressed(walker, moment), True)] if walker is not None else []
     people += [(at, _dressed(who, at), False) for who, at in others]
     people.sort(key=lambda person: person[0].top + person[0].scale)
-    layers: list[Layer] = []
+    layers: list[Paint] = []
     parts: list[str] = []
     for at, pieces, is_main in people:
         for part, colour, polygons in pieces:
             corner = np.array([at.middle * width, at.top * height])
             placed = tuple(polygon * (at.scale * height) + corner for polygon in polygons)
-            layers.append(Layer(placed, colour, level=0.6))
+            layers.append(Paint(placed, colour, level=0.6))
             parts.append(part if is_main else "occluder")
     for colour, polygon in _obstacle(obstacle, generator):
-        layers.append(Layer((polygon * (width, height),), colour))
+        layers.append(Paint((polygon * (width, height),), colour))
         parts.append("occluder")
     image, index = compose(camera.ground(height, width, generator), layers, light=camera.light, generator=generator)
     numbers = np.array([0, *(PARTS.index(part) for part in parts)], np.uint8)

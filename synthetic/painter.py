@@ -226,7 +226,7 @@ def texture(name: str, height: int, width: int, *, generator: np.random.Generato
 
 
 @dataclass(frozen=True)
-class Layer:
+class Paint:
     """Polygons of one colour, in pixels of the finished image; a higher `level` gives stronger edges."""
 
     polygons: tuple[Float[np.ndarray, "n 2"], ...]
@@ -253,7 +253,7 @@ class Light:
 
 
 def compose(
-    ground: Float32[np.ndarray, "h w 3"], layers: Sequence[Layer], *, light: Light, generator: np.random.Generator
+    ground: Float32[np.ndarray, "h w 3"], layers: Sequence[Paint], *, light: Light, generator: np.random.Generator
 ) -> tuple[Image.Image, UInt8[np.ndarray, "h w"]]:
     """The finished RGB image and, per pixel, the number of the visible layer (0 background, i + 1 layer i)."""
     height, width = ground.shape[:2]

@@ -1,4 +1,4 @@
-"""Somebody, seen by a camera at a moment: what the images of synthetic walkers are drawn from."""
+"""Descriptions that synthetic walkers are drawn from: a person, a camera, a moment."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Walker:
 
     @classmethod
     def draw(cls, generator: np.random.Generator) -> Walker:
-        """Somebody."""
+        """A person drawn at random."""
         names = list(COLOURS)
 
         def one(choices: Sequence[T]) -> T:
@@ -110,7 +110,7 @@ class Walker:
         )
 
     def changed(self, item: str, generator: np.random.Generator) -> Walker:
-        """Somebody who differs in one of `ITEMS` and in nothing else."""
+        """A person who differs in one of `ITEMS` and in nothing else."""
         own = getattr(self, item)
         if item in ("bag", "pattern"):
             others: list[str] = [kind for kind in get_args(Bag if item == "bag" else Pattern) if kind != own]

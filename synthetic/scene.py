@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import InputError
 from ..images.geometry import Box
 from .blueprint import Blueprint
-from .painter import BACKGROUNDS, INKS, OUTLINES, Layer, Light, check_name, compose, outline, texture, turn
+from .painter import BACKGROUNDS, INKS, OUTLINES, Light, Paint, check_name, compose, outline, texture, turn
 
 _MIN_SIDE = 32  # on fewer pixels the small parts vanish
 _MAX_OBJECTS = 12
@@ -91,7 +91,7 @@ def draw_scene(
         for part, pair in zip(blueprint.parts, polygons, strict=True):
             red, green, blue = (np.array(INKS[part.colour]) * fade).clip(0, 255).astype(int).tolist()
             level = 1.0 if part.is_limb else 2.0 if part.place == "body" else 2.7
-            layers.append(Layer(pair, (red, green, blue), level))
+            layers.append(Paint(pair, (red, green, blue), level))
     image, index = compose(ground, layers, light=Light.draw(generator), generator=generator)
     shown = []
     for blueprint, start in zip(objects, first, strict=True):
@@ -173,7 +173,7 @@ def _places(
 
 def _loose_piece(
     height: int, width: int, taken: Float[np.ndarray, "n 2 2"], generator: np.random.Generator
-) -> list[Layer]:
+) -> list[Paint]:
     """A shape in any ink beside the taken boxes, often with a smaller one on it, to catch the eye as objects do."""
     names = [_CLUTTER_SHAPES[number] for number in generator.integers(len(_CLUTTER_SHAPES), size=2)]
     inks = [tuple(INKS.values())[number] for number in generator.permutation(len(INKS))[:2]]
@@ -184,5 +184,5 @@ def _loose_piece(
     large, small = (
         center + scale * radius * outline(name) @ turn(angle) for name, scale in zip(names, (1, 0.5), strict=True)
     )
-    layers = [Layer((large,), inks[0], 1.0), Layer((small,), inks[1], 2.0)]
+    layers = [Paint((large,), inks[0], 1.0), Paint((small,), inks[1], 2.0)]
     return layers[: 1 if generator.random() < 0.4 else 2]

@@ -8,10 +8,10 @@ from .engine.step import HasClassWeights as HasClassWeights
 from .engine.step import Losses as Losses
 from .engine.step import Mix as Mix
 from .engine.step import Objective as Objective
-from .engine.step import Progress as Progress
 from .engine.step import Regions as Regions
 from .engine.step import Step as Step
 from .engine.step import Term as Term
+from .engine.step import TrainingProgress as TrainingProgress
 from .losses.classifier import load_classifier as load_classifier
 from .losses.classifier import save_classifier as save_classifier
 from .losses.registry import TERMS as TERMS
@@ -20,3 +20,6 @@ from .losses.registry import build_objective as build_objective
 from .recipes.settings import OptimiserSettings as OptimiserSettings
 from .recipes.settings import ScheduleSettings as ScheduleSettings
 from .recipes.settings import Settings as Settings
+
+# names until 0.2
+Progress = TrainingProgress

@@ -24,7 +24,7 @@ from ..console import (
 )
 from ..options import AsJson, FitName, Loading, Metric, ReadsImages, argument, option, option_values
 from ..writing import require_place
-from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
+from .subjects import TARGETS, Subject, TargetText, encoder_subject, network_subject
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -88,7 +88,7 @@ def explain(
         refuse_unused("where no image is drawn", "style", "scale", "colours", remedy="add --out OUT.png or OUT.html")
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")
-    asked = Asked.parse(target)
+    asked = TargetText.parse(target)
     of_network = asked.kind in ("class", "segment")
     if not both:
         refuse_unused("without --both", "lines", remedy="add --both")

@@ -28,7 +28,7 @@ TARGETS = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class TargetText:
     """A target as it was written: its kind, of what, and where."""
 
     kind: str
@@ -36,7 +36,7 @@ class Asked:
     place: str
 
     @classmethod
-    def parse(cls, text: str) -> Asked:
+    def parse(cls, text: str) -> TargetText:
         """The parts of `kind:value@place`."""
         kind, _, rest = text.partition(":")
         value, _, place = rest.partition("@") if kind == "segment" else (rest, "", "")
@@ -54,7 +54,7 @@ class NetworkSubject:
     model: nn.Module
     transform: Transform
     layer: str | None
-    asked: Asked
+    asked: TargetText
     classes: tuple[str, ...]
     category: int | None
     method_options: Mapping[str, Any]
@@ -130,7 +130,7 @@ Subject = NetworkSubject | EncoderSubject
 
 
 def network_subject(
-    asked: Asked, name: str | None, weights: str | None, classes: Path | None, *, fit: Any, size: int | None
+    asked: TargetText, name: str | None, weights: str | None, classes: Path | None, *, fit: Any, size: int | None
 ) -> NetworkSubject:
     """The classifier or segmentation network, and the class asked for."""
     from ...encoders.backbones.networks import find_class
@@ -145,7 +145,7 @@ def network_subject(
     return NetworkSubject(network.model, transform, network.layer, asked, network.classes, category, {})
 
 
-def _torchvisions(asked: Asked, name: str | None, weights: str | None, classes: Path | None) -> Network:
+def _torchvisions(asked: TargetText, name: str | None, weights: str | None, classes: Path | None) -> Network:
     """A network of torchvision's, by its name."""
     from ...encoders.backbones.networks import available_networks, load_network
 
@@ -162,7 +162,7 @@ def _torchvisions(asked: Asked, name: str | None, weights: str | None, classes: 
     return load_network(name, weights=weights, classes=None if classes is None else class_names(classes))
 
 
-def _trained_file(asked: Asked, name: str) -> Path | None:
+def _trained_file(asked: TargetText, name: str) -> Path | None:
     """The file that training left, or the one in a run's folder that answers such a question."""
     path = Path(name)
     if name.endswith(".safetensors"):
@@ -173,7 +173,7 @@ def _trained_file(asked: Asked, name: str) -> Path | None:
     return next((file for part in inside if (file := path / f"{part}.safetensors").is_file()), None)
 
 
-def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None) -> Network:
+def _trained(asked: TargetText, file: Path, weights: str | None, classes: Path | None) -> Network:
     """A network of our own, with its weights and the names of its classes: one that scores pixels, or images."""
     from ...encoders.checkpoint import read_checkpoint
     from ...segmentation import load_segmenter, load_source, network_of
@@ -194,7 +194,9 @@ def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None
     return network_of(load_source(file))
 
 
-def encoder_subject(asked: Asked, own: Encoder | None, gallery: Path | None, metric: Metric | None) -> EncoderSubject:
+def encoder_subject(
+    asked: TargetText, own: Encoder | None, gallery: Path | None, metric: Metric | None
+) -> EncoderSubject:
     """The encoder, and the vector of the other image or of the prototypes."""
     import torch
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """How episodes are drawn."""
+    """Options of drawing episodes."""
 
     n_way: int = option(5, "Classes in an episode.", min=2)
     n_shot: int = option(1, "Support images per class.", min=1)
@@ -82,11 +82,11 @@ def features_of(
 ) -> Encodings:
     """The features of a split, from the folder of features if they are there."""
     from ...fewshot.features import cached_features
-    from ...index.building.build import InferenceSettings
+    from ...index.building.build import InferenceOptions
 
     if encoder is None:
         raise InputError("say what makes the features: --encoder and --weights")
-    settings = InferenceSettings(options.pop("batch_size", None), options.pop("workers", None), device)
+    settings = InferenceOptions(options.pop("batch_size", None), options.pop("workers", None), device)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{prefix}{split.name.rpartition('/')[2]}.h5"
     with progress_bar(f"encoding {split.name}") as progress:

@@ -215,7 +215,7 @@ def _calibrate_lines(
     as_json: bool,
 ) -> None:
     """The scale of the gallery's lines, and with `verify` whether sorting matches anew helps; both are kept."""
-    from ...retrieval.verifying import calibrate_verification
+    from ...retrieval.line_calibration import calibrate_verification
 
     require_file(encoder, "--encoder")
     retriever = load_retriever(gallery, encoder, device)

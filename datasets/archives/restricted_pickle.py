@@ -45,7 +45,7 @@ class _Inert:
         self.code, self.state = code, state
 
 
-class _Reader(pickle._Unpickler):
+class _RestrictedUnpickler(pickle._Unpickler):
     read: Callable[[int], bytes]
     stack: list[Any]
     memo: dict[int, Any]
@@ -96,7 +96,7 @@ class _Reader(pickle._Unpickler):
         self.stack[-1].state = state
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for the functions that make arrays."""
+        """The stand-in for a function that makes arrays; anything else is refused."""
         match module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins"), name:
             case "numpy.core.multiarray", "_reconstruct":
                 return lambda *_: _Inert()
@@ -115,10 +115,10 @@ class _Reader(pickle._Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _with_keys(load: Callable[[Any], None], keys: slice) -> Callable[[_Reader], None]:
+def _with_keys(load: Callable[[Any], None], keys: slice) -> Callable[[_RestrictedUnpickler], None]:
     """An operation that looks before at what it hashes."""
 
-    def checked(reader: _Reader) -> None:
+    def checked(reader: _RestrictedUnpickler) -> None:
         reader.require_plain(reader.stack[keys])
         load(reader)
 
@@ -129,10 +129,10 @@ _KNOWN = pickle._Unpickler.dispatch
 _OWN: dict[int, Any] = {
     **{code[0]: _with_keys(_KNOWN[code[0]], keys) for code, keys in _KEYS.items()},
     pickle.BYTEARRAY8[0]: _KNOWN[pickle.BINBYTES8[0]],
-    pickle.FRAME[0]: _Reader.load_frame,
-    pickle.BUILD[0]: _Reader.load_build,
+    pickle.FRAME[0]: _RestrictedUnpickler.load_frame,
+    pickle.BUILD[0]: _RestrictedUnpickler.load_build,
 }
-_Reader.dispatch = {**_KNOWN, **_OWN}
+_RestrictedUnpickler.dispatch = {**_KNOWN, **_OWN}
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
@@ -143,7 +143,7 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from error
     try:
-        reader = _Reader(data)
+        reader = _RestrictedUnpickler(data)
         content = reader.load()
         if (place := max(reader.memo, default=0)) > len(data):
             raise pickle.UnpicklingError(f"it names the place {place:,} of its memory")

@@ -35,21 +35,21 @@ class ResNet38(nn.Sequential):
             raise InputError(f"ResNet-38 needs width ≥ 1 and drop rates in [0, 1), got {width} and {drop_rate}")
         w = width
         self.conv1a = nn.Conv2d(3, w, 3, padding=1, bias=False)
-        self.b2 = _Block(w, 2 * w, 2 * w, stride=2)
-        self.b2_1, self.b2_2 = (_Block(2 * w, 2 * w, 2 * w) for _ in range(2))
-        self.b3 = _Block(2 * w, 4 * w, 4 * w, stride=2)
-        self.b3_1, self.b3_2 = (_Block(4 * w, 4 * w, 4 * w) for _ in range(2))
-        self.b4 = _Block(4 * w, 8 * w, 8 * w, stride=2)
-        self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5 = (_Block(8 * w, 8 * w, 8 * w) for _ in range(5))
-        self.b5 = _Block(8 * w, 8 * w, 16 * w, dilation=(1, 2))
-        self.b5_1, self.b5_2 = (_Block(16 * w, 8 * w, 16 * w, dilation=(2, 2)) for _ in range(2))
+        self.b2 = _ResUnit(w, 2 * w, 2 * w, stride=2)
+        self.b2_1, self.b2_2 = (_ResUnit(2 * w, 2 * w, 2 * w) for _ in range(2))
+        self.b3 = _ResUnit(2 * w, 4 * w, 4 * w, stride=2)
+        self.b3_1, self.b3_2 = (_ResUnit(4 * w, 4 * w, 4 * w) for _ in range(2))
+        self.b4 = _ResUnit(4 * w, 8 * w, 8 * w, stride=2)
+        self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5 = (_ResUnit(8 * w, 8 * w, 8 * w) for _ in range(5))
+        self.b5 = _ResUnit(8 * w, 8 * w, 16 * w, dilation=(1, 2))
+        self.b5_1, self.b5_2 = (_ResUnit(16 * w, 8 * w, 16 * w, dilation=(2, 2)) for _ in range(2))
         self.b6 = _Bottleneck(16 * w, 32 * w, dilation=4, drop_rate=drop_rate[0])
         self.b7 = _Bottleneck(32 * w, 64 * w, dilation=4, drop_rate=drop_rate[1])
         self.bn7, self.relu7 = nn.BatchNorm2d(64 * w), nn.ReLU()
         draw_by_fan_out(self)
 
 
-class _Block(nn.Module):
+class _ResUnit(nn.Module):
     """Batch norm, ReLU, 3×3 convolution, twice; where channels or size change, the shortcut starts after the ReLU."""
 
     def __init__(

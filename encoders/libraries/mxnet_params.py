@@ -34,7 +34,7 @@ def is_params(path: Path) -> bool:
         return file.read(len(_BEGIN)) == _BEGIN
 
 
-class _Reader:
+class _ParamsFile:
     def __init__(self, path: Path) -> None:
         self.path, self.content, self.place = path, path.read_bytes(), 0
 
@@ -67,7 +67,7 @@ class _Reader:
 
 def read_params(path: Path) -> dict[str, Tensor]:
     """The arrays of a file by name, ResNet-38's under the names of `ResNet38`; WeightsError for a damaged file."""
-    reader = _Reader(path)
+    reader = _ParamsFile(path)
     reader.take(2 * len(_BEGIN))
     arrays = [reader.array() for _ in range(*reader.numbers("Q"))]
     names = [reader.take(*reader.numbers("Q")).decode("utf-8", "replace") for _ in range(*reader.numbers("Q"))]

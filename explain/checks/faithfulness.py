@@ -16,7 +16,7 @@ from ...metrics.maps import upsample
 from ..engine import explain_image
 from ..inputs import Metric, refuse_non_finite
 from ..layer_runs import undisturbed
-from ..targets import Score, Similarity, Target, distances, vector_of
+from ..targets import Similarity, Target, TargetScore, distances, vector_of
 from .imputation import blurred, impute_linearly
 
 
@@ -227,7 +227,7 @@ class _Asked:
         size = (images.shape[-2], images.shape[-1])
         self.rank = pixel_order(upsample(maps, size), seed=seed).to(images.device)
         with undisturbed(model), torch.no_grad():
-            self.score: Score = target.fix(output := _in_batches(model, images, batch_size))
+            self.score: TargetScore = target.fix(output := _in_batches(model, images, batch_size))
             found = self.score(output).shape
         if found != maps.shape[:2]:
             raise ShapeError(f"the target asks {tuple(found)} questions; there are maps for {tuple(maps.shape[:2])}")

@@ -29,7 +29,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..layer_runs import LayerRun, LayerView, jacobian
-from ..targets import Score
+from ..targets import TargetScore
 
 ACTIVATIONS = {"relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign"}
 SQUASHING = {"sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardtanh", "hardswish"}
@@ -43,7 +43,7 @@ def lift_weights(view: LayerView) -> Float[Tensor, "b m k"]:
     return lift_contributions(view.run, view.score).sum((-2, -1))
 
 
-def lift_contributions(run: LayerRun, score: Score) -> Float[Tensor, "b m k h w"]:
+def lift_contributions(run: LayerRun, score: TargetScore) -> Float[Tensor, "b m k h w"]:
     """The DeepLIFT contribution of every value of the layer's map to each score.
 
     Source: Jung and Oh, Towards Better Explanations of Class Activation Mapping, 2021, §3.3; Shrikumar et al., Learning

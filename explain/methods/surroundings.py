@@ -58,7 +58,7 @@ class RatioMaps:
     is_old: bool  # True if the gallery knows no border, though one would have been used
 
     def words(self, n: int) -> str:
-        """What the first n maps were set apart from."""
+        """A phrase for what was taken off in the first n maps."""
         shown = sorted(set(self.chosen[..., :n].flatten().tolist()))
         said = [_SAYS[self.settings[place]] for place in shown]
         if shown and shown[0] == 0 and len(shown) > 1:
@@ -90,7 +90,7 @@ class Surroundings:
         return NOTHING if surroundings is None else surroundings.settings(mean, is_class=is_class)[0]
 
     def settings(self, mean: Mean = "auto", *, is_class: bool) -> list[Setting]:
-        """What to explain a reference by, first choice first: the next ones where a map would be blank.
+        """Settings to explain a reference by, first choice first: the next ones where a map would be blank.
 
         Of a class or its prototype `auto` takes off the larger of mean and border, channel by channel; of one image
         the average of the two, which says less about so little evidence, or the mean where vectors have signs. Without

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from ...errors import ImageError, InputError
 from ...remarks import remark
 from ..geometry import Box, turned
-from ..joining import Names
+from ..joining import FactsByName
 from ..loading import size_and_orientation
 
 Size = tuple[int, int]
@@ -68,8 +68,8 @@ class BoxTable:
         return name if self.is_by_stem else os.path.relpath(name, folder)
 
     @cached_property
-    def _names(self) -> Names[Annotation]:
-        return Names(self.annotations)
+    def _names(self) -> FactsByName[Annotation]:
+        return FactsByName(self.annotations)
 
 
 Order = Literal["xyxy", "xywh", "cxcywh"]

@@ -19,7 +19,7 @@ from ..tables import LABEL_NAMES, header_of, lines_of, look_alike, rows_of
 from .annotations import limit_size, read_file, read_folder
 from .fitting import SHARES, Annotation, BoxTable, LabelledBox, Order, Size, absolute, as_float, box_of
 
-Split = Literal["train", "test", "all"]
+BoxSplit = Literal["train", "test", "all"]
 Unit = Literal["pixel", "relative"]
 
 MAX_TABLE = 1_000_000_000
@@ -30,7 +30,7 @@ CORNERS = ("x1", "y1", "x2", "y2")
 def read_boxes(
     source: str | os.PathLike[str],
     *,
-    split: Split = "all",
+    split: BoxSplit = "all",
     order: Order | None = None,
     unit: Unit | None = None,
     strict: bool = False,
@@ -258,7 +258,7 @@ def _side_hint(cells: Sequence[str]) -> str:
     return "; if the last two are width and height, call the columns x, y, w, h" if is_size else ""
 
 
-def _read_cub(folder: Path, split: Split) -> BoxTable:
+def _read_cub(folder: Path, split: BoxSplit) -> BoxTable:
     if split not in ("train", "test", "all"):
         raise InputError(f"split={split!r} is not known; choose train, test, or all")
     problems: list[str] = []

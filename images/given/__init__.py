@@ -1,1 +1,1 @@
-"""What a user holds, as a listing: tables, data sets, arrays, archives, addresses."""
+"""Sources of images other than folders, as a listing: tables, data sets, arrays, archives, URLs."""

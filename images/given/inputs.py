@@ -1,4 +1,4 @@
-"""Whatever a user holds, as the source of a listing: tables in memory, data sets, arrays, URLs, archives of images.
+"""Sources of a listing other than folders: tables in memory, data sets, arrays, URLs, archives of images.
 
 Images that are no files are written once into a folder, under their checksums: their own bytes where there are some.
 """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...encoders.encoder import Encoder
 from ...encoders.encoding import Encoding, border_mean, fold
-from ...encoders.heads import Identity
+from ...encoders.heads import IdentityHead
 from ...encoders.inference import Inference, whole_encoder
 from ...encoders.regions import MaskPooling, pooled_under
 from ...errors import FingerprintMismatchError, GalleryExistsError, InputError
@@ -39,7 +39,7 @@ from ..backends import (
 )
 from ..reports import AddReport
 from ..storage.manifest import MAX_MARGIN, EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
-from ..storage.segments import Vectors, pack_maps
+from ..storage.segments import RowVectors, pack_maps
 from ..storage.writer import CommitLimits, GalleryWriter
 from .ingest import Encoded, Offer, Stream, ingest, new_skip_list, skipped_before
 from .opened import OpenedImages
@@ -49,7 +49,7 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
-class InferenceSettings:
+class InferenceOptions:
     """Options of `Inference`; None leaves the choice to it."""
 
     batch_size: int | None = None
@@ -126,7 +126,7 @@ def add_images(
     listing: Listing,
     encoder: Encoder,
     *,
-    settings: InferenceSettings,
+    settings: InferenceOptions,
     store_maps: bool = False,
     complete: bool = False,
     strict: bool = False,
@@ -158,7 +158,7 @@ def add_images(
 def encoding_stream(
     writer: GalleryWriter,
     encoder: Encoder,
-    settings: InferenceSettings,
+    settings: InferenceOptions,
     *,
     masks: MaskFolder | None = None,
     store_maps: bool = False,
@@ -208,7 +208,7 @@ def encoding_stream(
     return stream
 
 
-def _fine_layer(writer: GalleryWriter, inference: Inference, settings: InferenceSettings) -> str | None:
+def _fine_layer(writer: GalleryWriter, inference: Inference, settings: InferenceOptions) -> str | None:
     """The layer whose maps this gallery keeps, which encodings bring from now on; None where it keeps none."""
     kept = writer.manifest.lines
     layer = settings.fine_layer if kept is None else kept.layer
@@ -259,11 +259,11 @@ def finish(writer: GalleryWriter, report: AddReport, *, complete: bool = False) 
 
 def spec_of(encoder: Encoder, metric: Metric) -> Spec:
     """The spec of what this encoder makes, without maps."""
-    is_pooled = isinstance(encoder.head, (Identity, nn.Identity))
+    is_pooled = isinstance(encoder.head, (IdentityHead, nn.Identity))
     return Spec(metric, encoder.embedding_dim, encoder.pooled_dim, embedding_is_pooled=is_pooled)
 
 
-def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder | None = None) -> Vectors:
+def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder | None = None) -> RowVectors:
     """The vectors that a gallery of this kind stores of an encoding; with the encoder also the borders of its maps."""
     pooled = _numpy(encoding.pooled)
     embedding = pooled if spec.embedding_is_pooled else _numpy(encoding.embedding)
@@ -275,7 +275,7 @@ def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder | None = None) -
             maps["maps"], maps["map_scale"] = pack_maps(_numpy(encoding.feature_map))
         if spec.fine_shape is not None and encoding.fine is not None:
             maps["fine"], maps["fine_scale"] = pack_maps(_numpy(encoding.fine))
-    return Vectors(pooled, embedding, border=border, **maps)
+    return RowVectors(pooled, embedding, border=border, **maps)
 
 
 def _borders(encoding: Encoding, embedding: Floats, spec: Spec, encoder: Encoder) -> Floats:

@@ -19,7 +19,7 @@ from ...images.items import item_of
 from ..reports import AddReport
 from ..storage.hdf5 import Array, FlatFile, StoredArray
 from ..storage.manifest import MANIFEST_NAME, Spec
-from ..storage.segments import Entries, Record, Segment, Vectors, located, write_segment
+from ..storage.segments import Entries, Record, RowVectors, Segment, located, write_segment
 from ..storage.snapshot import Snapshot
 from .ingest import stored_names
 
@@ -122,7 +122,7 @@ def encode_to_file(
         ImageError: with `strict`, the first file that cannot be used.
     """
     from ...encoders.inference import whole_encoder
-    from .build import InferenceSettings, add_images, listing_of, opened_for_building
+    from .build import InferenceOptions, add_images, listing_of, opened_for_building
 
     encoder, target = whole_encoder(encoder), Path(out)
     partial = target.with_name(f"{target.name}.partial")
@@ -130,7 +130,7 @@ def encode_to_file(
     if target.is_dir() or (target.exists() and not overwrite and not is_continued):
         raise GalleryExistsError(f"{target}: is there already; choose another --out, or give --overwrite")
     listing = listing_of(source, labels, keep=target.with_name(f"{target.name}.images"), strict=strict)
-    settings = InferenceSettings(batch_size, workers, device, precision)
+    settings = InferenceOptions(batch_size, workers, device, precision)
     with opened_for_building(
         partial, listing, encoder, metric="dot", store_maps=store_maps, overwrite=overwrite
     ) as writer:
@@ -160,7 +160,7 @@ def encode_to_file(
 def write_encodings(
     file: Path,
     entries: Entries,
-    vectors: Iterable[Vectors],
+    vectors: Iterable[RowVectors],
     *,
     spec: Spec,
     root: str | os.PathLike[str],

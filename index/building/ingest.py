@@ -29,7 +29,7 @@ from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..backends import open_snapshot
 from ..reports import AddReport, read_skipped
-from ..storage.segments import MASK_COLUMN, MAX_COLUMNS, NO_MASK, Entries, Vectors, stored_path
+from ..storage.segments import MASK_COLUMN, MAX_COLUMNS, NO_MASK, Entries, RowVectors, stored_path
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
 
@@ -56,7 +56,7 @@ class Encoded(NamedTuple):
     """One batch out of a stream: offers with their vectors, and offers with the reason why they have none."""
 
     offers: Sequence[Offer]
-    vectors: Vectors | None
+    vectors: RowVectors | None
     failures: Sequence[tuple[Offer, ImageError]]
 
 
@@ -255,7 +255,7 @@ class _Intake:
         else:
             self.skipped.append(Skipped(offer.path, error.reason))
 
-    def _accept(self, offers: Sequence[Offer], vectors: Vectors) -> None:
+    def _accept(self, offers: Sequence[Offer], vectors: RowVectors) -> None:
         refused = unusable(vectors, self.writer.manifest.spec.metric)
         for row, reason in refused.items():
             self._refuse(offers[row], ImageError(offers[row].file, reason))
@@ -280,7 +280,7 @@ def _is_as_before(file: str, snapshot: Snapshot, place: int) -> bool:
     return (status.st_size, status.st_mtime_ns) == snapshot.file_state(place)[1:]
 
 
-def unusable(vectors: Vectors, metric: Metric) -> dict[int, str]:
+def unusable(vectors: RowVectors, metric: Metric) -> dict[int, str]:
     """The rows that no search can compare, with the reasons: a zero vector has no direction, NaN no distance."""
     arrays = [array for array in vars(vectors).values() if array is not None and array.ndim < 4]  # maps have a scale
     finite = np.logical_and.reduce([np.isfinite(array.reshape(len(array), -1)).all(axis=1) for array in arrays])

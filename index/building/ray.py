@@ -23,9 +23,9 @@ from ...encoders import Encoder, Inference
 from ...errors import GalleryError, ImageError, InputError, MissingExtraError
 from ...images.masks import MaskFolder
 from ..storage.manifest import Spec
-from ..storage.segments import Vectors
+from ..storage.segments import RowVectors
 from ..storage.writer import GalleryWriter
-from .build import InferenceSettings, begin, to_vectors
+from .build import InferenceOptions, begin, to_vectors
 from .ingest import Encoded, Offer, Stream, read_offer
 from .opened import OpenedImages
 
@@ -60,7 +60,7 @@ class RayEngine:
         self,
         writer: GalleryWriter,
         encoder: Encoder,
-        settings: InferenceSettings,
+        settings: InferenceOptions,
         *,
         masks: MaskFolder | None = None,
         store_maps: bool = False,
@@ -112,7 +112,7 @@ def _checkpoint(encoder: Encoder) -> bytes:
 
 @dataclass(frozen=True)
 class _Work:
-    settings: InferenceSettings
+    settings: InferenceOptions
     spec: Spec
     maps: bool
     margin: float = 0.0
@@ -203,7 +203,7 @@ def _failure(offer: Offer, reason: str) -> ImageError:
     return ImageError(offer.file, reason)
 
 
-def _settled(settings: InferenceSettings) -> InferenceSettings:
+def _settled(settings: InferenceOptions) -> InferenceOptions:
     """Batch size and precision as a worker's machine chooses them: one choice for all workers."""
     chosen = Inference(
         Encoder(nn.Identity()), device=settings.device, precision=settings.precision, batch_size=settings.batch_size
@@ -225,7 +225,7 @@ class _Worker:
         self._margin = work.margin
         self._spec = dataclasses.replace(work.spec, map_shape=(1, 1) if work.maps else None)  # only whether there is
 
-    def encode(self, offers: list[Offer]) -> list[tuple[list[Offer], Vectors | None, list[tuple[Offer, str]]]]:
+    def encode(self, offers: list[Offer]) -> list[tuple[list[Offer], RowVectors | None, list[tuple[Offer, str]]]]:
         """For each batch its offers, their vectors, and those that could not be used with the reasons."""
         answer, opened = [], OpenedImages(self._inference, self._workers, margin=self._margin)
         for batch in self._inference.stream(

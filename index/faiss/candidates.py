@@ -18,7 +18,7 @@ from ..scan import Scan
 from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch, search_exactly
 from .factory import SearchSettings, efforts_of, faiss_metric, inner_index, is_coarse, row_selector, search_parameters
 from .gpu import GPU_MAX_K, GpuIndex
-from .index_store import STAND_IN, IndexStore, Precision
+from .index_store import STAND_IN, Distortion, IndexStore
 from .runtime import searched, threads_for
 
 faiss: Any = typed_faiss
@@ -43,7 +43,7 @@ class ErrorBound:
     (True, True)
     """
 
-    def __init__(self, spec: SearchSpec, precision: Precision, queries: Vectors, *, rounding: float = 0.0) -> None:
+    def __init__(self, spec: SearchSpec, precision: Distortion, queries: Vectors, *, rounding: float = 0.0) -> None:
         self.metric = spec.metric
         self.rounding = max(rounding, (spec.dim + 16) * _UNIT_ROUNDOFF)
         self.distortion = precision.distortion
@@ -168,7 +168,7 @@ class Candidates:
     def _way(self, n_queries: int) -> Way:
         """Search all rows and drop the forbidden ones, gather the allowed rows, or mask inside FAISS.
 
-        The shares are about where the measured times cross (`benchmarks/search.py --ways`). FAISS's mask costs it the
+        The shares are about where measured times cross (`benchmarks/speed/search.py --ways`). FAISS's mask costs it the
         prefetching, and the matrix products that are everything for batches; on half precision it has none.
         """
         share = self.size / len(self.store.id_map)

@@ -53,22 +53,22 @@ _limits_lock = ForkSafeLock()
 
 
 @dataclass(frozen=True)
-class Precision:
+class Distortion:
     """Over everything stored: `distortion` = largest ‖stored − true‖₂, `radius` = largest ‖true‖₂."""
 
     distortion: float = 0.0
     radius: float = 0.0
 
-    def including(self, vectors: Vectors, stored: Vectors) -> Precision:
+    def including(self, vectors: Vectors, stored: Vectors) -> Distortion:
         """The same with these vectors and what the index made of them."""
         radius = float(lengths_of(vectors).max())
         distortion = 0.0 if stored is vectors else float(lengths_of(stored - vectors).max()) * (1 + 1e-6)
-        return Precision(max(self.distortion, distortion), max(self.radius, radius))
+        return Distortion(max(self.distortion, distortion), max(self.radius, radius))
 
-    def halved(self, dim: int) -> Precision:
+    def halved(self, dim: int) -> Distortion:
         """The same once stored vectors are rounded to half precision, none of whose numbers overflows."""
         rounding = 2.0**-11 * self.radius + math.sqrt(dim) * 2.0**-25  # of normal numbers, and of the smallest
-        return Precision(self.distortion + rounding * (1 + 1e-6), self.radius)
+        return Distortion(self.distortion + rounding * (1 + 1e-6), self.radius)
 
 
 class IndexStore:
@@ -83,7 +83,7 @@ class IndexStore:
         index: Any,
         *,
         id_map: IdMap | None = None,
-        precision: Precision | None = None,
+        precision: Distortion | None = None,
         settings: SearchSettings | None = None,
         trained: int = 0,
         buffer: Any = None,
@@ -92,7 +92,7 @@ class IndexStore:
         self.spec = spec
         self.index = index
         self.id_map = id_map or IdMap()
-        self.precision = precision or Precision()
+        self.precision = precision or Distortion()
         self.settings = settings
         self.trained = trained
         self.tail: Any = faiss.IndexFlat(spec.dim, faiss_metric(spec, "Flat"))
@@ -278,7 +278,7 @@ def unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
         spec,
         index,
         id_map=IdMap(ids, live),
-        precision=Precision(**{name: float(value) for name, value in header["errors"].items()}),
+        precision=Distortion(**{name: float(value) for name, value in header["errors"].items()}),
         settings=SearchSettings(**header["calibration"]) if header["calibration"] else None,
         trained=int(header.get("trained", rows)),
         buffer=part,

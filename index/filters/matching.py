@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...deadlines import check_deadline
 from ...errors import InputError
 from ...forking import ForkSafeLock
-from .tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number, tree_of
+from .tree import And, Condition, Eq, Filter, Glob, In, Ne, Not, Or, Range, number, tree_of
 
 if TYPE_CHECKING:
     from ..storage.snapshot import Snapshot
@@ -69,10 +69,10 @@ class Verdicts:
     def __init__(self, *, max_bytes: int = _VERDICT_BYTES) -> None:
         self._max_bytes = max_bytes
         self._lock = ForkSafeLock()
-        self._masks: OrderedDict[Comparison, NDArray[np.uint8]] = OrderedDict()
+        self._masks: OrderedDict[Condition, NDArray[np.uint8]] = OrderedDict()
         self.nbytes = 0
 
-    def get(self, where: Comparison, count: int) -> Mask | None:
+    def get(self, where: Condition, count: int) -> Mask | None:
         """The mask of `count` rows that was put in; None if it was dropped."""
         with self._lock:
             if (bits := self._masks.get(where)) is None:
@@ -80,7 +80,7 @@ class Verdicts:
             self._masks.move_to_end(where)
         return np.unpackbits(bits, count=count).view(np.bool_)
 
-    def put(self, where: Comparison, mask: Mask) -> None:
+    def put(self, where: Condition, mask: Mask) -> None:
         """Remember the rows that a comparison selects."""
         bits = np.packbits(mask)
         with self._lock:
@@ -145,7 +145,7 @@ def require_columns(where: Filter, names: Sequence[str]) -> None:
             raise InputError(f"no column {name!r} in this gallery{hint}; there are {', '.join(names)}")
 
 
-def _comparisons(where: Filter) -> Iterator[Comparison]:
+def _comparisons(where: Filter) -> Iterator[Condition]:
     match where:
         case And(parts) | Or(parts):
             for part in parts:

@@ -114,8 +114,8 @@ class Not:
         object.__setattr__(self, "depth", _depth_over(self, self.part))
 
 
-Comparison: TypeAlias = Eq | Ne | In | Glob | Range
-Filter: TypeAlias = Comparison | And | Or | Not
+Condition: TypeAlias = Eq | Ne | In | Glob | Range
+Filter: TypeAlias = Condition | And | Or | Not
 
 
 def number(text: str) -> float | None:

@@ -18,9 +18,9 @@ from scipy.sparse.csgraph import connected_components
 from ...images.items import split_item
 from ...remarks import remark
 from .calibration import shares_wrong, smallest_p, tail_p
-from .findings import Part
-from .looks import Looks, Overlaps, Pairs
+from .findings import SharedPart
 from .neighbours import Neighbours
+from .pixel_copies import GreyCopies, Overlaps, Pairs
 
 if TYPE_CHECKING:
     from ...progress import Progress
@@ -38,7 +38,7 @@ class Copy(NamedTuple):
     second: int
     kind: str
     share_wrong: float
-    part: Part | None = None
+    part: SharedPart | None = None
 
 
 def equal_files(*galleries: GalleryReader) -> list[list[int]]:
@@ -55,7 +55,7 @@ def equal_files(*galleries: GalleryReader) -> list[list[int]]:
     return [places for places in found.values() if len(places) > 1]
 
 
-class Candidates(NamedTuple):
+class CopyPairs(NamedTuple):
     """Pairs of places that the index proposes, and pairs that hardly are copies; a second gallery's are counted on."""
 
     pairs: Pairs
@@ -63,7 +63,7 @@ class Candidates(NamedTuple):
     galleries: tuple[GalleryReader, ...]
 
     @classmethod
-    def of(cls, gallery: GalleryReader, own: Neighbours, other: tuple[GalleryReader, Neighbours] | None) -> Candidates:
+    def of(cls, gallery: GalleryReader, own: Neighbours, other: tuple[GalleryReader, Neighbours] | None) -> CopyPairs:
         """Those within a gallery, or between it and another whose neighbours in it are given."""
         asked, start = (own, 0) if other is None else (other[1], len(own))
         rows = np.repeat(np.arange(len(asked), dtype=np.int64) + start, PROPOSED)
@@ -81,7 +81,7 @@ class Candidates(NamedTuple):
             Path(split_item(file)[0]).is_file() for file in files[:: max(1, len(files) // 100)]
         ):
             return None
-        looks = Looks.of(files, progress)
+        looks = GreyCopies.of(files, progress)
         if missing := int((looks.aspect == 0).sum()):
             first = files[int(looks.aspect.argmin())]
             remark(f"{missing:,} of {len(files):,} images cannot be read and are not looked at, the first: {first}")
@@ -95,7 +95,7 @@ class Candidates(NamedTuple):
         crop = shares_wrong(tail_p(found.part - found.whole, usual.part - usual.whole))
         crop[np.tile(is_near, 2)] = 1.0
         for at in np.flatnonzero(crop <= rate):
-            part = Part(*found.place[at].tolist())
+            part = SharedPart(*found.place[at].tolist())
             copies.append(Copy(int(both[at, 0]), int(both[at, 1]), "crop", float(crop[at]), part))
         return copies
 
@@ -121,7 +121,7 @@ class Group(NamedTuple):
     own: tuple[bool, ...]
     kind: str
     share_wrong: float
-    part: Part | None = None
+    part: SharedPart | None = None
 
 
 def grouped(galleries: tuple[GalleryReader, ...], equal: list[list[int]], copies: list[Copy]) -> Iterator[Group]:
@@ -134,7 +134,7 @@ def grouped(galleries: tuple[GalleryReader, ...], equal: list[list[int]], copies
         size = galleries[not own].snapshot.file_state(place - start * (not own))[1]
         return int(not own), -size, place
 
-    def group_of(places: Sequence[int], kind: str, share: float, part: Part | None = None) -> Group:
+    def group_of(places: Sequence[int], kind: str, share: float, part: SharedPart | None = None) -> Group:
         own = [place < start for place in places]
         of = [galleries[not mine].snapshot for mine in own]
         local = [place - start * (not mine) for place, mine in zip(places, own, strict=True)]

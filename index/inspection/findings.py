@@ -32,7 +32,7 @@ MOST = 100  # pairs of hard negatives and of classes
 _SHOWN = 10
 
 
-class Part(NamedTuple):
+class SharedPart(NamedTuple):
     """The part of an image that another one shows again, as fractions of its width and height."""
 
     left: float
@@ -63,7 +63,7 @@ class Finding:
     distance: float | None = None
     share_wrong: float | None = None
     suggestion: str | None = None
-    part: Part | None = None
+    part: SharedPart | None = None
     own: tuple[bool, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ...errors import FingerprintMismatchError, InputError
 from ...remarks import remark
 from .calibration import largest_p, shares_wrong
 from .classes import NEAREST, Codes, LabelVotes, Values, distances_to_classes, made_wrong, share_right
-from .copies import Candidates, Group, equal_files, grouped, near_by_vectors
+from .copies import CopyPairs, Group, equal_files, grouped, near_by_vectors
 from .findings import COPIES_RATE, LABELS_RATE, MOST, OUTLIERS_RATE, Finding, Findings, Question
 from .neighbours import K, Neighbours
 
@@ -70,7 +70,7 @@ class Inspection:
             asked = Neighbours.of(self.gallery, of=galleries[1].snapshot, progress=self._progress)
             other = galleries[1], asked
             equal = [places for places in equal if min(places) < own <= max(places)]
-        copies = Candidates.of(self.gallery, self.neighbours, other).seen(rate, self._progress) if self._look else None
+        copies = CopyPairs.of(self.gallery, self.neighbours, other).seen(rate, self._progress) if self._look else None
         if copies is None:
             if self._look:
                 remark("the images are gone or too few to look at: vectors alone decide, and crops are not found")

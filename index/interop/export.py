@@ -29,7 +29,7 @@ _OWN_COLUMNS = ("image_path", "path", "label", "id", "sha256", "size", "mtime_ns
 
 
 @dataclass(frozen=True)
-class Export:
+class GalleryExport:
     """The folder written: rows, files, their bytes, the FAISS factory string or None, and if the encoder lies in it."""
 
     folder: str
@@ -49,7 +49,7 @@ def export_gallery(
     half: bool = False,
     encoder: bool = True,
     progress: Progress | None = None,
-) -> Export:
+) -> GalleryExport:
     """Write a gallery's vectors and records for other tools; `import_gallery` reads them back.
 
     Memory holds a block of rows, and the FAISS index, which FAISS writes in one piece.
@@ -88,7 +88,7 @@ def export_gallery(
         writing.describe(factory, has_encoder=has_encoder)
     files = [path for path in target.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    return Export(str(target), len(gallery), len(files), size, factory, has_encoder)
+    return GalleryExport(str(target), len(gallery), len(files), size, factory, has_encoder)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ..building.ingest import unusable
 from ..reports import AddReport
 from ..storage.hdf5 import Array
 from ..storage.manifest import EncoderEntry, Manifest, Spec
-from ..storage.segments import Entries, Vectors, located
+from ..storage.segments import Entries, RowVectors, located
 from ..storage.writer import GalleryWriter
 from .sources import Kind, open_source
 from .tables import ENCODER_FILE, ImportSource
@@ -159,7 +159,7 @@ def _copy(writer: GalleryWriter, found: ImportSource, known: Encoder | None, pro
     writer.merge_small()
 
 
-def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:
+def _usable(entries: Entries, vectors: RowVectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:
     """The rows that a gallery can hold; the others are noted with their reasons."""
     refused = unusable(vectors, spec.metric)
     rows = []

@@ -16,7 +16,7 @@ import numpy as np
 from ...errors import InputError
 from ...images.listing import quiet_listing
 from ..storage.hdf5 import Array
-from .tables import BLOCK_ROWS, Block, ImportSource, checked_matrix, open_clip_retrieval, read_matrix
+from .tables import BLOCK_ROWS, ImportSource, RowBlock, checked_matrix, open_clip_retrieval, read_matrix
 
 Kind = Literal["auto", "clip-retrieval", "oml", "hloc"]
 
@@ -68,14 +68,14 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
         )
     own_root = (root or listing.root).absolute()
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[RowBlock]:
         records, start = iter(listing), 0
         while some := list(islice(records, BLOCK_ROWS)):
             rows: dict[str, list[Any]] = {
                 name: [getattr(record, name) for record in some] for name in ("path", "label")
             }
             rows |= {name: [record.columns.get(name) for record in some] for name in listing.column_names}
-            yield Block(rows, matrix[start : start + len(some)])
+            yield RowBlock(rows, matrix[start : start + len(some)])
             start += len(some)
 
     return ImportSource("oml", table, own_root, len(matrix), matrix.shape[1], read, label_column or "label")
@@ -118,10 +118,10 @@ def _hloc(place: Path, root: Path) -> ImportSource:
     def stacked(file: Any, names: list[str]) -> Array:
         return np.stack([np.asarray(file[name]["global_descriptor"][:], np.float32) for name in names])
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[RowBlock]:
         for start in range(0, len(names), BLOCK_ROWS):
             some = names[start : start + BLOCK_ROWS]
-            yield Block({"path": list(some)}, _with_hloc(place, stacked, some))
+            yield RowBlock({"path": list(some)}, _with_hloc(place, stacked, some))
 
     return ImportSource("hloc", place, root.absolute(), len(names), dim, read)
 

@@ -17,7 +17,7 @@ from ...errors import InputError, MissingExtraError
 from ..storage.background import Background
 from ..storage.hdf5 import Array
 from ..storage.manifest import MaskEntry
-from ..storage.segments import Entries, Vectors, stored_path
+from ..storage.segments import Entries, RowVectors, stored_path
 
 BLOCK_ROWS = 4096
 EXPORT_FILE = "export.json"
@@ -27,7 +27,7 @@ _PATH_COLUMNS = ("image_path", "path", "file", "url", "key")
 _STATE_COLUMNS = ("id", "sha256", "size", "mtime_ns")  # in the tables of `distcam index export`
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """Some rows as columns, with their vectors; a row without a path is called `name` and its number from `start`."""
 
     table: dict[str, list[Any]]
@@ -46,19 +46,19 @@ class ImportSource:
     root: Path
     count: int
     embedding_dim: int
-    read: Callable[[], Iterator[Block]]  # all rows from the first on, a bounded number at a time
+    read: Callable[[], Iterator[RowBlock]]  # all rows from the first on, a bounded number at a time
     label: str = "label"  # the column of the classes
     pooled_dim: int | None = None  # None when there are embeddings only
     about: Mapping[str, Any] = field(default_factory=dict)  # by `distcam index export`; empty for other tools
 
-    def blocks(self) -> Iterator[tuple[Entries, Vectors]]:
+    def blocks(self) -> Iterator[tuple[Entries, RowVectors]]:
         """All rows as a gallery holds them."""
         for block in self.read():
             embedding = np.array(block.embedding, np.float32)
             pooled = embedding if block.pooled is None else np.array(block.pooled, np.float32)
-            yield self._entries(block), Vectors(pooled, embedding)
+            yield self._entries(block), RowVectors(pooled, embedding)
 
-    def _entries(self, block: Block) -> Entries:
+    def _entries(self, block: RowBlock) -> Entries:
         table, count = block.table, len(block.embedding)
         empty = [None] * count
         state: dict[str, list[Any]] = {}
@@ -163,7 +163,7 @@ def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | N
     (dim, pooled_dim) = dims.pop()
     count = sum(len(shard.embedding) for shard in shards)
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[RowBlock]:
         return chain.from_iterable(shard.blocks() for shard in shards)
 
     label = label_column or "label"
@@ -230,7 +230,7 @@ class _Shard(NamedTuple):
         if len(rows) > 1:
             raise InputError(f"{self.file}: the files of this number have {sorted(rows)} rows; they must have the same")
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[RowBlock]:
         if self.table is None:
             for start in range(0, len(self.embedding), BLOCK_ROWS):
                 yield self._block({}, start, start + BLOCK_ROWS)
@@ -247,6 +247,6 @@ class _Shard(NamedTuple):
         except (OSError, ValueError) as error:
             raise InputError(f"{self.table}: cannot be read as Parquet ({error})") from error
 
-    def _block(self, table: dict[str, list[Any]], start: int, stop: int) -> Block:
+    def _block(self, table: dict[str, list[Any]], start: int, stop: int) -> RowBlock:
         pooled = None if self.pooled is None else self.pooled[start:stop]
-        return Block(table, self.embedding[start:stop], pooled, f"{self.file.stem}/", start)
+        return RowBlock(table, self.embedding[start:stop], pooled, f"{self.file.stem}/", start)

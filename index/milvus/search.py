@@ -23,7 +23,7 @@ _SINGLE = float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowSet:
     """The rows of a table that belong to a gallery."""
 
     below: int  # ids from here on were never committed
@@ -52,7 +52,7 @@ class MilvusSearch:
 
     is_worth_saving = False
 
-    def __init__(self, spec: SearchSpec, table: MilvusTable, *, rows: Rows) -> None:
+    def __init__(self, spec: SearchSpec, table: MilvusTable, *, rows: RowSet) -> None:
         self.spec = spec
         self._table = table
         self._rows = rows
@@ -92,7 +92,9 @@ class MilvusSearch:
 class _Candidates:
     """One search's view of the table: the rows that several filters let through together."""
 
-    def __init__(self, table: MilvusTable, spec: SearchSpec, rows: Rows, filters: list[str], known: int | None) -> None:
+    def __init__(
+        self, table: MilvusTable, spec: SearchSpec, rows: RowSet, filters: list[str], known: int | None
+    ) -> None:
         self._table = table
         self._spec = spec
         self._rows = rows

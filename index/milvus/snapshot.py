@@ -24,7 +24,7 @@ from ..storage.segments import Record
 from ..storage.snapshot import Ids, Snapshot, Verify, check_file, removed_ids
 from .connection import Address
 from .dialect import compiled, key_of
-from .search import MilvusSearch, Rows
+from .search import MilvusSearch, RowSet
 from .table import MilvusTable, TableSpec
 
 _SCAN = 4096  # rows
@@ -53,7 +53,7 @@ class MilvusSnapshot(Snapshot):
         self.segments = ()
         for entry in manifest.tombstones:
             check_file(folder, entry, checksum=verify is not False)
-        self.rows = Rows(manifest.next_id, removed_ids(folder, manifest.tombstones))
+        self.rows = RowSet(manifest.next_id, removed_ids(folder, manifest.tombstones))
         self._columns: dict[str, Categorical] = {}
         self._verdicts = Verdicts()
         self._seen: dict[int, dict[str, Any]] = {}  # what Milvus said of the images that were asked for by path

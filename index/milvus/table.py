@@ -159,7 +159,7 @@ class MilvusTable:
             client.alter_collection_properties(self._names[0], properties={_GENERATION: str(generation)})
 
     def reindex(self, kind: IndexKind) -> None:
-        """Let Milvus index the embeddings in another way; searches wait meanwhile."""
+        """Index the embeddings in another way; searches wait meanwhile."""
         if kind.is_like(self.kind):
             return
         name = self._names[0]
@@ -174,7 +174,7 @@ class MilvusTable:
         self.kind = kind
 
     def compact(self) -> None:
-        """Let Milvus write out what it holds in memory, and reclaim the space of deleted rows in its own time."""
+        """Flush what Milvus holds in memory; it reclaims the space of deleted rows in its own time."""
         with self._connection.speaking() as client:
             for name in self._names:
                 client.flush(name)

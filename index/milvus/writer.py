@@ -14,7 +14,7 @@ from ...errors import DistcamError, GalleryError
 from ...remarks import counted
 from ..reports import Problem, VerifyReport
 from ..storage.manifest import BackendEntry, Manifest
-from ..storage.segments import Entries, Vectors
+from ..storage.segments import Entries, RowVectors
 from ..storage.snapshot import Ids, removed_ids
 from ..storage.verify import Check
 from ..storage.writer import GalleryWriter
@@ -61,7 +61,7 @@ class MilvusWriter(GalleryWriter):
         if self.manifest.generation != before:
             self.table.note_generation(self.manifest.generation)
 
-    def _store(self, entries: Entries, blocks: Sequence[Vectors]) -> dict[str, Any]:
+    def _store(self, entries: Entries, blocks: Sequence[RowVectors]) -> dict[str, Any]:
         start = 0
         for block in blocks:
             stop = start + len(block)
@@ -105,7 +105,7 @@ class MilvusWriter(GalleryWriter):
         self._save(tombstones=tombstones, backend=dataclasses.replace(self._backend, settled=len(tombstones)))
 
     def _merge_small(self, *, newest: bool) -> None:
-        """Let Milvus index the embeddings as the gallery says, for the number of images it has now."""
+        """Index the embeddings as the gallery says, for the number of images it has now."""
         if newest:
             return
         count = self.manifest.next_id - len(removed_ids(self.folder, self.manifest.tombstones))

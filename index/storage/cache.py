@@ -55,14 +55,14 @@ class GalleryCache:
         self._unmade: InputError | None = None  # why a flat index stands in for the gallery's
 
     def close(self) -> None:
-        """Let go of the search index."""
+        """Release the search index."""
         self._unmade = None
         if self._search is not None:
             self._search.close()
             self._search = None
 
     def clear(self) -> None:
-        """Let go of everything: it may hold what was damaged, or belong to another gallery."""
+        """Drop everything kept: it may come from a damaged file, or belong to another gallery."""
         self.close()
         self._prototypes = None
 
@@ -88,7 +88,7 @@ class GalleryCache:
         return self._search
 
     def answer(self, queries: Array, k: int, **limits: Any) -> list[Hits]:
-        """What `search` finds; where that is not made yet, exact and quick to make, the first few read all vectors."""
+        """Answers of `search`; without an index yet, exact and quick to make, the first few read all vectors."""
         spec, is_remote = self.snapshot.search_spec, self.snapshot.is_remote
         is_made = self._search is not None or self._scans >= _SCANS or not _is_built_quickly(self.snapshot)
         if is_made or is_remote or spec.metric == "l1":

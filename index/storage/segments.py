@@ -101,7 +101,7 @@ class Entries:
 
 
 @dataclass(frozen=True)
-class Vectors:
+class RowVectors:
     """The encodings of n images: raw vectors, and feature maps when they are kept.
 
     `embedding` is `pooled` itself when the encoder's head changes nothing; it is stored once then.
@@ -165,7 +165,7 @@ def located(path: str, root: Path) -> Path:
 
 
 def write_segment(
-    path: Path, entries: Entries, vectors: Iterable[Vectors], *, spec: Spec, about: str | None = None
+    path: Path, entries: Entries, vectors: Iterable[RowVectors], *, spec: Spec, about: str | None = None
 ) -> None:
     """Write a segment file, from blocks of vectors of any size; the caller makes it durable and known."""
     names = ["label", *(name for name in entries.columns if name != "label")]
@@ -200,7 +200,7 @@ def write_segment(
 
 
 def _vector_layouts(spec: Spec, count: int) -> dict[str, ArrayLayout]:
-    """The stored arrays of the vectors of so many images, by their names in `Vectors`."""
+    """The stored arrays of the vectors of so many images, by their names in `RowVectors`."""
     layouts = {"pooled": ArrayLayout("<f4", (count, spec.pooled_dim))}
     if not spec.embedding_is_pooled:
         layouts["embedding"] = ArrayLayout("<f4", (count, spec.embedding_dim))
@@ -284,9 +284,9 @@ class Segment:
             columns={name: Categorical(c.values, c.codes[rows]).strings() for name, c in self.columns.items()},
         )
 
-    def vectors(self, rows: Array) -> Vectors:
+    def vectors(self, rows: Array) -> RowVectors:
         """The vectors and packed maps of these rows, copied."""
-        return Vectors(**self._stored).take(rows)
+        return RowVectors(**self._stored).take(rows)
 
     def maps(self, rows: Array) -> Array:
         """The feature maps of these rows, float32 (n, K, h, w); only for galleries that keep them."""
@@ -296,7 +296,7 @@ class Segment:
         """The fine maps of these rows, float32 (n, c, u, v); only for galleries that keep them."""
         return unpack_maps(self._stored["fine"][rows], self._stored["fine_scale"][rows])
 
-    def blocks(self, rows: Array) -> Iterator[Vectors]:
+    def blocks(self, rows: Array) -> Iterator[RowVectors]:
         """The vectors and packed maps of these rows, a bounded number of bytes at a time."""
         step = max(1, BLOCK_BYTES // max(1, self.file.bytes // max(1, len(self))))
         for start in range(0, len(rows), step):

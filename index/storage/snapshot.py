@@ -25,7 +25,7 @@ from ..filters.tree import Filter
 from ..search import Searcher, check_ids
 from .hdf5 import Array, StoredArray
 from .manifest import FileEntry, Manifest, Spec
-from .segments import BLOCK_BYTES, Record, Segment, Vectors, stored_path
+from .segments import BLOCK_BYTES, Record, RowVectors, Segment, stored_path
 
 AUTO_VERIFY_BYTES = 1 << 30
 _FEW_ROWS = 256
@@ -230,7 +230,9 @@ class Snapshot:
                 out[places] = arrays[number].gather(wanted)
         return out
 
-    def blocks(self, places: Array | None = None, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[Ids, Vectors]]:
+    def blocks(
+        self, places: Array | None = None, *, block_bytes: int = BLOCK_BYTES
+    ) -> Iterator[tuple[Ids, RowVectors]]:
         """All images, or those at some places, a block at a time in the order of ids, without their maps."""
         ids = self.ids if places is None else self.ids[places]
         row_bytes = 4 * (self.spec.pooled_dim + self.spec.embedding_dim)
@@ -238,7 +240,7 @@ class Snapshot:
         for start in range(0, len(ids), step):
             some = ids[start : start + step]
             pooled = self.pooled(some)
-            yield some, Vectors(pooled, pooled if self.spec.embedding_is_pooled else self.embeddings(some))
+            yield some, RowVectors(pooled, pooled if self.spec.embedding_is_pooled else self.embeddings(some))
 
     def live_parts(self) -> list[tuple[Segment, Array]]:
         """The rows of each segment that are alive, for copying whole galleries."""

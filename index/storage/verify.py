@@ -182,7 +182,7 @@ class Check:
     # --- Mending -----------------------------------------------------------------------------------------------------
 
     def mend(self, writer: GalleryWriter) -> None:
-        """Let the manifest name only what is sound; then remove what is there twice."""
+        """Keep only sound segments in the manifest; then remove images that are there twice."""
         if self.bad:
             self._drop_bad_files(writer)
         if self.duplicates is None:

@@ -24,7 +24,7 @@ from ...errors import GalleryError
 from ...files import LOCK_NAME, Storage, after_commit, file_sha256
 from .background import Background
 from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
-from .segments import Entries, Segment, Vectors, write_segment
+from .segments import Entries, RowVectors, Segment, write_segment
 from .snapshot import Ids, removed_ids
 
 _OWN_FILE = re.compile(
@@ -49,7 +49,7 @@ class _State:
     """The state on the disk, and the changes of the next commit."""
 
     manifest: Manifest
-    pending: tuple[tuple[Entries, Vectors], ...] = ()
+    pending: tuple[tuple[Entries, RowVectors], ...] = ()
     removed: tuple[Ids, ...] = ()
 
 
@@ -93,7 +93,7 @@ class GalleryWriter:
         assert self.is_new and not self._state.pending  # noqa: PT018
         self._state = _State(manifest)
 
-    def append(self, entries: Entries, vectors: Vectors, *, replaces: Iterable[int] = ()) -> None:
+    def append(self, entries: Entries, vectors: RowVectors, *, replaces: Iterable[int] = ()) -> None:
         """Take images in for the next commit, which numbers them and removes what they replace; it comes when due."""
         state = self._state
         if not state.pending:
@@ -138,7 +138,7 @@ class GalleryWriter:
         moved = sum(len(vectors) for vectors in came if vectors.border is None)
         return Background.after(manifest.background, borders, moved=moved, left=left)
 
-    def _store(self, entries: Entries, blocks: Sequence[Vectors]) -> dict[str, Any]:
+    def _store(self, entries: Entries, blocks: Sequence[RowVectors]) -> dict[str, Any]:
         """Write new rows; returns what changes in the manifest with them."""
         return {"segments": (*self.manifest.segments, self._write_segment(entries, blocks))}
 
@@ -197,7 +197,7 @@ class GalleryWriter:
             cache = dataclasses.replace(cache, tag=tag(cache))
         self._save(**{key: cache})
 
-    def _write_segment(self, entries: Entries, vectors: Iterable[Vectors]) -> FileEntry:
+    def _write_segment(self, entries: Entries, vectors: Iterable[RowVectors]) -> FileEntry:
         fill = partial(write_segment, entries=entries, vectors=vectors, spec=self.manifest.spec)
         return self._write_new("segment", "h5", fill, count=len(entries))
 

@@ -61,7 +61,7 @@ class Carry(NamedTuple):
 
 
 def content_of(sha256: bytes, path: str) -> bytes:
-    """What two images with the same vectors have in common: their file's contents and their box."""
+    """The key of an image's vectors: its file's contents and its box."""
     box = split_item(path)[1]
     return sha256 if box is None else sha256 + item_of("", box).encode()
 

@@ -99,9 +99,9 @@ def sync_folder(
     _carry(writer, before, plan.carries)
     changes = _carried(plan.carries)
     if plan.offers:
-        from ..building.build import InferenceSettings, encoding_stream
+        from ..building.build import InferenceOptions, encoding_stream
 
-        inference = InferenceSettings(settings.batch_size, settings.workers, settings.device)
+        inference = InferenceOptions(settings.batch_size, settings.workers, settings.device)
         stream = encoding_stream(writer, encoder(), inference)
         report = ingest_offers(writer, plan.offers, stream, strict=settings.strict, progress=progress)
         refused = {item.path for item in report.skipped}
@@ -240,7 +240,7 @@ def watch_folder(
 
 
 class _Waiting:
-    """Until something changes under a folder, time is up, or the watch is over."""
+    """Waits until something changes under a folder, time is up, or the watch is over."""
 
     def __init__(self, folder: Path, gallery: Path, *, every: float | None, stop: Event) -> None:
         self._folder = folder

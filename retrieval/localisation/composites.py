@@ -15,7 +15,7 @@ from ...encoders import Inference
 from ...errors import InputError, ShapeError
 from ...metrics.localisation import energy_shares
 from ...metrics.maps import rectify, upsample
-from .references import Photograph
+from .references import ObjectImage
 
 Grid = tuple[int, int]  # rows and columns of photographs
 TWO: Grid = (1, 2)
@@ -23,10 +23,10 @@ FOUR: Grid = (2, 2)
 
 
 def split_off(
-    images: Iterable[Photograph], n: int, *, generator: torch.Generator
-) -> tuple[list[Photograph], list[Photograph]]:
+    images: Iterable[ObjectImage], n: int, *, generator: torch.Generator
+) -> tuple[list[ObjectImage], list[ObjectImage]]:
     """About n images drawn evenly from the classes, at most half of each class, and the images that are left."""
-    by_class: dict[str, list[Photograph]] = {}
+    by_class: dict[str, list[ObjectImage]] = {}
     for image in images:
         by_class.setdefault(image.label, []).append(image)
     several = {label: own for label, own in by_class.items() if len(own) > 1}
@@ -36,7 +36,7 @@ def split_off(
             f"{len(by_class)} classes have them"
         )
     each = -(-n // len(several))
-    drawn: set[Photograph] = set()
+    drawn: set[ObjectImage] = set()
     for own in several.values():
         order = torch.randperm(len(own), generator=generator).tolist()
         drawn |= {own[place] for place in order[: min(each, len(own) // 2)]}
@@ -45,10 +45,10 @@ def split_off(
 
 
 def draw_composites(
-    images: Sequence[Photograph], n: int, grid: Grid, *, generator: torch.Generator
-) -> list[tuple[Photograph, ...]]:
+    images: Sequence[ObjectImage], n: int, grid: Grid, *, generator: torch.Generator
+) -> list[tuple[ObjectImage, ...]]:
     """N composites of photographs of different classes, classes and images taken in turn; none if there are too few."""
-    by_class: dict[str, list[Photograph]] = {}
+    by_class: dict[str, list[ObjectImage]] = {}
     for place in torch.randperm(len(images), generator=generator).tolist():
         by_class.setdefault(images[place].label, []).append(images[place])
     labels, size = sorted(by_class), grid[0] * grid[1]

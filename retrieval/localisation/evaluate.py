@@ -31,7 +31,7 @@ from ...remarks import remark
 from .classifiers import LinearClassifier
 from .explanations import Composing
 from .maps import MapMaker
-from .references import Photograph, ReferenceKind, References
+from .references import ObjectImage, ReferenceKind, References
 from .results import ImageScores, LocalisationTable
 
 Masks = Callable[[BoxedImage], NDArray[np.bool_]]
@@ -151,7 +151,7 @@ def _with_references(images: BoxedImages, references: References, *, strict: boo
 
 
 def _composed(composing: Composing | None, images: Sequence[BoxedImage]) -> dict[str, dict[str, Tensor]]:
-    asked = [Photograph(image.file, image.label, image.path) for image in images]
+    asked = [ObjectImage(image.file, image.label, image.path) for image in images]
     return {} if composing is None else composing.draw(asked)
 
 

@@ -24,7 +24,7 @@ from .classifiers import LinearClassifier
 from .composites import FOUR, TWO, Canvas, Grid, draw_composites, pointing, split_off
 from .explanation_table import UNFIT, Example, ExplanationTable
 from .maps import DEFAULT_METHODS, SHARES, MapMaker
-from .references import Photograph, ReferenceKind, References, photographs
+from .references import ObjectImage, ReferenceKind, References, photographs
 
 if TYPE_CHECKING:
     from ...index.reader import GalleryReader
@@ -57,7 +57,7 @@ def weightings_to_choose(references: References) -> list[str]:
 
 
 def benchmark_explanations(
-    images: Sequence[Photograph],
+    images: Sequence[ObjectImage],
     encoder: Encoder,
     references: References,
     *,
@@ -124,7 +124,7 @@ class Composing:
 
     def draw(
         self,
-        images: Sequence[Photograph],
+        images: Sequence[ObjectImage],
         grids: Sequence[Grid] = (TWO, FOUR),
         *,
         faithful: int = 0,
@@ -149,7 +149,7 @@ class Composing:
             remark(f"{len(self.skipped):,} composites have an image that cannot be read, the first: {self.skipped[0]}")
         return {name: {m: torch.cat(parts) for m, parts in own.items()} for name, own in self.values.items()}
 
-    def _measure(self, composites: Sequence[tuple[Photograph, ...]], grid: Grid, *, faithful: int) -> None:
+    def _measure(self, composites: Sequence[tuple[ObjectImage, ...]], grid: Grid, *, faithful: int) -> None:
         """A batch of composites of one grid, or of single images."""
         used, read = [], []
         for composite in composites:
@@ -222,7 +222,7 @@ def gallery_encoder(gallery: GalleryReader) -> Encoder:
 
 def from_gallery(
     gallery: GalleryReader, queries: Listing | None, n: int, *, seed: int
-) -> tuple[list[Photograph], References]:
+) -> tuple[list[ObjectImage], References]:
     """Images to ask with, and a gallery's stored vectors without theirs.
 
     Without `queries` about n of the gallery's images are held out; prototypes are then those of the other images.
@@ -232,7 +232,7 @@ def from_gallery(
     if len(ids) > CROWD:
         ids = np.sort(ids[torch.randperm(len(ids), generator=generator)[:CROWD].numpy()])
     records = [record for record in gallery.records(ids) if record.label is not None]
-    known = {Photograph(gallery.item(record), str(record.label)): record for record in records}
+    known = {ObjectImage(gallery.item(record), str(record.label)): record for record in records}
     asked, kept = split_off(known, n, generator=generator) if queries is None else (photographs(queries), list(known))
     if not kept:
         raise InputError(f"{gallery.folder} has no labels, so it has no classes to point to")
@@ -253,7 +253,7 @@ def from_images(
     seed: int = 0,
     strict: bool = False,
     progress: Progress | None = None,
-) -> tuple[list[Photograph], References]:
+) -> tuple[list[ObjectImage], References]:
     """Images to ask with, and the encoded others; without `queries` about n of the images are held out."""
     known, generator = photographs(images), torch.Generator().manual_seed(seed)
     asked, kept = split_off(known, n, generator=generator) if queries is None else (photographs(queries), known)

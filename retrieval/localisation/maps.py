@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...encoders import Encoder, Encoding
-from ...encoders.heads import Identity
+from ...encoders.heads import IdentityHead
 from ...encoders.layers import closest
 from ...errors import InputError, MissingExtraError
 from ...explain import METHODS, Similarity, channel_weights, dist_cam, explain_image, fold, ratio_maps
@@ -128,7 +128,7 @@ class MapMaker:
 
     def maps(self, encoding: Encoding, pixels: Tensor, references: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Raw maps (b, m, rows, columns) by method, in the order of `methods`."""
-        pooled = fold(encoding.feature_map, pooling=self.encoder.pooling, head=Identity()).map
+        pooled = fold(encoding.feature_map, pooling=self.encoder.pooling, head=IdentityHead()).map
         response = fold(encoding.feature_map, pooling=self.encoder.pooling, head=self.encoder.head).map
         made = {}
         for method in self.methods:

@@ -31,7 +31,7 @@ ReferenceKind = Literal["prototypes", "nearest"]
 Images = Iterable[tuple[Path, str]]
 
 
-class Photograph(NamedTuple):
+class ObjectImage(NamedTuple):
     """An image with one object and the object's class; `path` below a listing's folder is the key of its mask."""
 
     file: Path
@@ -39,9 +39,9 @@ class Photograph(NamedTuple):
     path: str = ""
 
 
-def photographs(listing: Listing, *, strict: bool = False) -> list[Photograph]:
+def photographs(listing: Listing, *, strict: bool = False) -> list[ObjectImage]:
     """The labelled images of a listing; how many have no label is a remark."""
-    found = [Photograph(listing.file(each), each.label, each.path) for each in listing if each.label is not None]
+    found = [ObjectImage(listing.file(each), each.label, each.path) for each in listing if each.label is not None]
     if not found:
         raise InputError(f"{listing.root} has no labels; expected a folder of class folders, or a CSV with path,label")
     if len(found) < len(listing):
@@ -132,7 +132,7 @@ class References:
     @classmethod
     def encode(
         cls,
-        images: Listing | Iterable[Photograph],
+        images: Listing | Iterable[ObjectImage],
         inference: Inference,
         *,
         metric: Metric = "cosine",

@@ -137,7 +137,7 @@ class MeasuredTable(ABC):
     @property
     @abstractmethod
     def remarks(self) -> Sequence[str]:
-        """What stands below the table."""
+        """Notes below the table."""
 
     def table(self) -> str:
         """A Markdown table with a heading line; values with 95 % intervals."""
@@ -166,7 +166,7 @@ class MeasuredTable(ABC):
         return f"{type(self).__name__}({counted(len(methods), 'method')}: {', '.join(methods)}; {self.encoder})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the table."""
+        """HTML for a notebook: the table."""
         return fragment(self.heading, table=self.cells(), notes=self.remarks)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...encoders import Encoder
-from ...encoders.heads import GAP, Identity
+from ...encoders.heads import GAP, IdentityHead
 from ...errors import InputError
 from ...remarks import remark
 from ...training.engine.step import Step, Term, accuracy, multi_hot
@@ -95,7 +95,7 @@ def renamed(kind: str, options: Mapping[str, Any], names: Mapping[str, str], enc
 
     Each earlier name is remarked on; an earlier `free_…` is the opposite of today's `detach_…`.
     """
-    if not isinstance(encoder.head, Identity) or not isinstance(encoder.pooling, GAP):
+    if not isinstance(encoder.head, IdentityHead) or not isinstance(encoder.pooling, GAP):
         raise InputError(f'{kind} puts its class weights on the feature map; leave head out, and pooling = "gap"')
     own = dict(options)
     for old, new in names.items():

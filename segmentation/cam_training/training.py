@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from ...encoders import Encoder, Identity
+from ...encoders import Encoder, IdentityHead
 from ...errors import InputError
 from ...images import Transform
 from ...metrics.segmentation import BETAS, BackgroundCurve, background_curve
@@ -154,7 +154,7 @@ class SegmentationRecipe(Recipe):
                 "the images have one class each; segmentation learns from 0/1 labels: data.multi_label = true"
             )
         truths = {split: MeasuredSplit(sets[split], own) for split, own in masks.items()}
-        measured = _Measured(self.measure, truths, sets["train"].class_names)
+        measured = _MeasuredMaps(self.measure, truths, sets["train"].class_names)
         follows = (self.run.monitor or "").endswith(".miou")
         return replace(data, terms=SEGMENTATION_TERMS, validate=measured.quick if follows else None, measure=measured)
 
@@ -169,7 +169,7 @@ def _masks_of_files(images: MaskedImages, transform: Transform) -> UInt8[np.ndar
     return np.stack(found)
 
 
-class _Measured:
+class _MeasuredMaps:
     """The mIoU of a run's maps, and the file that they go into."""
 
     def __init__(
@@ -182,7 +182,7 @@ class _Measured:
         for term in objective.terms.values():
             if isinstance(term, MapTerm):
                 return WeakSegmenter.of(encoder, term, self._class_names)
-            if isinstance(term, ClassifierTerm) and term.head == "linear" and isinstance(encoder.head, Identity):
+            if isinstance(term, ClassifierTerm) and term.head == "linear" and isinstance(encoder.head, IdentityHead):
                 return WeakSegmenter(encoder, term.class_weights(), self._class_names)
         raise InputError("segmentation needs a loss with class weights on the feature map: multi_label, cpn or seam")
 

@@ -29,7 +29,7 @@ from ...training.losses.classifier import load_classifier
 from ..cam_training.class_maps import MapRefinement, RefinementSettings, class_maps, read_stages
 from ..cam_training.map_term import MapTerm
 
-Method = Literal["cam", "gradcam"]
+CamMethod = Literal["cam", "gradcam"]
 
 
 class ClassMapSource(Protocol):
@@ -96,7 +96,7 @@ class ClassifierMaps(nn.Module):
             return self.classifier.logits(self.encoder(images).embedding)
 
 
-def load_source(path: str | os.PathLike[str], *, method: Method = "cam") -> ClassMapSource:
+def load_source(path: str | os.PathLike[str], *, method: CamMethod = "cam") -> ClassMapSource:
     """The class maps of a `WeakSegmenter`'s file, or of a run's folder or encoder with a classifier beside it.
 
     `method` is that of a classifier's maps. WeightsError: no such file, or one that gives no class maps.

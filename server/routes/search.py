@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from ...errors import InputError
 from ...images import Box
 from ...retrieval import Matches, Retriever
+from ...retrieval.queries import text_queries, with_text
 from ...retrieval.ranking import BareVector
 from ...retrieval.ranking import Query as ImageQuery
-from ...retrieval.texts import text_queries, with_text
 from .. import schemas
 from ..answers import explanation_answer, search_answer, shown_path, upright_size
 from ..refusals import ApiError

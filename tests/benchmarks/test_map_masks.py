@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from map_masks import mask_of_map, write_mask
+from ranking.map_masks import mask_of_map, write_mask
 
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform

@@ -12,7 +12,7 @@ from scipy.io import savemat
 
 from distcam.datasets.reid_benchmarks import parse_name
 from distcam.errors import InputError
-from distcam.reid import Protocol, ReidData, read_data
+from distcam.reid import ReidData, ReidProtocol, read_data
 from distcam.reid.policies import labels_of
 from distcam.remarks import DistcamWarning
 
@@ -113,7 +113,7 @@ def test_msmt17_reads_both_versions_from_their_lists(tmp_path: Path) -> None:
         assert (query.identity, query.camera, query.path) == (42, 6, f"{folder}/{line}")
         assert (query.time, data.images[1].columns) == ("0303morning", {"list": "val"})
         assert not data.has_common_identities
-        assert data.protocol == Protocol()  # identity 0 is a person here
+        assert data.protocol == ReidProtocol()  # identity 0 is a person here
 
 
 def test_a_damaged_list_names_its_line(tmp_path: Path) -> None:

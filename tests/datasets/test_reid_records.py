@@ -11,7 +11,7 @@ from commands import distcam, fails
 from PIL import Image
 
 from distcam.errors import InputError
-from distcam.reid import Features, Protocol, assess, audit, encode_data, read_data
+from distcam.reid import Features, ReidProtocol, assess, audit, encode_data, read_data
 from distcam.reid.features import read_features, write_features
 from distcam.reid.policies import remark_on_placeholders
 from distcam.remarks import DistcamWarning
@@ -169,11 +169,11 @@ def test_placeholders_are_remarked_on_until_they_are_declared(tmp_path: Path, no
     assert f"identity '{nobody}' (3 images) look like placeholders" in str(said[0].message)
     assert f"--protocol junk={nobody} leaves such identities out" in str(said[0].message)
     assert plain.evaluation.counts["queries"] == 4
-    declared = assess(data, features_of(data), protocol=Protocol(junk=(nobody,)))
+    declared = assess(data, features_of(data), protocol=ReidProtocol(junk=(nobody,)))
     assert (declared.evaluation.counts["queries"], declared.evaluation.counts["queries_left_out"]) == (2, 2)
     assert declared.evaluation.counts["gallery_junk"] == 1
     assert "left out: 2 queries that are junk or distractors" in str(declared)
-    wrong = assess(data, features_of(data), protocol=Protocol(distractors=(nobody,)))
+    wrong = assess(data, features_of(data), protocol=ReidProtocol(distractors=(nobody,)))
     assert (wrong.evaluation.counts["queries"], wrong.evaluation.counts["gallery_distractors"]) == (2, 1)
 
 

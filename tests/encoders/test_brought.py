@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 from distcam import Encoder
-from distcam.encoders import BNNeck, GeM, Identity
+from distcam.encoders import BNNeck, GeM, IdentityHead
 from distcam.encoders.backbones.registry import build_backbone
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
@@ -84,7 +84,7 @@ def test_a_projector_of_self_supervised_training_is_no_head(network, tmp_path) -
     with pytest.warns(DistcamWarning, match="15 of its tensors have no place in the network and are left out") as said:
         encoder = Encoder.load("resnet18", weights=tmp_path / "w.pth", transform=SMALL)
     assert len(said) == 1
-    assert isinstance(encoder.head, Identity)
+    assert isinstance(encoder.head, IdentityHead)
     assert encoder.options == {}
 
 
@@ -92,8 +92,10 @@ def test_a_head_and_an_exponent_of_ones_own_stay(network, tmp_path) -> None:
     torch.save({**network.state_dict(), "pool.p": torch.tensor(2.0), **batch_norm("bottleneck.")}, tmp_path / "w.pth")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DistcamWarning)
-        plain = Encoder.load("resnet18", weights=tmp_path / "w.pth", head=Identity(), pooling="gem", transform=SMALL)
-    assert isinstance(plain.head, Identity)
+        plain = Encoder.load(
+            "resnet18", weights=tmp_path / "w.pth", head=IdentityHead(), pooling="gem", transform=SMALL
+        )
+    assert isinstance(plain.head, IdentityHead)
     assert isinstance(plain.pooling, GeM)
     assert plain.pooling.p.item() == 2.0
     assert not isinstance(plain.head, BNNeck)

@@ -7,7 +7,7 @@ import torch
 
 from distcam.encoders import Encoder, Inference
 from distcam.encoders.fine import fine_layer
-from distcam.encoders.layers import Tap
+from distcam.encoders.layers import LayerOutput
 from distcam.errors import InputError
 from distcam.images import Transform
 
@@ -71,7 +71,7 @@ def test_it_is_read_in_the_same_pass_and_changes_nothing(encoder):
     assert encoding.embedding.equal(plain.embedding)
     assert encoding.fine is not None
     assert encoding.fine.shape == (3, 128, 8, 8)
-    alone = Tap(inference.encoder.backbone, inference.fine.layer or "")(inference.transform.normalise(pixels))
+    alone = LayerOutput(inference.encoder.backbone, inference.fine.layer or "")(inference.transform.normalise(pixels))
     assert encoding.fine.allclose(alone, atol=1e-5)
     assert encoding[1].fine is not None
     assert encoding[1].fine.equal(encoding.fine[1:2])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distcam.encoders import encoding
-from distcam.encoders.heads import GAP, BNNeck, GeM, Identity, Linear, Pooling, Sequential
+from distcam.encoders.heads import GAP, BNNeck, GeM, IdentityHead, Linear, Pooling, Sequential
 from distcam.errors import InputError
 from distcam.explain import dist_cam, fold
 
@@ -40,7 +40,7 @@ def linear(in_dim: int, out_dim: int, *, bias: bool = True) -> Linear:
 
 
 AFFINE_HEADS = {
-    "identity": Identity(),
+    "identity": IdentityHead(),
     "linear": linear(6, 4),
     "linear without bias": linear(6, 4, bias=False),
     "neck": used_neck(6),
@@ -62,18 +62,18 @@ def test_the_mean_of_the_map_is_the_embedding(pooling: Pooling, head: nn.Module)
 
 def test_without_head_and_with_the_mean_the_feature_map_stays_as_it_is() -> None:
     feature_map = features(2, 3, 4, 4)
-    assert torch.equal(fold(feature_map, pooling=GAP(), head=Identity()).map, feature_map)
+    assert torch.equal(fold(feature_map, pooling=GAP(), head=IdentityHead()).map, feature_map)
 
 
 def test_gem_by_hand() -> None:
     feature_map = torch.tensor([[[[1.0, 7.0]]]])  # p = 2: q = sqrt((1 + 49) / 2) = 5, R = (1, 49) / 5
-    response = fold(feature_map, pooling=GeM(2.0), head=Identity()).map
+    response = fold(feature_map, pooling=GeM(2.0), head=IdentityHead()).map
     torch.testing.assert_close(response, torch.tensor([[[[0.2, 9.8]]]]))
 
 
 def test_gem_with_large_features_and_exponents_stays_finite() -> None:
     feature_map = features(1, 4, 3, 3).float() * 1e4
-    response = fold(feature_map, pooling=GeM(8.0), head=Identity()).map
+    response = fold(feature_map, pooling=GeM(8.0), head=IdentityHead()).map
     assert response.isfinite().all()
     torch.testing.assert_close(response.mean((-2, -1)), GeM(8.0)(feature_map), rtol=1e-4, atol=1e-3)
 
@@ -118,7 +118,7 @@ def test_a_pooling_that_is_no_mean_is_refused() -> None:
             return {}
 
     with pytest.raises(InputError, match="Maximum cannot be folded into a map; only GAP and GeM can"):
-        fold(features(1, 2, 3, 3), pooling=Maximum(), head=Identity())
+        fold(features(1, 2, 3, 3), pooling=Maximum(), head=IdentityHead())
 
 
 def test_a_non_affine_head_in_training_mode_is_refused() -> None:

@@ -12,7 +12,7 @@ from distcam.encoders import (
     BNNeck,
     Encoding,
     GeM,
-    Identity,
+    IdentityHead,
     Linear,
     Sequential,
     affine_of,
@@ -104,9 +104,9 @@ def test_an_unknown_pooling_is_refused_with_the_known_ones() -> None:
         BNNeck(4),
         Sequential(BNNeck(4), Linear(4, 3)),
         Sequential(Linear(4, 3), BNNeck(3)),
-        Sequential(Linear(4, 3), Linear(3, 6, bias=False), BNNeck(6), Identity()),
-        Sequential(BNNeck(4), Identity(), BNNeck(4)),
-        Identity(),
+        Sequential(Linear(4, 3), Linear(3, 6, bias=False), BNNeck(6), IdentityHead()),
+        Sequential(BNNeck(4), IdentityHead(), BNNeck(4)),
+        IdentityHead(),
         nn.Linear(4, 2),
         nn.BatchNorm1d(4),
         nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)),
@@ -147,7 +147,7 @@ def test_the_neck_has_no_shift_to_learn() -> None:
 
 
 def test_a_head_comes_back_from_its_description() -> None:
-    head = Sequential(BNNeck(4), Linear(4, 3, bias=False), Identity())
+    head = Sequential(BNNeck(4), Linear(4, 3, bias=False), IdentityHead())
     again = head_from_dict(head.to_dict())
     assert again.to_dict() == head.to_dict()
     again.load_state_dict(head.state_dict())

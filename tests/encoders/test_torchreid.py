@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distcam.encoders import Encoder, Identity, Inference
+from distcam.encoders import Encoder, IdentityHead, Inference
 from distcam.encoders.backbones.osnet import OSNETS, OSNet
 from distcam.encoders.encoding import fold
 from distcam.errors import InputError, WeightsError
@@ -144,7 +144,7 @@ def test_a_projection_and_its_norm_are_the_head(place: str, rank: int, bias: boo
     assert Encoder.load(tmp_path / "e.safetensors").fingerprint == encoder.fingerprint
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DistcamWarning)
-        assert Encoder.load("osnet_x0_25", weights=tmp_path / "w.pth", head=Identity()).embedding_dim == 128
+        assert Encoder.load("osnet_x0_25", weights=tmp_path / "w.pth", head=IdentityHead()).embedding_dim == 128
 
 
 def test_files_of_another_width_and_missing_weights_are_refused(tmp_path: Path) -> None:

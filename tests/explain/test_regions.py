@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from distcam.encoders import GAP, BNNeck, GeM, Identity, Linear, Pooling
+from distcam.encoders import GAP, BNNeck, GeM, IdentityHead, Linear, Pooling
 from distcam.encoders.regions import coverage, pool_region, region_weights
 from distcam.errors import InputError, ShapeError
 from distcam.explain import fold
@@ -79,7 +79,7 @@ def test_two_positions_by_hand():
 
 
 @pytest.mark.parametrize("pooling", [GAP(), GeM(p=2.5)])
-@pytest.mark.parametrize("head", [Identity(), Linear(5, 3), BNNeck(5), nn.Sequential(nn.Linear(5, 4), nn.Tanh())])
+@pytest.mark.parametrize("head", [IdentityHead(), Linear(5, 3), BNNeck(5), nn.Sequential(nn.Linear(5, 4), nn.Tanh())])
 def test_the_mean_of_the_folded_map_is_the_embedding_of_the_region_and_nothing_lies_outside(pooling, head):
     torch.manual_seed(0)
     for tensor in head.state_dict().values():

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from distcam.encoders import Encoding
 from distcam.errors import InputError
 from distcam.fewshot.training import EpisodeSettings, PrototypicalTerm, training_episodes
-from distcam.training import Batch, Objective, Progress, Step
+from distcam.training import Batch, Objective, Step, TrainingProgress
 from distcam.training.losses.cam_loss import CamLoss
 
 
@@ -22,7 +22,7 @@ def step_of(small_encoder, embedding: Tensor, labels: list[int], *, maps: Tensor
     n, d = embedding.shape
     maps = embedding[:, :, None, None].expand(n, d, 2, 2) if maps is None else maps
     batch = Batch(torch.zeros(n, 3, 8, 8), torch.tensor(labels), torch.arange(n))
-    step = Step(small_encoder, batch, Progress(epoch=0, epochs=1, step=0))
+    step = Step(small_encoder, batch, TrainingProgress(epoch=0, epochs=1, step=0))
     step.__dict__["encoding"] = Encoding(maps, embedding, embedding)
     return step
 

@@ -11,7 +11,7 @@ import pytest
 
 from distcam.errors import InputError
 from distcam.images import joining, labelling, list_images, load_dataset, tables
-from distcam.images.joining import Names, beside, likely_cause, plain, spelled
+from distcam.images.joining import FactsByName, beside, likely_cause, plain, spelled
 from distcam.images.labelling import BOX_COLUMNS, is_placeholder, twins
 from distcam.remarks import DistcamWarning
 
@@ -150,7 +150,7 @@ def test_a_file_of_exactly_that_name_comes_first(tmp_path: Path) -> None:
     for name in ("a\\1.jpg", "a/1.jpg", "b .jpg", normalize("NFD", "é.jpg"), normalize("NFC", "é.jpg"), "gone\\1.jpg"):
         assert spelled(tmp_path, name) == name
     assert spelled(tmp_path, f"{tmp_path}\\a\\1.jpg".replace("/", "\\")) == f"{tmp_path}/a/1.jpg"
-    names = Names({"a\\1.jpg": "odd", "a/1.jpg": "plain"})
+    names = FactsByName({"a\\1.jpg": "odd", "a/1.jpg": "plain"})
     assert [names.key(name) for name in ("a\\1.jpg", "a/1.jpg", "./a\\1.jpg", "c")] == [*names, "a\\1.jpg", None]
 
 

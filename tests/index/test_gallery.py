@@ -25,7 +25,7 @@ from distcam.index.backends import opened_for_writing
 from distcam.index.storage import cache as caches
 from distcam.index.storage.cache import GalleryCache
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors, pack_maps
+from distcam.index.storage.segments import Entries, RowVectors, pack_maps
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 pytestmark = pytest.mark.usefixtures("own_state")
@@ -55,7 +55,9 @@ def _make(folder: Path, *, metric: Any = "cosine", index: str = "auto", maps: bo
         paths = [f"{number}.jpg" for number in range(6)][rows]
         camera: list[str | None] = [str(number) for number in range(6)]
         packed = pack_maps(np.repeat(POOLED[rows, :, None, None], 2, axis=3)) if maps else ()
-        writer.append(_entries(paths, LABELS[rows], camera=camera[rows]), Vectors(POOLED[rows], VECTORS[rows], *packed))
+        writer.append(
+            _entries(paths, LABELS[rows], camera=camera[rows]), RowVectors(POOLED[rows], VECTORS[rows], *packed)
+        )
     writer.commit(complete=True)
     return Gallery.open(folder)
 
@@ -252,7 +254,7 @@ def test_ids_are_never_given_out_again(gallery: Gallery) -> None:
     gallery.remove(where="camera>=4")
     gallery.compact()
     with opened_for_writing(gallery.folder) as writer:
-        writer.append(_entries(["new.jpg"], ["cat"]), Vectors(POOLED[:1], VECTORS[:1]))
+        writer.append(_entries(["new.jpg"], ["cat"]), RowVectors(POOLED[:1], VECTORS[:1]))
         writer.commit()
     assert Gallery.open(gallery.folder).ids.tolist() == [0, 1, 2, 3, 6]
 
@@ -281,7 +283,7 @@ def test_many_small_segments_are_merged(tmp_path: Path) -> None:
     limits = CommitLimits(images=1, files=4, segment_images=5)
     with opened_for_writing(gallery.folder, limits=limits) as writer:
         for number in range(6, 15):
-            writer.append(_entries([f"{number}.jpg"], ["new"]), Vectors(POOLED[:1] + number, VECTORS[:1]))
+            writer.append(_entries([f"{number}.jpg"], ["new"]), RowVectors(POOLED[:1] + number, VECTORS[:1]))
         writer.merge_small()
         assert [entry.count for entry in writer.manifest.segments] == [2, 2, 2, 5, 4]
     gallery = Gallery.open(gallery.folder, verify=True)
@@ -327,7 +329,7 @@ class ChangingAGallery(RuleBasedStateMachine):
     @rule(labels=st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=4), value=st.integers(1, 9))
     def add(self, labels: list[str | None], value: int) -> None:
         paths = [f"{self.next_id + place}.jpg" for place in range(len(labels))]
-        rows = Vectors(np.full((len(labels), 3), value, np.float32), np.full((len(labels), 2), value, np.float32))
+        rows = RowVectors(np.full((len(labels), 3), value, np.float32), np.full((len(labels), 2), value, np.float32))
         with self.gallery._writing() as writer:
             writer.append(_entries(paths, labels), rows)
             writer.commit()
@@ -428,7 +430,7 @@ def test_repairing_sets_damaged_segments_aside_and_asks_for_their_images_again(g
 
 def test_repairing_a_lost_tombstone_brings_images_back_but_none_twice(gallery: Gallery) -> None:
     with opened_for_writing(gallery.folder) as writer:
-        writer.append(_entries(["0.jpg"], ["cat"]), Vectors(POOLED[:1], VECTORS[:1]), replaces=[0])
+        writer.append(_entries(["0.jpg"], ["cat"]), RowVectors(POOLED[:1], VECTORS[:1]), replaces=[0])
         writer.remove([3])
         writer.commit()
     _only(gallery.folder, "tombstone-*").unlink()
@@ -441,7 +443,7 @@ def test_vectors_that_cannot_be_compared_are_found(tmp_path: Path) -> None:
     for number, bad in enumerate([np.array([[np.nan, 1]], np.float32), np.zeros((1, 2), np.float32)]):
         gallery = _make(tmp_path / str(number))
         with opened_for_writing(gallery.folder) as writer:
-            writer.append(_entries(["bad.jpg"], [None]), Vectors(POOLED[:1], bad))
+            writer.append(_entries(["bad.jpg"], [None]), RowVectors(POOLED[:1], bad))
             writer.commit()
         (problem,) = verify_gallery(gallery.folder).problems
         assert problem.problem in (
@@ -452,7 +454,7 @@ def test_vectors_that_cannot_be_compared_are_found(tmp_path: Path) -> None:
 
 def test_an_image_that_is_there_twice_is_found_and_the_newer_stays(gallery: Gallery) -> None:
     with opened_for_writing(gallery.folder) as writer:
-        writer.append(_entries(["2.jpg"], ["dog"]), Vectors(POOLED[:1], VECTORS[:1]))
+        writer.append(_entries(["2.jpg"], ["dog"]), RowVectors(POOLED[:1], VECTORS[:1]))
         writer.commit()
     (problem,) = verify_gallery(gallery.folder).problems
     assert (problem.file, problem.problem) == ("2.jpg", "is in the gallery twice")
@@ -536,7 +538,7 @@ def test_an_index_of_another_generation_is_brought_to_this_one(tmp_path: Path, m
     with opened_for_writing(gallery.folder) as writer:  # a writer that renews no caches, like one that was killed
         writer.remove([0])
         writer.commit()
-        writer.append(_entries(["6.jpg"], [None]), Vectors(POOLED[:1], VECTORS[:1]))
+        writer.append(_entries(["6.jpg"], [None]), RowVectors(POOLED[:1], VECTORS[:1]))
         writer.commit()
     stale = Gallery.open(gallery.folder)
     _forbid_building(monkeypatch)

@@ -28,7 +28,7 @@ from distcam.index import Gallery, export_gallery, import_gallery, verify_galler
 from distcam.index.backends import opened_for_writing
 from distcam.index.storage import manifest as manifests
 from distcam.index.storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.index.sync.sync import LazyEncoder
 
@@ -49,7 +49,7 @@ def _rows(paths: list[str], labels: list[str | None], seed: int, columns: dict[s
         mtime_ns=np.zeros(len(paths), np.int64),
         columns={"label": labels, **(columns or {})},
     )
-    return entries, Vectors(vectors, vectors)
+    return entries, RowVectors(vectors, vectors)
 
 
 def _gallery(folder: Path, *, count: int = 40, seed: int = 0, old: Manifest | None = None, **options: Any) -> Gallery:

@@ -49,14 +49,14 @@ class Backend:
 
 def with_milvus(address: str, examples: int) -> Backend:
     from distcam.index.milvus.connection import Address
-    from distcam.index.milvus.search import MAX_ID, MilvusSearch, Rows
+    from distcam.index.milvus.search import MAX_ID, MilvusSearch, RowSet
     from distcam.index.milvus.table import MilvusTable, TableSpec
 
     class Table(MilvusSearch):
         """A table that no gallery manages, changed as any other backend."""
 
         def __init__(self, spec: SearchSpec, table: MilvusTable) -> None:
-            super().__init__(spec, table, rows=Rows(MAX_ID + 1, np.empty(0, np.uint64)))
+            super().__init__(spec, table, rows=RowSet(MAX_ID + 1, np.empty(0, np.uint64)))
             self.upsert = table.upsert
             self.delete = lambda keys: table.delete(keys[keys <= MAX_ID])
             self.get = table.embeddings

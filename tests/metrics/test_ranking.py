@@ -15,14 +15,14 @@ from distcam.metrics import METRICS, distances, ranking
 from distcam.metrics.distances import Distinct
 from distcam.metrics.ranking import rank_measures
 from distcam.reid import Labels, evaluate_distances, evaluate_features
-from distcam.reid import Protocol as ReidProtocol
-from distcam.retrieval import Protocol, evaluate_embeddings
+from distcam.reid import ReidProtocol as ReidProtocol
+from distcam.retrieval import RetrievalProtocol, evaluate_embeddings
 
 ORDERS = ("sorted", "interleaved", "shuffled")
 
 
 def retrieval(queries: Any, query_labels: Any, gallery: Any, gallery_labels: Any, metric: str, **options: Any) -> Any:
-    protocol = Protocol(metric=metric, clusters=False, resamples=5)
+    protocol = RetrievalProtocol(metric=metric, clusters=False, resamples=5)
     result = evaluate_embeddings(
         queries, query_labels, gallery=gallery, gallery_labels=gallery_labels, protocol=protocol, **options
     )
@@ -105,7 +105,7 @@ def test_a_collapsed_encoder_scores_the_share_of_right_answers_and_finds_none_fi
         "shuffled": np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5)),
     }[order]
     vectors = np.full((50, 19), 0.3, np.float32)
-    protocol = Protocol(metric=metric, clusters=False, resamples=2)  # type: ignore[arg-type]
+    protocol = RetrievalProtocol(metric=metric, clusters=False, resamples=2)  # type: ignore[arg-type]
     result = evaluate_embeddings(vectors, labels, protocol=protocol, block_bytes=block_bytes)
     assert result["mAP"] == pytest.approx(4 / 49, abs=1e-15)
     assert [result[name] for name in ("R@1", "R@8", "MAP@R", "R-precision")] == [0, 0, 0, 0]
@@ -155,7 +155,7 @@ def test_no_order_of_the_gallery_the_queries_or_the_classes_changes_a_bit(
 def test_the_order_changes_neither_the_standard_errors_nor_the_clusters(seed: int, metric: Any) -> None:
     vectors, labels = planted(seed)
     rows, names = np.random.default_rng(seed).permutation(len(vectors)), np.array(["fox", "ant", "cow", "eel", "dog"])
-    protocol = Protocol(metric=metric, resamples=20)
+    protocol = RetrievalProtocol(metric=metric, resamples=20)
     before = evaluate_embeddings(vectors, labels, protocol=protocol).scores
     after = evaluate_embeddings(vectors[rows], names[labels[rows]], protocol=protocol).scores
     for name, score in before.items():

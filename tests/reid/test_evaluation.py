@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from distcam.errors import InputError, ShapeError
-from distcam.reid import Evaluation, Labels, Protocol, evaluate_distances, evaluate_features
+from distcam.reid import Labels, ReidEvaluation, ReidProtocol, evaluate_distances, evaluate_features
 
 
-def one(distances: Any, query: tuple[Any, Any], ids: Any, cameras: Any, **options: Any) -> Evaluation:
+def one(distances: Any, query: tuple[Any, Any], ids: Any, cameras: Any, **options: Any) -> ReidEvaluation:
     """One query against a gallery."""
     identity, camera = query
     return evaluate_distances([distances], query=Labels([identity], [camera]), gallery=Labels(ids, cameras), **options)
 
 
-def scores(result: Evaluation) -> tuple[float, float, float, float]:
+def scores(result: ReidEvaluation) -> tuple[float, float, float, float]:
     return result.rank(1), result.map_step, result.map_trapezoid, result.minp
 
 
@@ -155,9 +155,9 @@ def test_shapes_and_options_are_checked() -> None:
     with pytest.raises(InputError, match=r"false_accept_rates must lie in \(0, 1\]"):
         one([0.1], (1, 0), [1], [1], false_accept_rates=(0.0,))
     with pytest.raises(InputError, match="same_camera must be one of"):
-        Protocol(same_camera="drop")  # type: ignore[arg-type]
+        ReidProtocol(same_camera="drop")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="declared both junk and distractors"):
-        Protocol(junk=(0,), distractors=(0,))
+        ReidProtocol(junk=(0,), distractors=(0,))
     with pytest.raises(IndexError, match="ranks 1 to 50, asked for 51"):
         one([0.1], (1, 0), [1], [1]).rank(51)
 
@@ -324,7 +324,7 @@ def test_the_camera_table_equals_an_evaluation_of_each_gallery_camera() -> None:
 # ---- properties ------------------------------------------------------------------------------------------------------
 
 
-def comparable(result: Evaluation) -> dict[str, Any]:
+def comparable(result: ReidEvaluation) -> dict[str, Any]:
     """Everything that must survive a change of units or order; without thresholds, which are in those units."""
     found = result.to_dict(per_query=True)
     del found["per_query"]["match_distance"], found["per_query"]["wrong_distance"]

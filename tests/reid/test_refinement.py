@@ -18,10 +18,10 @@ from distcam.errors import DistcamError, InputError, ShapeError
 from distcam.images import Transform
 from distcam.reid import (
     Features,
-    Protocol,
     Refinement,
     ReidData,
     ReidImage,
+    ReidProtocol,
     assess,
     camera_normalised,
     changed_protocol,
@@ -168,7 +168,7 @@ def crowd(tmp_path: Path) -> tuple[ReidData, Features]:
         vectors.append(centres[extra] + 0.1 * random.normal(size=24))
     for image in images:
         Image.new("RGB", (8, 16), (len(image.path), 90, 120)).save(tmp_path / image.path)
-    data = ReidData("market", tmp_path, tuple(images), Protocol(distractors=(0,)))
+    data = ReidData("market", tmp_path, tuple(images), ReidProtocol(distractors=(0,)))
     return data, Features(np.array(vectors, np.float32), tuple(i.path for i in images), {"encoder": "<i>none</i>"})
 
 
@@ -253,20 +253,20 @@ def test_multi_query_pools_further_views_and_never_the_answers(crowd: Any) -> No
     pooled = assess(more, both, refinement=Refinement(multi_query=True))
     assert pooled.evaluation.map_step > assess(data, features).evaluation.map_step + 0.05
     asked = ReidData(
-        "csv", data.root, tuple(ReidImage(i.path, i.identity, i.camera, "test") for i in data.queries), Protocol()
+        "csv", data.root, tuple(ReidImage(i.path, i.identity, i.camera, "test") for i in data.queries), ReidProtocol()
     )
     with pytest.raises(InputError, match="would pool queries with their own matches"):
-        assess(asked, features, protocol=Protocol(same_camera="keep"), refinement=Refinement(multi_query=True))
+        assess(asked, features, protocol=ReidProtocol(same_camera="keep"), refinement=Refinement(multi_query=True))
 
 
 def test_decisions_are_changed_by_name() -> None:
-    changed = changed_protocol(Protocol(), "same_camera=keep, distractors=0+x,junk=")
+    changed = changed_protocol(ReidProtocol(), "same_camera=keep, distractors=0+x,junk=")
     assert (changed.same_camera, changed.distractors, changed.junk) == ("keep", (0, "x"), ())
-    assert changed_protocol(Protocol(), "") == Protocol()
+    assert changed_protocol(ReidProtocol(), "") == ReidProtocol()
     with pytest.raises(InputError, match="nearest is same_camera"):
-        changed_protocol(Protocol(), "samecamera=keep")
+        changed_protocol(ReidProtocol(), "samecamera=keep")
     with pytest.raises(InputError, match="no_match must be one of"):
-        changed_protocol(Protocol(), "no_match=maybe")
+        changed_protocol(ReidProtocol(), "no_match=maybe")
 
 
 def test_features_survive_their_file_and_missing_ones_are_named(crowd: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from distcam.encoders import GAP, BNNeck
 from distcam.errors import InputError
 from distcam.explain import fold
-from distcam.reid import Labels, Protocol, evaluate_distances
+from distcam.reid import Labels, ReidProtocol, evaluate_distances
 
 
 def test_the_usual_python_evaluation_agrees_to_the_last_digit() -> None:
@@ -22,7 +22,7 @@ def test_the_usual_python_evaluation_agrees_to_the_last_digit() -> None:
     query_cameras, gallery_cameras = random.integers(0, 4, 40), random.integers(0, 4, 300)
     distances = random.random((40, 300)) - 0.25 * (query[:, None] == gallery)
     found = evaluate_distances(
-        distances, query=Labels(query, query_cameras), gallery=Labels(gallery, gallery_cameras), protocol=Protocol()
+        distances, query=Labels(query, query_cameras), gallery=Labels(gallery, gallery_cameras), protocol=ReidProtocol()
     )
     assert found.map_step == pytest.approx(0.36264180272736696, abs=1e-15)
     np.testing.assert_allclose(found.cmc[:8], [0.975] * 6 + [1, 1], atol=1e-7)  # theirs is in single precision

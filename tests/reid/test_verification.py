@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from distcam.reid import Evaluation, Labels, Protocol, evaluate_distances, verification
+from distcam.reid import Labels, ReidEvaluation, ReidProtocol, evaluate_distances, verification
 
 
-def one(distances: Any, query: tuple[Any, Any], ids: Any, cameras: Any, **options: Any) -> Evaluation:
+def one(distances: Any, query: tuple[Any, Any], ids: Any, cameras: Any, **options: Any) -> ReidEvaluation:
     """One query against a gallery."""
     identity, camera = query
     return evaluate_distances([distances], query=Labels([identity], [camera]), gallery=Labels(ids, cameras), **options)
@@ -39,7 +39,7 @@ def test_open_set_identification_with_probes_that_have_no_match() -> None:
     distances = [[0.1, 0.9, 0.8], [0.6, 0.5, 0.9], [0.3, 0.7, 0.4]]
     labels = {"query": Labels([1, 2, 3], [0, 0, 0]), "gallery": Labels([1, 2, 8], [1, 1, 1])}
     unmated = evaluate_distances(
-        distances, **labels, protocol=Protocol(false_alarms="unmated"), false_accept_rates=(0.5, 1.0)
+        distances, **labels, protocol=ReidProtocol(false_alarms="unmated"), false_accept_rates=(0.5, 1.0)
     ).identification
     assert unmated is not None
     assert (unmated.n_mated, unmated.n_unmated) == (2, 1)

@@ -30,7 +30,7 @@ from distcam.metrics.intervals import bootstrap_means
 from distcam.metrics.ranking import Pairing, measure_rankings
 from distcam.retrieval import (
     Origin,
-    Protocol,
+    RetrievalProtocol,
     default_protocol,
     evaluate_dataset,
     evaluate_embeddings,
@@ -38,7 +38,7 @@ from distcam.retrieval import (
     evaluate_gallery,
 )
 
-QUICK = Protocol(clusters=False, resamples=10)
+QUICK = RetrievalProtocol(clusters=False, resamples=10)
 
 
 def clustered(n, *, dim=8, classes=5, seed=0, noise=1.0):
@@ -207,7 +207,7 @@ def test_nmi_equals_scikit_learns(pairs):
 
 def test_clustering_finds_separate_classes_and_repeats():
     vectors, labels = clustered(200, noise=0.05, seed=6)
-    found = evaluate_embeddings(vectors, labels, protocol=Protocol(resamples=2, metric="l2"))
+    found = evaluate_embeddings(vectors, labels, protocol=RetrievalProtocol(resamples=2, metric="l2"))
     assert found["NMI"] > 0.85  # k-means may merge two of five classes
     assert (cluster(vectors, 5, seed=3) == cluster(vectors, 5, seed=3)).all()
 
@@ -289,7 +289,7 @@ def test_a_single_class_has_no_error_over_classes():
 
 def test_every_table_states_its_protocol():
     vectors, labels = clustered(40, seed=11)
-    text = evaluate_embeddings(vectors, labels, protocol=Protocol(resamples=5)).table()
+    text = evaluate_embeddings(vectors, labels, protocol=RetrievalProtocol(resamples=5)).table()
     for part in (
         "cosine",
         "own image",
@@ -342,7 +342,7 @@ def test_unusable_input_is_refused():
 )
 def test_an_impossible_protocol_is_refused(bad, message):
     with pytest.raises(InputError, match=message):
-        Protocol(**bad)
+        RetrievalProtocol(**bad)
 
 
 # --- data sets, encodings, galleries ----------------------------------------------------------------------------------

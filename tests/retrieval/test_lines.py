@@ -16,7 +16,7 @@ from distcam.explain.verification import KorniaMatcher, loftr, matcher_of
 from distcam.index import Gallery
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import Retriever
-from distcam.retrieval.verifying import calibrate_verification
+from distcam.retrieval.line_calibration import calibrate_verification
 
 pytestmark = pytest.mark.filterwarnings("ignore:what lines are measured against:distcam.remarks.DistcamWarning")
 

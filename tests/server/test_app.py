@@ -17,7 +17,7 @@ import pytest
 from commands import distcam, fails
 from serving import image_bytes, running, upload
 
-from distcam.server import Settings, create_app
+from distcam.server import ServerSettings, create_app
 from distcam.server.app import bound_socket, glibc, server_of, url_of
 
 
@@ -59,7 +59,7 @@ def ask_until_it_ends(url, end, *, size):
 
 
 def test_a_server_that_is_told_to_end_finishes_what_it_answers(small_gallery):
-    app = create_app(Settings(small_gallery.folder, rate=0))
+    app = create_app(ServerSettings(small_gallery.folder, rate=0))
     bound, is_ready = bound_socket("127.0.0.1", 0), threading.Event()
     server = server_of(app, on_ready=is_ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

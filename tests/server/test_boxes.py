@@ -12,7 +12,7 @@ from PIL import Image
 from distcam.encoders import Encoder
 from distcam.index import Gallery
 from distcam.server import create_app
-from distcam.server.settings import Settings
+from distcam.server.settings import ServerSettings
 
 pytestmark = pytest.mark.usefixtures("own_state")
 
@@ -25,7 +25,7 @@ def test_the_picture_of_a_box_is_its_crop_and_only_that_of_a_shown_folder(
         Image.new("RGB", (80, 48), (200, 30, 40)).save(tmp_path / name)
     (tmp_path / "shown" / "t.csv").write_text("path,x,y,w,h\none.png,0,0,40,30\n../hidden.png,40,8,40,30\n")
     Gallery.build(tmp_path / "shown" / "t.csv", small_encoder, out=tmp_path / "g")
-    app = create_app(Settings(gallery=tmp_path / "g", root=tmp_path / "shown"))
+    app = create_app(ServerSettings(gallery=tmp_path / "g", root=tmp_path / "shown"))
     with TestClient(app, base_url="http://127.0.0.1") as client:
         images = client.get("/api/v1/images").json()["images"]
         assert [image["path"] for image in images] == ["one.png#xywh=0,0,40,30", "…/" + _short(tmp_path)]

@@ -18,7 +18,7 @@ from distcam.files import WriterLock
 from distcam.images import Transform
 from distcam.index import Gallery
 from distcam.retrieval import Retriever
-from distcam.server import Settings, create_app
+from distcam.server import ServerSettings, create_app
 
 
 @pytest.fixture
@@ -262,13 +262,13 @@ def test_what_cannot_be_served_is_said_before_it_starts(gallery, tmp_path):
     stranger = Encoder.load("conv4", weights="random", seed=5, transform=Transform(size=64, fit="squash"))
     stranger.save(tmp_path / "stranger.safetensors")
     with pytest.raises(FingerprintMismatchError, match="leave --encoder out"):
-        create_app(Settings(gallery.folder, encoder=tmp_path / "stranger.safetensors"))
+        create_app(ServerSettings(gallery.folder, encoder=tmp_path / "stranger.safetensors"))
     with pytest.raises(InputError, match="at least 16"):
-        Settings(gallery.folder, token="short")
+        ServerSettings(gallery.folder, token="short")
     for wrong in ({"max_batch": 0}, {"rate": float("nan")}, {"window_ms": float("inf")}, {"time_limit_s": 0}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} must be at least"):
-            Settings(gallery.folder, **wrong)
-    assert TOKEN not in repr(Settings(gallery.folder, token=TOKEN))
+            ServerSettings(gallery.folder, **wrong)
+    assert TOKEN not in repr(ServerSettings(gallery.folder, token=TOKEN))
 
 
 # ------------------------------------------------------------------------------------------------ kept maps of matches

@@ -18,7 +18,7 @@ with warnings.catch_warnings():  # starlette would rather have another httpx
     warnings.simplefilter("ignore")
     from starlette.testclient import TestClient
 
-from distcam.server import Settings, create_app
+from distcam.server import ServerSettings, create_app
 
 TOKEN = "a-token-of-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -27,7 +27,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 @contextmanager
 def served(gallery: Path, **options):
     """A client of a gallery in service; `client.app` is the application."""
-    app = create_app(Settings(Path(gallery), **{"rate": 0, **options}))
+    app = create_app(ServerSettings(Path(gallery), **{"rate": 0, **options}))
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         yield client
 
@@ -37,7 +37,7 @@ def running(gallery: Path, **options):
     """The address of a gallery served by uvicorn on a free port of this machine, in a thread."""
     from distcam.server.app import bound_socket, server_of, url_of
 
-    app = create_app(Settings(Path(gallery), **{"rate": 0, **options}))
+    app = create_app(ServerSettings(Path(gallery), **{"rate": 0, **options}))
     bound, is_ready = bound_socket("127.0.0.1", 0), threading.Event()
     server = server_of(app, on_ready=is_ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

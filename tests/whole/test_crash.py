@@ -27,7 +27,7 @@ from distcam.images import list_images
 from distcam.index import Gallery, restore_gallery, verify_gallery
 from distcam.index.backends import newest_snapshot, opened_for_writing
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 SPEC = Spec("l2", embedding_dim=2, pooled_dim=2, embedding_is_pooled=True)
@@ -140,7 +140,7 @@ def _subsets(items: range) -> Iterator[tuple[int, ...]]:
 # --- One writer's life ------------------------------------------------------------------------------------------------
 
 
-def _rows(model: Model) -> tuple[Entries, Vectors]:
+def _rows(model: Model) -> tuple[Entries, RowVectors]:
     n = len(model)
     pooled = np.array([[value, 1.0] for value in model.values()], np.float32)
     entries = Entries(
@@ -151,7 +151,7 @@ def _rows(model: Model) -> tuple[Entries, Vectors]:
         mtime_ns=np.zeros(n, np.int64),
         columns={"label": [path[0] for path in model]},
     )
-    return entries, Vectors(pooled, pooled)
+    return entries, RowVectors(pooled, pooled)
 
 
 def _live(folder: Path, storage: Recorder) -> None:

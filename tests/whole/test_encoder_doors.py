@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision import models
 
 from distcam import DistcamWarning
-from distcam.encoders import BNNeck, Encoder, Identity, Inference, Linear
+from distcam.encoders import BNNeck, Encoder, IdentityHead, Inference, Linear
 from distcam.encoders.backbones.networks import load_network
 from distcam.encoders.backbones.registry import available_architectures
 from distcam.encoders.names import OWN_ARCHITECTURES
@@ -375,7 +375,7 @@ def test_a_batch_norm_neck_of_the_file_becomes_the_head(place: str, tmp_path: Pa
     encoder.save(tmp_path / "again.safetensors")
     assert Encoder.load(tmp_path / "again.safetensors").fingerprint == encoder.fingerprint
     with pytest.warns(DistcamWarning, match=rf"{place}weight"):
-        assert isinstance(loaded(content, tmp_path, head=Identity(), **stride).head, Identity)
+        assert isinstance(loaded(content, tmp_path, head=IdentityHead(), **stride).head, IdentityHead)
 
 
 def test_a_module_around_the_network_takes_the_networks_own_file(tmp_path: Path) -> None:

@@ -15,18 +15,18 @@ PUBLIC = {
         DistcamError DistcamWarning Encoder Encoding Gallery Matches Retriever __version__
     """,
     "distcam.datasets": """
-        ArrayImages DATA_SETS Dataset DatasetRecord EpisodeManifest FewShotData FileImages Images ReidData
-        ReidImage Split dataset_layouts load_dataset open_data read_data
+        ArrayImages DATA_SETS Dataset DatasetRecord EpisodeManifest FewShotData FileImages Images ReidData ReidImage
+        Split SplitImages dataset_layouts load_dataset open_data read_data
     """,
     "distcam.encoders": """
-        Affine BNNeck Batch Conv4 DropBlock Encoder Encoding Failure GAP GeM Head Identity Inference Linear
-        Overlap Pooling ResNet12 ResNet38 Sequential TrainedOn WideResNet affine_of available_architectures
-        evaluating
+        Affine BNNeck Batch Conv4 DropBlock EncodedBatch Encoder Encoding Failure GAP GeM Head Identity IdentityHead
+        Inference Linear Overlap Pooling ResNet12 ResNet38 Sequential TrainedOn WideResNet affine_of
+        available_architectures evaluating
     """,
     "distcam.explain": """
-        MEANS METHODS METRICS NORMS RECOMMENDED WEIGHTINGS ActivationMaps ClassScore ComponentAt Correspondence
-        DrawStyle Faithfulness LayerRun Lines Mean Norm PixelScore Places Score Similarity Surroundings Target Tile
-        Weighting box_from_map capture channel_weights colourise contour contrast correspondence dist_cam
+        ActivationMaps ClassScore ComponentAt Correspondence DrawStyle Faithfulness LayerRun Lines MEANS METHODS
+        METRICS Mean NORMS Norm PixelScore Places RECOMMENDED Score Similarity Surroundings Target TargetScore Tile
+        WEIGHTINGS Weighting box_from_map capture channel_weights colourise contour contrast correspondence dist_cam
         draw_box energy_in_box explain_image find_lines fold grid is_constant map_tiles match_sensitivity
         measure_faithfulness normalise overlay peak_in_box ratio_maps rectify upsample
     """,
@@ -48,20 +48,19 @@ PUBLIC = {
         verify_gallery watch_folder
     """,
     "distcam.reid": """
-        Answer Assessment Audit BODY_PARTS CameraPair Evaluation Failure Features Identification Labels
-        OperatingPoint PairExplanation PartShare Promotion Protocol QueryResults Refinement ReidData ReidImage
-        ReidRecipe Reranking STRIPES SharedNeighbours TestSettings Verification WalkerSet WalkerSettings assess
-        audit camera_normalised changed_protocol encode_data evaluate_distances evaluate_features expand_queries
-        explain_pair pair_energy pairs_panel pool_views read_data read_features rerank_features train
-        write_features write_walkers
+        Answer Assessment Audit BODY_PARTS CameraPair Evaluation FailedQuery Failure Features Identification Labels
+        OperatingPoint PairExplanation PartShare Promotion Protocol QueryResults Refinement ReidData ReidEvaluation
+        ReidImage ReidProtocol ReidRecipe Reranking STRIPES SharedNeighbours TestSettings Verification WalkerSet
+        WalkerSettings assess audit camera_normalised changed_protocol encode_data evaluate_distances
+        evaluate_features expand_queries explain_pair pair_energy pairs_panel pool_views read_data read_features
+        rerank_features train write_features write_walkers
     """,
     "distcam.retrieval": """
-        DistcamClassifier EncodingSettings Evaluation Explanation Line LocalisationTable Match MatchLines Matches Origin
-        PictureCorrespondence PlacePair Prediction Protocol Query Reference References Retriever Score
-        calibrate_verification default_protocol evaluate_dataset
-        evaluate_embeddings evaluate_encodings evaluate_gallery explain_pair fiftyone_samples
-        localise read_classifier write_atlas
-        write_report
+        DistcamClassifier EncodingSettings Evaluation Explanation Line LocalisationTable Match MatchLines Matches
+        Origin PictureCorrespondence PlacePair Prediction Protocol Query Reference References RetrievalEvaluation
+        RetrievalProtocol Retriever Score calibrate_verification default_protocol evaluate_dataset
+        evaluate_embeddings evaluate_encodings evaluate_gallery explain_pair fiftyone_samples localise
+        read_classifier write_atlas write_report
     """,
     "distcam.segmentation": """
         BackgroundCurve CrfSettings CueSettings InferenceSettings MaskIds MaskedImages PipelineRecipe
@@ -70,15 +69,15 @@ PUBLIC = {
         network_of pseudo_mask refine_by_walk run_segmentation score_images score_segmenter
     """,
     "distcam.server": """
-        Settings create_app run
+        ServerSettings Settings create_app run
     """,
     "distcam.synthetic": """
         Blueprint SceneSet WalkerSet blueprints write_scenes write_walkers
     """,
     "distcam.training": """
         Batch BatchSource FitResult HasClassWeights Losses Mix Objective OptimiserSettings Progress Regions
-        ScheduleSettings Settings Step TERMS Term TermContext World build_objective current_world fit
-        load_classifier save_classifier
+        ScheduleSettings Settings Step TERMS Term TermContext TrainingProgress World build_objective current_world
+        fit load_classifier save_classifier
     """,
 }
 

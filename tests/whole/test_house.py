@@ -21,6 +21,7 @@ FILES = sorted(
     for file in ROOT.rglob("*.py")
     if file.relative_to(ROOT).parts[0] not in NOT_THE_PACKAGE and not file.relative_to(ROOT).parts[0].startswith(".")
 )
+SCRIPTS = [file for folder in ("benchmarks", "examples", "recipes") for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def dotted(file: Path) -> str:
@@ -91,8 +92,8 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 
 
 def test_a_file_is_read_in_one_sitting() -> None:
-    lines = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
-    assert {file: count for file, count in lines.items() if count > 350} == {}
+    lines = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in FILES + SCRIPTS}
+    assert {str(file.relative_to(ROOT)): count for file, count in lines.items() if count > 350} == {}
 
 
 def test_a_body_is_seen_at_once() -> None:
@@ -107,9 +108,18 @@ def test_a_body_is_seen_at_once() -> None:
 
 
 def test_a_folder_is_looked_over_at_once() -> None:
-    folders = {file.parent for file in FILES}
+    folders = {file.parent for file in FILES + SCRIPTS}
     counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) for folder in folders}
     assert {folder: count for folder, count in counts.items() if count > 20} == {}
+
+
+def test_a_class_name_stands_for_one_class() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, file in MODULES.items():
+        for node in tree_of(file).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
 
 
 def test_every_folder_of_the_package_is_installed() -> None:

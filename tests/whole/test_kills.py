@@ -19,7 +19,7 @@ from killing import sha256_of, start
 from distcam.files import Storage
 from distcam.index import Gallery, verify_gallery
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.writer import GalleryWriter
 
 pytestmark = pytest.mark.usefixtures("own_state")
@@ -118,7 +118,7 @@ def _gallery_of(folder: Path, images: Path) -> Path:
         columns={"label": [file.parent.name for file in files]},
     )
     vectors = digests.astype(np.float32)
-    writer.append(entries, Vectors(vectors, vectors))
+    writer.append(entries, RowVectors(vectors, vectors))
     writer.commit(complete=True)
     return folder
 

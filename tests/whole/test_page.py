@@ -87,9 +87,9 @@ def gallery_folder(small_encoder, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def server(gallery_folder: Path) -> Iterator[Served]:
     from distcam.server.app import create_app
-    from distcam.server.settings import Settings
+    from distcam.server.settings import ServerSettings
 
-    with Served(create_app(Settings(gallery=gallery_folder, rate=0))) as served:
+    with Served(create_app(ServerSettings(gallery=gallery_folder, rate=0))) as served:
         yield served
 
 
@@ -460,9 +460,11 @@ def test_after_a_refused_upload_nothing_of_the_answer_before_it_is_left(visits: 
 
 def test_a_server_with_a_read_token_asks_for_it_once(chromium: Any, gallery_folder: Path) -> None:
     from distcam.server.app import create_app
-    from distcam.server.settings import Settings
+    from distcam.server.settings import ServerSettings
 
-    with Served(create_app(Settings(gallery=gallery_folder, rate=0, read_token="a-token-to-read-with"))) as served:
+    with Served(
+        create_app(ServerSettings(gallery=gallery_folder, rate=0, read_token="a-token-to-read-with"))
+    ) as served:
         visits = Visits(chromium, served)
         visits.allowed = ("401",)
         visit = visits().open()
@@ -827,13 +829,13 @@ def test_words_are_searched_by_and_joined_with_an_image(
 
     from distcam import Encoder, Gallery
     from distcam.server.app import create_app
-    from distcam.server.settings import Settings
+    from distcam.server.settings import ServerSettings
 
     encoder = copy.deepcopy(small_encoder)
     with Gallery.open(gallery_folder) as gallery:
         encoder.text = TinyTower(torch.from_numpy(gallery.embeddings(gallery.ids)))
     monkeypatch.setattr(Encoder, "load", lambda *_, **__: encoder)
-    with Served(create_app(Settings(gallery=gallery_folder, rate=0))) as served:
+    with Served(create_app(ServerSettings(gallery=gallery_folder, rate=0))) as served:
         visits = Visits(chromium, served)
         visit = visits(viewport={"width": 390, "height": 800}).open()
         visit.page.locator("#words").fill("image 7")

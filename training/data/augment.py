@@ -21,7 +21,7 @@ from ..engine.step import Mix, Regions
 from ..recipes.tables import NotNegative, Share, Table, limited
 
 HalfShare = Annotated[float, limited(lambda value: 0 <= value <= 0.5, "a number from 0 to 0.5")]
-Range = tuple[float, float]
+Bounds = tuple[float, float]
 
 
 class AugmentSettings(Table):
@@ -30,8 +30,8 @@ class AugmentSettings(Table):
     flip: Share = 0.5  # probability of a mirror image
     shift: HalfShare = 0.1  # largest move across and down, as a share of the side; what enters repeats the edge
     # smallest and largest share of the area that is cut out and enlarged again; (1, 1) for the whole image
-    crop: Range = (1.0, 1.0)
-    crop_ratio: Range = (0.75, 4 / 3)  # narrowest and widest shape of what is cut out, width : height
+    crop: Bounds = (1.0, 1.0)
+    crop_ratio: Bounds = (0.75, 4 / 3)  # narrowest and widest shape of what is cut out, width : height
     # "input" cuts from the image as the network would see it; "file" from the original, which is read anew every epoch:
     # areas and shapes are then those of the image itself, and shift is not used
     crop_from: Literal["input", "file"] = "input"
@@ -46,7 +46,7 @@ class AugmentSettings(Table):
     hue: HalfShare = 0.0  # largest turn of the colour circle, as a share of it, at most 0.5; slow
     grey: Share = 0.0  # probability of an image without colour
     erase: Share = 0.0  # probability that a rectangle takes the image's mean colour; masks and boxes stay
-    erase_area: Range = (0.02, 0.33)  # smallest and largest share of the area that is painted over
+    erase_area: Bounds = (0.02, 0.33)  # smallest and largest share of the area that is painted over
     # side of a square, as a share of the image's shorter side, that takes the mean colour of the encoder's transform,
     # around any place of every image (DeVries and Taylor, Cutout, 2017); masks and boxes stay
     cutout: Share = 0.0
@@ -91,7 +91,7 @@ class AugmentSettings(Table):
 
     @property
     def behind_a_window(self) -> AugmentSettings:
-        """What is left to do where the image is a window of its file."""
+        """The rest of the augmentation where the image is a window of its file."""
         return self.changed(crop_from="input", crop=(1.0, 1.0), resize=None, shift=0.0)
 
     @property

@@ -119,7 +119,7 @@ Measure = Callable[[Encoder, Objective, Path | None], Mapping[str, float]]  # th
 
 
 @dataclass(frozen=True)
-class Part:
+class DataPart:
     """One part of the data."""
 
     images: int  # how many
@@ -131,7 +131,7 @@ class RunData:
     """Images, losses and measures of a run."""
 
     sets: Mapping[str, TrainingSet]  # images by split, "train" among them
-    parts: Mapping[str, Part] | None = None  # sizes and classes, where the sets are not all of the data
+    parts: Mapping[str, DataPart] | None = None  # sizes and classes, where the sets are not all of the data
     left_out: Sequence[Skipped] = ()  # images that were left out of the sets beforehand
     terms: Mapping[str, Builder] | None = None  # the kinds of losses there are; `TERMS` if left out
     sampler: Sampler | None = None  # instead of the recipe's `[sampler]`: few-shot episodes, for example
@@ -140,17 +140,17 @@ class RunData:
     split: SplitSettings | None = None  # how the images were divided, where the recipe leaves something to the data
 
 
-def parts_of(sets: Mapping[str, TrainingSet]) -> dict[str, Part]:
+def parts_of(sets: Mapping[str, TrainingSet]) -> dict[str, DataPart]:
     """The parts that some sets are."""
     return {
-        name: Part(
+        name: DataPart(
             len(own), frozenset(c for c, n in zip(own.class_names, own.per_class().tolist(), strict=True) if n > 0)
         )
         for name, own in sets.items()
     }
 
 
-def describe(parts: Mapping[str, Part]) -> dict[str, dict[str, int]]:
+def describe(parts: Mapping[str, DataPart]) -> dict[str, dict[str, int]]:
     """Images and classes of each part, and for all but the trained one its classes in that one; for JSON."""
     trained = _trained(parts)
     known = parts[trained].classes if trained in parts else frozenset()
@@ -164,7 +164,7 @@ def describe(parts: Mapping[str, Part]) -> dict[str, dict[str, int]]:
     }
 
 
-def sentence(parts: Mapping[str, Part]) -> str:
+def sentence(parts: Mapping[str, DataPart]) -> str:
     """The same on one line: `train: 320 images, 16 classes; test: 160 images, 8 classes, 0 of them in train`."""
     trained = _trained(parts)
     return "; ".join(
@@ -174,7 +174,7 @@ def sentence(parts: Mapping[str, Part]) -> str:
     )
 
 
-def _trained(parts: Mapping[str, Part]) -> str:
+def _trained(parts: Mapping[str, DataPart]) -> str:
     return "base" if "base" in parts and "train" not in parts else "train"
 
 

@@ -29,7 +29,7 @@ from ..recipes.tables import Count, Table, limited
 _CORNERS = ("x1", "y1", "x2", "y2")
 _SLACK = 1.0  # pixels by which a box may exceed its image: tables differ in whether the last pixel counts
 
-Labels = Int[Tensor, " n"] | Float[Tensor, "n c"]
+OutlineLabels = Int[Tensor, " n"] | Float[Tensor, "n c"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ def region_table(
     settings: RegionSettings | None,
     files: Sequence[Path],
     *,
-    labels: Labels,
+    labels: OutlineLabels,
     class_names: Sequence[str],
     transform: Transform,
     strict: bool,
@@ -167,7 +167,7 @@ def region_table(
 
 
 def _by_image(
-    outlines: Outlines, kind: str, files: Sequence[Path], labels: Labels, class_names: Sequence[str]
+    outlines: Outlines, kind: str, files: Sequence[Path], labels: OutlineLabels, class_names: Sequence[str]
 ) -> dict[int, list[tuple[int, Outline]]]:
     """Class index and outline by image, without those that the image's labels do not speak of."""
     found: dict[int, list[tuple[int, Outline]]] = {}

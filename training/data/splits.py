@@ -25,7 +25,7 @@ from ...images.masks import MaskFolder
 from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table
-from .batches import Part, RunData, parts_of
+from .batches import DataPart, RunData, parts_of
 from .dividing import SplitSettings, divided, settled, shown_classes
 from .outlines import Outline, RegionSettings, boxes_from, outlines_of
 from .training_set import MEMORY_LIMIT, Cache, TrainingSet, say_left_out
@@ -119,7 +119,7 @@ def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
     return settled(settings.split, list(listing), where=place, strict=False, quiet=True)
 
 
-def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
+def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, DataPart]:
     """Sizes and classes of the parts as listed; no image is opened, and scenes have none before a run."""
     if settings.scenes is not None:
         return {}
@@ -129,7 +129,7 @@ def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
     _, parts = _divided(listing, settings, place, quiet=True)
     columns = settings.label_columns
     return {
-        name: Part(len(own), frozenset(columns or (label for record in own for label in shown_classes(record))))
+        name: DataPart(len(own), frozenset(columns or (label for record in own for label in shown_classes(record))))
         for name, own in parts.items()
     }
 

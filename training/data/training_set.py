@@ -23,7 +23,7 @@ from ...remarks import Skipped, counted, remark
 from ...threads import in_threads
 from ..recipes.tables import NotNegative
 from .dividing import shown_classes
-from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
+from .outlines import Outline, OutlineLabels, Outlines, RegionSettings, RegionTable, region_table
 
 if TYPE_CHECKING:
     from ...synthetic.scene_set import SceneSet
@@ -36,7 +36,7 @@ Cache = Literal["auto", "memory", "none"] | NotNegative
 
 
 def stays_in_memory(count: int, transform: Transform, cache: Cache) -> bool:
-    """Whether that many decoded images are kept."""
+    """True if that many decoded images are kept in memory."""
     if cache == "memory" or cache == "none":
         return cache == "memory"
     limit = MEMORY_LIMIT if cache == "auto" else cache * 1024**3
@@ -104,7 +104,7 @@ class TrainingSet:
     held: UInt8[Tensor, "n 3 h w"] | None  # decoded already; None if they are read whenever they are needed
     files: Sequence[Path]
     transform: Transform  # made the pixels; its `normalise` is still to come
-    labels: Labels  # class indices; or one 0/1 column per class where an image may show several
+    labels: OutlineLabels  # class indices; or one 0/1 column per class where an image may show several
     class_names: tuple[str, ...]
     regions: RegionTable | None = None  # outlined objects; None if the data set has none
     image_names: Sequence[str] = ()  # for messages
@@ -163,7 +163,7 @@ class TrainingSet:
     def from_pixels(
         cls,
         pixels: UInt8[Tensor, "n 3 h w"] | None,
-        labels: Sequence[str] | Labels,
+        labels: Sequence[str] | OutlineLabels,
         *,
         transform: Transform,
         class_names: Sequence[str] | None = None,
@@ -283,7 +283,7 @@ def _labels_of(record: ImageRecord, columns: Sequence[str]) -> tuple[str, ...]:
 
 def _numbered(
     shown: Sequence[tuple[str, ...]], class_names: Sequence[str] | None, *, is_multi_label: bool
-) -> tuple[tuple[str, ...], Labels]:
+) -> tuple[tuple[str, ...], OutlineLabels]:
     """Class names by index, and the labels as indices or as 0/1 columns."""
     names = tuple(sorted({name for own in shown for name in own}) if class_names is None else class_names)
     number = {name: i for i, name in enumerate(names)}

@@ -27,7 +27,7 @@ from ..recipes.settings import Settings
 from . import environment, outcome
 from .backbone_parts import features_of_frozen, merge_adapters
 from .optimisation import Optimisation, set_training, training_mode, what_is_trained
-from .step import Batch, BatchSource, Losses, Objective, Progress, Step, as_numbers
+from .step import Batch, BatchSource, Losses, Objective, Step, TrainingProgress, as_numbers
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
 _FREE = ("device", "checkpoint_every_steps", "tensorboard")  # settings that a resumed run may change
@@ -135,7 +135,7 @@ class _Run:
         self.early_stopping = outcome.EarlyStopping(settings, self.modules)
         bf16 = resolved_precision(settings.precision, self.device) == "bf16"
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16) if bf16 else nullcontext
-        self.now = Progress(epoch=0, epochs=settings.epochs, step=0)
+        self.now = TrainingProgress(epoch=0, epochs=settings.epochs, step=0)
         self._restore(resume=resume)
         is_probe = "backbone" in settings.freeze
         self.features = (
@@ -277,7 +277,7 @@ class _Run:
             self.report(self.history[-1])
 
     def _setup(self) -> dict[str, Any]:
-        """Everything that a resumed run must have in common with the one that was killed."""
+        """Settings that a resumed run must share with the run that it continues."""
         settings = {name: value for name, value in self.settings.to_dict().items() if name not in _FREE}
         setup: dict[str, Any] = {
             "run": settings,

@@ -231,7 +231,7 @@ def _frozen_names(encoder: Encoder, settings: Settings) -> list[str]:
 
 
 def _frozen_parts(encoder: Encoder, settings: Settings) -> list[nn.Module | nn.Parameter]:
-    """What of the backbone stays as it is."""
+    """The parts of the backbone that are frozen."""
     network, _ = source_of(encoder.backbone)
     parts = {name or "backbone": part for name, part in [*network.named_modules(), *network.named_parameters()]}
     frozen = _frozen_names(encoder, settings)

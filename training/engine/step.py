@@ -103,7 +103,7 @@ class BatchSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Progress of a training run.
 
     Attributes:
@@ -137,7 +137,7 @@ class Step:
         self,
         encoder: Encoder,
         batch: Batch,
-        progress: Progress,
+        progress: TrainingProgress,
         *,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         features: Encoding | None = None,  # of every training image, where the backbone is frozen
@@ -211,7 +211,7 @@ class Term(nn.Module):
     # of the encodings of a batch the "vector" alone, the "map" too, or "images" and whatever the encoder makes of them
     reads: ClassVar[Literal["vector", "map", "images"]] = "images"
 
-    def weight_at(self, progress: Progress, weight: float) -> float:
+    def weight_at(self, progress: TrainingProgress, weight: float) -> float:
         """The factor of this term now, `weight` being the recipe's; a term that starts late returns 0 before."""
         del progress
         return weight

@@ -18,7 +18,7 @@ from ...encoders.heads import GAP, affine_of
 from ...encoders.layers import evaluating
 from ...errors import InputError
 from ...explain.methods.cam import plus_plus_weights
-from ..engine.step import HasClassWeights, Progress, Step, Targets, Term
+from ..engine.step import HasClassWeights, Step, Targets, Term, TrainingProgress
 
 ADAPTIVE_ACCURACY = 0.5
 
@@ -137,7 +137,7 @@ class LateTerm(Term):
         self.start = start
         self.register_buffer("has_started", torch.tensor(False))
 
-    def weight_at(self, progress: Progress, weight: float) -> float:
+    def weight_at(self, progress: TrainingProgress, weight: float) -> float:
         """0 before the start, then the recipe's."""
         if isinstance(self.start, int):
             return weight if progress.epoch >= self.start else 0.0

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Encoder
-from ...encoders.heads import Identity, affine_of
+from ...encoders.heads import IdentityHead, affine_of
 from ...errors import InputError
 from ...explain import fold
 from ...remarks import remark
@@ -56,7 +56,7 @@ def map_difference(
 
 def unpooled(encoder: Encoder, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
     """The map whose mean is the pooled vector: the feature map itself, except for GeM."""
-    return fold(feature_map, pooling=encoder.pooling, head=Identity()).map
+    return fold(feature_map, pooling=encoder.pooling, head=IdentityHead()).map
 
 
 class CamLoss(LateTerm):

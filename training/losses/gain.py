@@ -35,7 +35,7 @@ def attention_map(feature_map: Float[Tensor, "t k h w"], weights: Float[Tensor, 
 
 
 def without(feature_map: Float[Tensor, "b k h w"], constant: Float[Tensor, "b k"] | None) -> Float[Tensor, "b k h w"]:
-    """What of a map comes from its places: without the part of tokens that is the same at all of them."""
+    """A map without the part of tokens that is the same at all places."""
     return feature_map if constant is None else feature_map - constant[..., None, None]
 
 

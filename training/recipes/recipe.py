@@ -252,7 +252,7 @@ class Miniature(Table):
 
 
 class Paper(Table):
-    """How a table of a paper is repeated."""
+    """Settings that repeat one table of a paper, and the data that it needs."""
 
     # the command that trains; "none" where nothing is trained, and `then` is all
     task: Literal["train", "fewshot", "reid", "segment", "none"] = "train"

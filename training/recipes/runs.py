@@ -23,7 +23,7 @@ from ...errors import InputError
 from ...images import Transform
 from ...progress import Progress
 from ...remarks import Skipped
-from ..data.batches import Part, RunData, TrainingBatches, describe, parts_of, sentence
+from ..data.batches import DataPart, RunData, TrainingBatches, describe, parts_of, sentence
 from ..data.dividing import SHARES
 from ..data.samplers import make_sampler
 from ..engine.environment import World, current_world
@@ -45,7 +45,7 @@ class RunResult:
     fit: FitResult  # epoch by epoch
     encoder: Encoder  # trained, in evaluation mode
     seconds: float  # with data and evaluation
-    parts: Mapping[str, Part] = field(default_factory=dict)  # sizes and classes of the data
+    parts: Mapping[str, DataPart] = field(default_factory=dict)  # sizes and classes of the data
     left_out: tuple[Skipped, ...] = ()  # training and test images that cannot be read, with the reasons
 
     @property
@@ -187,7 +187,7 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VariantComparison:
     """The metrics of several variants, seed by seed."""
 
     name: str  # the recipe's
@@ -240,7 +240,7 @@ def run_variants(
     cache: str | Path | None = None,
     watch: Callable[[str, int], AbstractContextManager[Progress | None]] | None = None,
     **options: Any,
-) -> Comparison:
+) -> VariantComparison:
     """Every variant (None: the recipe without any) with every seed, one after another; options are `run_recipe`'s.
 
     A run's results lie in `FOLDER/VARIANT/seed-N`; the table, as `comparison.json`, in `folder`. With `resume`, runs
@@ -261,7 +261,7 @@ def run_variants(
             with nullcontext(None) if watch is None else watch(variant, seed) as progress:
                 told = {"seed": seed, "folder": place, "cache": cache or folder, "progress": progress, **options}
                 results.setdefault(variant, []).append(run(placed, **told))
-    comparison = Comparison(
+    comparison = VariantComparison(
         next(iter(recipes.values())).name,
         tuple(seeds),
         values={

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import distcam.explain.methods.correspondence  # noqa: F401
-from distcam.encoders import GAP, BNNeck, GeM, Identity, Linear
+from distcam.encoders import GAP, BNNeck, GeM, IdentityHead, Linear
 from distcam.errors import InputError, ShapeError
 from distcam.explain import correspondence, dist_cam, fold
 from distcam.explain.methods.correspondence import pairwise_shares
@@ -52,7 +52,7 @@ def test_two_channels_by_hand():
 
 
 @pytest.mark.parametrize("pooling", [GAP(), GeM(p=2.5)])
-@pytest.mark.parametrize("head", [Identity(), Linear(6, 5), BNNeck(6)])
+@pytest.mark.parametrize("head", [IdentityHead(), Linear(6, 5), BNNeck(6)])
 def test_the_shares_sum_to_the_cosine_of_the_embeddings_whatever_the_head_adds(pooling, head):
     filled(head)
     one, other = drawn(1, 6, 3, 4).relu(), drawn(1, 6, 2, 5, seed=1).relu()

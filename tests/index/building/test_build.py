@@ -378,7 +378,7 @@ def test_commits_come_by_number_size_and_time(tmp_path: Path, photos: Path, enco
         with building.opened_for_building(
             tmp_path / str(number), listing, encoder, metric="cosine", limits=limits
         ) as writer:
-            building.add_images(writer, listing, encoder, settings=building.InferenceSettings(batch_size=2))
+            building.add_images(writer, listing, encoder, settings=building.InferenceOptions(batch_size=2))
             assert len(writer.manifest.segments) == segments
 
 
@@ -402,7 +402,7 @@ def test_memory_holds_a_commit_not_the_gallery(
     with building.opened_for_building(
         tmp_path / "g", listing, encoder, metric="l2", limits=CommitLimits(images=20)
     ) as writer:
-        building.add_images(writer, listing, encoder, settings=building.InferenceSettings(batch_size=8))
+        building.add_images(writer, listing, encoder, settings=building.InferenceOptions(batch_size=8))
     assert len(Gallery.open(tmp_path / "g")) == 120
     assert most < 20
 

@@ -22,7 +22,7 @@ from distcam.images import Transform, list_images
 from distcam.index import Gallery
 from distcam.index.backends import opened_for_writing
 from distcam.index.building import ray as ray_engine
-from distcam.index.building.build import InferenceSettings, add_images
+from distcam.index.building.build import InferenceOptions, add_images
 from distcam.index.building.ingest import Encoded, Offer
 from distcam.index.building.ray import RayEngine
 from distcam.index.storage.manifest import Spec
@@ -60,7 +60,7 @@ def test_a_worker_answers_with_the_local_engines_bits(tmp_path: Path, photos: Pa
     unchanged.known_sha256 = gallery.snapshot.file_state(3)[0]
     offers.insert(5, Offer(photos / "b" / "broken.png", "b/broken.png", replaces=12))
     spec = Spec("cosine", 8, 64)
-    settings = ray_engine._settled(InferenceSettings(batch_size=4, precision="auto"))
+    settings = ray_engine._settled(InferenceOptions(batch_size=4, precision="auto"))
     assert settings.precision == gallery.manifest.encoder.precision
     work = ray_engine._Work(settings, spec, maps=True)
     worker = ray_engine._Worker(ray_engine._checkpoint(encoder), work)
@@ -104,7 +104,7 @@ def test_ray_is_not_started_when_there_is_nothing_to_encode(
     monkeypatch.setitem(sys.modules, "ray", None)
     with opened_for_writing(tmp_path / "g") as writer:
         report = add_images(
-            writer, list_images(photos), encoder, settings=InferenceSettings(), encode=RayEngine().stream
+            writer, list_images(photos), encoder, settings=InferenceOptions(), encode=RayEngine().stream
         )
     assert (report.added, report.unchanged) == (0, 60)
 

@@ -15,7 +15,7 @@ from distcam.index.faiss import gpu as faiss_gpu
 from distcam.index.faiss.candidates import ErrorBound
 from distcam.index.faiss.factory import new_index
 from distcam.index.faiss.gpu import GpuIndex, Placement, check_device, gpus_of, plan_copy, rounds_products, shards_of
-from distcam.index.faiss.index_store import Precision
+from distcam.index.faiss.index_store import Distortion
 from distcam.metrics.distances import METRICS, Metric, SearchSpec
 
 GIB = 1 << 30
@@ -240,7 +240,7 @@ def test_the_bound_on_halving_holds_for_small_and_large_numbers() -> None:
     rng = np.random.default_rng(0)
     for scale in (1e-9, 1e-5, 1.0, 1e4):
         vectors = (scale * rng.standard_normal((200, 24))).astype(np.float32)
-        errors = Precision(radius=float(np.linalg.norm(vectors.astype(float), axis=1).max())).halved(24)
+        errors = Distortion(radius=float(np.linalg.norm(vectors.astype(float), axis=1).max())).halved(24)
         moved = np.linalg.norm(vectors.astype(np.float16).astype(float) - vectors.astype(float), axis=1)
         assert moved.max() <= errors.distortion
         assert ErrorBound(SearchSpec(24, "l2"), errors, vectors).floor(1.0) < 1.0

@@ -19,7 +19,7 @@ from distcam.index.filters import matching as filters
 from distcam.index.filters.matching import Categorical, Verdicts, hints, matching
 from distcam.index.filters.tree import Filter
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.snapshot import Snapshot
 from distcam.index.storage.writer import GalleryWriter
 
@@ -63,7 +63,7 @@ def _gallery(folder: Path) -> Gallery:
         columns={"label": ["a", "b", "b"]},
     )
     writer = GalleryWriter(folder, manifest, on_disk=None)
-    writer.append(entries, Vectors(vectors, vectors))
+    writer.append(entries, RowVectors(vectors, vectors))
     writer.commit(complete=True)
     return Gallery.open(folder)
 

@@ -41,12 +41,12 @@ from distcam.index.filters.matching import Categorical, matching
 from distcam.index.filters.tree import And, In, Ne, Not, Or, Range
 from distcam.index.milvus.connection import TOKEN_VARIABLE, Address, connected
 from distcam.index.milvus.dialect import IndexKind, compiled, key_of
-from distcam.index.milvus.search import MAX_K, MilvusSearch, Rows
+from distcam.index.milvus.search import MAX_K, MilvusSearch, RowSet
 from distcam.index.milvus.snapshot import MilvusSnapshot
 from distcam.index.milvus.table import MAX_DIM, MilvusTable, TableSpec
 from distcam.index.milvus.writer import MilvusWriter
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.writer import GalleryWriter
 from distcam.metrics.distances import SearchSpec
 
@@ -276,7 +276,7 @@ def test_limits_of_milvus_are_checked_before_milvus_is_asked(place: Callable[[],
     with pytest.raises(InputError, match=f"up to {MAX_DIM} numbers"):
         TableSpec(MAX_DIM + 1, "l2", None, "o")
     table = MilvusTable(Address.parse(place()), TableSpec(2, "l2", None, "o"))
-    search = MilvusSearch(SearchSpec(2, "l2"), table, rows=Rows(4, np.empty(0, np.uint64)))
+    search = MilvusSearch(SearchSpec(2, "l2"), table, rows=RowSet(4, np.empty(0, np.uint64)))
     with pytest.raises(InputError, match=f"up to {MAX_K} neighbours"):
         search.search(np.ones((1, 2)), MAX_K + 1)
 
@@ -285,7 +285,7 @@ def test_an_index_of_another_kind_gives_the_same_answer(place: Callable[[], str]
     vectors = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
     table = MilvusTable(Address.parse(place()), TableSpec(8, "cosine", None, "o"))
     table.create()
-    search = MilvusSearch(SearchSpec(8, "cosine"), table, rows=Rows(600, np.empty(0, np.uint64)))
+    search = MilvusSearch(SearchSpec(8, "cosine"), table, rows=RowSet(600, np.empty(0, np.uint64)))
     table.upsert(np.arange(600), vectors)
     exact = search.search(vectors[:4], 5)
     table.reindex(IndexKind.parse("HNSW"))
@@ -405,11 +405,11 @@ SPEC = Spec("l2", embedding_dim=2, pooled_dim=3)
 Model = dict[str, float]
 
 
-def _vectors(count: int, value: float = 1.0) -> Vectors:
-    return Vectors(np.full((count, 3), value, np.float32), np.full((count, 2), value, np.float32))
+def _vectors(count: int, value: float = 1.0) -> RowVectors:
+    return RowVectors(np.full((count, 3), value, np.float32), np.full((count, 2), value, np.float32))
 
 
-def _entries(model: Model) -> tuple[Entries, Vectors]:
+def _entries(model: Model) -> tuple[Entries, RowVectors]:
     n = len(model)
     values = np.array(list(model.values()), np.float32)[:, None]
     entries = Entries(
@@ -420,7 +420,7 @@ def _entries(model: Model) -> tuple[Entries, Vectors]:
         mtime_ns=np.full(n, 1_763_000_000_123_456_789, np.int64),
         columns={"label": [f"class {path[0]}" for path in model]},
     )
-    return entries, Vectors(np.repeat(values, 3, axis=1), np.repeat(values, 2, axis=1))
+    return entries, RowVectors(np.repeat(values, 3, axis=1), np.repeat(values, 2, axis=1))
 
 
 class _new_writer:

@@ -21,7 +21,7 @@ from distcam.index.building.ingest import Encoded, ingest, read_offer
 from distcam.index.storage import descriptors
 from distcam.index.storage.descriptors import OpenFile
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.snapshot import Snapshot
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
@@ -94,7 +94,7 @@ def test_a_gallery_of_many_commits_lives_under_a_limit_of_64_files(tmp_path: Pat
 SPEC = Spec("l2", embedding_dim=2, pooled_dim=2, embedding_is_pooled=True)
 
 
-def _rows(first: int, count: int = 1) -> tuple[Entries, Vectors]:
+def _rows(first: int, count: int = 1) -> tuple[Entries, RowVectors]:
     pooled = np.full((count, 2), first, np.float32)
     entries = Entries(
         ids=np.zeros(count, np.uint64),
@@ -104,7 +104,7 @@ def _rows(first: int, count: int = 1) -> tuple[Entries, Vectors]:
         mtime_ns=np.zeros(count, np.int64),
         columns={"label": ["a"] * count},
     )
-    return entries, Vectors(pooled, pooled)
+    return entries, RowVectors(pooled, pooled)
 
 
 def _writer(folder: Path, **limits: int) -> GalleryWriter:
@@ -121,7 +121,7 @@ def test_a_long_build_keeps_few_files_and_writes_no_row_often(
     written = 0
     write = writer._write_segment
 
-    def counted(entries: Entries, vectors: Iterator[Vectors]) -> object:
+    def counted(entries: Entries, vectors: Iterator[RowVectors]) -> object:
         nonlocal written
         written += len(entries)
         return write(entries, vectors)

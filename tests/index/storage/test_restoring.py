@@ -16,11 +16,11 @@ from distcam.files import Storage, WriterLock
 from distcam.index import Gallery, restore_gallery, verify_gallery
 from distcam.index.backends import opened_for_writing
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.writer import GalleryWriter
 
 
-def _rows(paths: list[str], value: float) -> tuple[Entries, Vectors]:
+def _rows(paths: list[str], value: float) -> tuple[Entries, RowVectors]:
     n = len(paths)
     pooled = np.full((n, 2), value, np.float32)
     entries = Entries(
@@ -31,7 +31,7 @@ def _rows(paths: list[str], value: float) -> tuple[Entries, Vectors]:
         mtime_ns=np.zeros(n, np.int64),
         columns={"label": ["a"] * n},
     )
-    return entries, Vectors(pooled, pooled)
+    return entries, RowVectors(pooled, pooled)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from distcam.index.storage.hdf5 import FlatFile, pack_strings, write_arrays
 from distcam.index.storage.manifest import Spec
 from distcam.index.storage.segments import (
     Entries,
+    RowVectors,
     Segment,
-    Vectors,
     located,
     pack_maps,
     stored_path,
@@ -39,13 +39,13 @@ def _entries(n: int, **columns: list[str | None]) -> Entries:
     )
 
 
-def _vectors(n: int, seed: int = 0) -> Vectors:
+def _vectors(n: int, seed: int = 0) -> RowVectors:
     rng = np.random.default_rng(seed)
     maps, scale = pack_maps(rng.random((n, 6, 2, 3), np.float32))
-    return Vectors(rng.random((n, 6), np.float32), rng.random((n, 4), np.float32), maps, scale)
+    return RowVectors(rng.random((n, 6), np.float32), rng.random((n, 4), np.float32), maps, scale)
 
 
-def _write(path: Path, n: int = 5, spec: Spec = SPEC) -> Vectors:
+def _write(path: Path, n: int = 5, spec: Spec = SPEC) -> RowVectors:
     vectors = _vectors(n)
     write_segment(path, _entries(n, camera=["1", "2", None, "2", "3"]), [vectors], spec=spec)
     return vectors
@@ -98,7 +98,7 @@ def test_rows_are_those_of_the_array_in_any_order(tmp_path: Path, rows: list[int
 def test_an_embedding_that_is_the_pooled_vector_is_stored_once(tmp_path: Path) -> None:
     spec = Spec("cosine", embedding_dim=6, pooled_dim=6, embedding_is_pooled=True)
     pooled = _vectors(5).pooled
-    write_segment(tmp_path / "s.h5", _entries(5), [Vectors(pooled, pooled)], spec=spec)
+    write_segment(tmp_path / "s.h5", _entries(5), [RowVectors(pooled, pooled)], spec=spec)
     segment = Segment(tmp_path / "s.h5", spec=spec, count=5)
     assert "embedding" not in segment.file.names
     assert segment.embedding is segment.pooled

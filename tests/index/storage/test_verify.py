@@ -17,7 +17,7 @@ from distcam.index import Gallery, VerifyReport, verify_gallery
 from distcam.index.backends import opened_for_writing
 from distcam.index.storage import verify as checks
 from distcam.index.storage.manifest import EncoderEntry, FileEntry, Manifest, Spec
-from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.segments import Entries, RowVectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 pytestmark = pytest.mark.usefixtures("own_state")
@@ -30,7 +30,7 @@ def _append(writer: GalleryWriter, *numbers: int) -> None:
     paths = [f"{number}.jpg" for number in numbers]
     entries = Entries(zeros, paths, np.zeros((n, 32), np.uint8), zeros, zeros.astype(np.int64), {"label": labels})
     value = np.array(numbers, np.float32)[:, None] + 1
-    writer.append(entries, Vectors(value.repeat(3, axis=1), value.repeat(2, axis=1)))
+    writer.append(entries, RowVectors(value.repeat(3, axis=1), value.repeat(2, axis=1)))
 
 
 def _make(folder: Path, *, images: int = 6) -> Path:

@@ -20,11 +20,11 @@ from distcam.retrieval.localisation.composites import (
     pointing,
     split_off,
 )
-from distcam.retrieval.localisation.references import Photograph
+from distcam.retrieval.localisation.references import ObjectImage
 
 
-def photographs(**counts: int) -> list[Photograph]:
-    return [Photograph(Path(f"{label}{n}"), label) for label, count in counts.items() for n in range(count)]
+def photographs(**counts: int) -> list[ObjectImage]:
+    return [ObjectImage(Path(f"{label}{n}"), label) for label, count in counts.items() for n in range(count)]
 
 
 def test_photographs_are_composed_in_reading_order() -> None:

@@ -22,7 +22,7 @@ from distcam.retrieval.localisation.explanations import (
     from_gallery,
     from_images,
 )
-from distcam.retrieval.localisation.references import Photograph
+from distcam.retrieval.localisation.references import ObjectImage
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 
@@ -114,4 +114,4 @@ def test_what_cannot_be_composed_is_refused(folder: Path, small_encoder: Encoder
     with pytest.raises(InputError, match="two classes that have references"):
         benchmark_explanations([image for image in asked if image.label == asked[0].label], small_encoder, references)
     with pytest.raises(InputError, match="2 or more"):
-        benchmark_explanations([Photograph(Path("a"), "a")], small_encoder, references, composites=1)
+        benchmark_explanations([ObjectImage(Path("a"), "a")], small_encoder, references, composites=1)

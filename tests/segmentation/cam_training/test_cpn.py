@@ -22,7 +22,7 @@ from distcam.segmentation.cam_training.class_maps import (
 from distcam.segmentation.cam_training.cpn import AUTHORS_CODE, Cpn, CpnSettings, cpcr_loss, tcp_loss
 from distcam.segmentation.cam_training.map_term import MapTerm
 from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
-from distcam.training import Batch, Progress, Step
+from distcam.training import Batch, Step, TrainingProgress
 from distcam.training.engine.step import Mix
 from distcam.training.losses.registry import TermContext, build_objective
 
@@ -44,7 +44,7 @@ def make_batch(count: int = 4, seed: int = 0) -> Batch:
 
 
 def make_step(encoder: Encoder, batch: Batch | None = None, *, epoch: int = 0) -> Step:
-    return Step(encoder, batch or make_batch(), Progress(epoch=epoch, epochs=9, step=0))
+    return Step(encoder, batch or make_batch(), TrainingProgress(epoch=epoch, epochs=9, step=0))
 
 
 def make_term(encoder: Encoder, **options: object) -> Cpn:

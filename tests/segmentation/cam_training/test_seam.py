@@ -12,7 +12,7 @@ from distcam.images import Transform
 from distcam.segmentation.cam_training.class_maps import class_maps, scaled_maps
 from distcam.segmentation.cam_training.map_term import Seam, SeamSettings
 from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
-from distcam.training import Batch, Progress, Step
+from distcam.training import Batch, Step, TrainingProgress
 from distcam.training.losses.registry import TermContext, build_objective
 
 
@@ -26,7 +26,7 @@ def encoder() -> Encoder:
 def make_step(encoder: Encoder, *, epoch: int = 0) -> Step:
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    return Step(encoder, Batch(images, labels, torch.arange(3)), Progress(epoch=epoch, epochs=5, step=0))
+    return Step(encoder, Batch(images, labels, torch.arange(3)), TrainingProgress(epoch=epoch, epochs=5, step=0))
 
 
 def make_term(encoder: Encoder, **options: object) -> Seam:

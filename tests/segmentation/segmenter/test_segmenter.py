@@ -40,7 +40,7 @@ from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
 from distcam.training.data.samplers import SamplerSettings, make_sampler, shuffled
 from distcam.training.engine.loop import fit
-from distcam.training.engine.step import Batch, Mix, Progress, Regions, Step
+from distcam.training.engine.step import Batch, Mix, Regions, Step, TrainingProgress
 from distcam.training.losses.registry import TermContext, build_objective
 from distcam.training.recipes.recipe import RecipeFile
 from distcam.training.recipes.settings import OptimiserSettings, Settings
@@ -74,7 +74,7 @@ def step_of(logits, labels, regions=None, mix=None, size=(4, 4)):
 
     images = torch.zeros(len(logits), 3, *size)
     batch = Batch(images, torch.tensor(labels), torch.arange(len(logits)), regions, mix)
-    return Step(Answer(), batch, Progress(0, 1, 0))
+    return Step(Answer(), batch, TrainingProgress(0, 1, 0))
 
 
 def regions_of(*masks):

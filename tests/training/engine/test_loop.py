@@ -30,7 +30,7 @@ from distcam.training import (
     fit,
     load_classifier,
 )
-from distcam.training.engine.step import Mix, Progress, is_right
+from distcam.training.engine.step import Mix, TrainingProgress, is_right
 
 tiny = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "shared" / "tiny_run.py"), run_name="tiny"))
 QUICK = Settings(epochs=2, precision="fp32", device="cpu")
@@ -457,7 +457,7 @@ def blended(layer: str, architecture: str = "conv4", **options: object) -> Step:
     encoder = Encoder.load(architecture, weights="random", transform=Transform(16), options=options)
     images = torch.rand(4, 3, 16, 16)
     mix = Mix(torch.tensor([1, 0, 3, 2]), 0.7, layer)
-    return Step(encoder, Batch(images, torch.tensor([0, 1, 0, 1]), torch.arange(4), mix=mix), Progress(0, 1, 0))
+    return Step(encoder, Batch(images, torch.tensor([0, 1, 0, 1]), torch.arange(4), mix=mix), TrainingProgress(0, 1, 0))
 
 
 def test_what_a_layer_hands_on_is_blended_with_the_partners() -> None:

@@ -13,7 +13,7 @@ from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError
 from distcam.explain.methods.cam import grad_cam_plus_plus
 from distcam.images import Transform
-from distcam.training.engine.step import Batch, Mix, Objective, Progress, Step, Term
+from distcam.training.engine.step import Batch, Mix, Objective, Step, Term, TrainingProgress
 from distcam.training.losses.attention import scaled
 from distcam.training.losses.cam_loss import CamLoss, NegativeCam, cam_differences, negative_cam
 from distcam.training.losses.classifier import ClassifierTerm
@@ -133,7 +133,7 @@ def batch(labels: Tensor = LABELS, *, mix: Mix | None = None) -> Batch:
 
 
 def value_of(term: Term, classifier: Term, enc: Encoder, given_batch: Batch) -> tuple[Tensor, Step]:
-    step = Step(enc, given_batch, Progress(0, 1, 0))
+    step = Step(enc, given_batch, TrainingProgress(0, 1, 0))
     step.classifier = classifier  # type: ignore[assignment]
     return term(step), step
 
@@ -237,7 +237,7 @@ def test_mixed_and_several_labels_are_weighted_sums() -> None:
     torch.testing.assert_close(value_of(term, classifier, enc, batch(several))[0], single[0])
     several[0] = torch.tensor([1.0, 1.0, 0.0])
     several[1] = 0  # nothing is shown: adds nothing
-    features = Step(enc, batch(), Progress(0, 1, 0)).encoding.feature_map
+    features = Step(enc, batch(), TrainingProgress(0, 1, 0)).encoding.feature_map
 
     def own(i: int, c: int) -> Tensor:
         return cam_loss(features[i : i + 1], classifier.weight, torch.tensor([c]))
@@ -248,30 +248,30 @@ def test_mixed_and_several_labels_are_weighted_sums() -> None:
 
 def test_it_starts_at_its_epoch() -> None:
     term = CamLoss(start=2)
-    assert [term.weight_at(Progress(e, 4, 0), 3.0) for e in range(4)] == [0, 0, 3, 3]
+    assert [term.weight_at(TrainingProgress(e, 4, 0), 3.0) for e in range(4)] == [0, 0, 3, 3]
 
 
 def test_an_adaptive_start_stays_started_also_after_resuming() -> None:
     term = CamLoss()
     accuracies = [None, 0.2, 0.49, 0.5, 0.1]
-    assert [term.weight_at(Progress(e, 9, 0, a), 3.0) for e, a in enumerate(accuracies)] == [0, 0, 0, 3, 3]
+    assert [term.weight_at(TrainingProgress(e, 9, 0, a), 3.0) for e, a in enumerate(accuracies)] == [0, 0, 0, 3, 3]
     again = CamLoss()
     again.load_state_dict(term.state_dict())
-    assert again.weight_at(Progress(5, 9, 0, 0.1), 3.0) == 3
+    assert again.weight_at(TrainingProgress(5, 9, 0, 0.1), 3.0) == 3
     with pytest.raises(InputError, match="epoch, from 0, or 'adaptive', got 'later'"):
         CamLoss(start="later")  # type: ignore[arg-type]
 
 
 def test_without_a_classifier_it_says_what_to_add() -> None:
     with pytest.raises(InputError, match="CAM-loss needs class weights"):
-        Objective({"cam": CamLoss(start=0)})(Step(encoder(), batch(), Progress(0, 1, 0)))
+        Objective({"cam": CamLoss(start=0)})(Step(encoder(), batch(), TrainingProgress(0, 1, 0)))
 
 
 def test_gradients_that_were_there_stay_and_buffers_do_not_move_twice() -> None:
     enc = encoder(used_neck(64))
     classifier = ClassifierTerm(64, 3)
     enc.train()
-    step = Step(enc, batch(), Progress(0, 1, 0))
+    step = Step(enc, batch(), TrainingProgress(0, 1, 0))
     step.classifier = classifier
     _ = step.encoding
     for p in [*enc.parameters(), *classifier.parameters()]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from distcam.encoders import Encoder
 from distcam.errors import InputError, WeightsError
-from distcam.training.engine.step import Batch, HasClassWeights, Mix, Progress, Step
+from distcam.training.engine.step import Batch, HasClassWeights, Mix, Step, TrainingProgress
 from distcam.training.losses.classifier import CenterTerm, ClassifierTerm, load_classifier, save_classifier
 from distcam.training.losses.metric import metric_term
 
@@ -28,7 +28,7 @@ class Given(nn.Module):
 
 def step_of(values: Tensor, labels: Tensor, *, mix: Mix | None = None) -> Step:
     batch = Batch(torch.zeros(len(labels), 3, 2, 2), labels, torch.arange(len(labels)), mix=mix)
-    return Step(Encoder(Given(values)), batch, Progress(0, 1, 0))
+    return Step(Encoder(Given(values)), batch, TrainingProgress(0, 1, 0))
 
 
 def fixed(weight: list[list[float]], **options: object) -> ClassifierTerm:

@@ -13,7 +13,7 @@ from distcam.encoders import Encoder
 from distcam.encoders.heads import Linear
 from distcam.errors import FingerprintMismatchError, InputError, WeightsError
 from distcam.images import Transform
-from distcam.training.engine.step import Batch, Mix, Progress, Step
+from distcam.training.engine.step import Batch, Mix, Step, TrainingProgress
 from distcam.training.losses.attention import scaled
 from distcam.training.losses.cam_loss import cam_differences
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
@@ -38,7 +38,7 @@ def teacher_in(folder: Path, transform: Transform = STUDENT, names: tuple[str, .
 
 def step_of(student: Encoder, labels: Tensor = LABELS, *, mix: Mix | None = None) -> Step:
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    step = Step(student, Batch(images, labels, torch.arange(4), mix=mix), Progress(0, 1, 0))
+    step = Step(student, Batch(images, labels, torch.arange(4), mix=mix), TrainingProgress(0, 1, 0))
     torch.manual_seed(4)
     step.classifier = ClassifierTerm(student.embedding_dim, 3)
     return step
@@ -162,7 +162,7 @@ def test_a_teacher_sees_the_pictures_as_it_was_taught(tmp_path: Path, student: E
     own = Transform(64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), channels="bgr")
     written(tmp_path, Encoder.load("conv4", weights="random", transform=own, seed=5))
     batch = Batch(STUDENT.normalise(pixels), LABELS, torch.arange(4))
-    seen = teacher_in(tmp_path).look(Step(student, batch, Progress(0, 1, 0)))
+    seen = teacher_in(tmp_path).look(Step(student, batch, TrainingProgress(0, 1, 0)))
     expected = Encoder.load(tmp_path / "encoder.safetensors")(own.normalise(pixels.flip(1)))
     torch.testing.assert_close(seen.embedding, expected.embedding, rtol=1e-4, atol=1e-4)
 

@@ -14,7 +14,7 @@ from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError
 from distcam.explain import dist_cam
 from distcam.images import Transform
-from distcam.training.engine.step import Batch, Mix, Objective, Progress, Regions, Step, Targets, true_classes
+from distcam.training.engine.step import Batch, Mix, Objective, Regions, Step, Targets, TrainingProgress, true_classes
 from distcam.training.losses.attention import gradient_weights, gradients_off, scaled, statistics_frozen
 from distcam.training.losses.classifier import ClassifierTerm
 from distcam.training.losses.gain import (
@@ -29,7 +29,7 @@ from distcam.training.losses.gain import (
 )
 
 LABELS = torch.tensor([0, 2, 1, 2])
-NOW = Progress(0, 1, 0)
+NOW = TrainingProgress(0, 1, 0)
 
 
 def encoder(head: nn.Module | None = None, **options: str) -> Encoder:

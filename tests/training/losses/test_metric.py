@@ -16,10 +16,10 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.encoders.heads import Linear
 from distcam.errors import InputError
-from distcam.training.engine.step import Batch, HasClassWeights, Mix, Objective, Progress, Step
+from distcam.training.engine.step import Batch, HasClassWeights, Mix, Objective, Step, TrainingProgress
 from distcam.training.losses.metric import LOSSES, MINERS, MetricTerm, ProxyTerm, metric_term
 
-NOW = Progress(epoch=0, epochs=1, step=0)
+NOW = TrainingProgress(epoch=0, epochs=1, step=0)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 2, 0])
 
 

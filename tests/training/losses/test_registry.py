@@ -16,7 +16,7 @@ from distcam.encoders import Encoder
 from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.training.engine.step import Batch, Progress, Step, Term
+from distcam.training.engine.step import Batch, Step, Term, TrainingProgress
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 from distcam.training.losses.registry import TERMS, TermContext, build_objective
 
@@ -42,7 +42,7 @@ def spec(kind: str) -> dict[str, Any]:
 
 def step_of(encoder: Encoder, labels: Tensor = LABELS) -> Step:
     images = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    return Step(encoder.train(), Batch(images, labels, torch.arange(6)), Progress(0, 1, 0))
+    return Step(encoder.train(), Batch(images, labels, torch.arange(6)), TrainingProgress(0, 1, 0))
 
 
 @pytest.mark.parametrize("kind", sorted(TERMS))

@@ -16,7 +16,7 @@ from distcam.encoders.readouts import read_out
 from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.remarks import DistcamWarning
-from distcam.training.engine.step import Batch, Progress, Step, true_classes
+from distcam.training.engine.step import Batch, Step, TrainingProgress, true_classes
 from distcam.training.losses.attention import above_rounding
 from distcam.training.losses.cam_loss import CamLoss, NegativeCam
 from distcam.training.losses.classifier import ClassifierTerm
@@ -24,7 +24,7 @@ from distcam.training.losses.gain import Gain, MetricGain
 
 pytest.importorskip("timm", reason="needs the extra timm")
 LABELS = torch.tensor([0, 2, 1])
-NOW = Progress(1, 2, 0)
+NOW = TrainingProgress(1, 2, 0)
 
 
 @cache

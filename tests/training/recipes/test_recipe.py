@@ -25,7 +25,7 @@ from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.classifier import load_classifier
 from distcam.training.losses.registry import TERMS
 from distcam.training.recipes.recipe import EncoderSettings, Recipe, RecipeFile, parse_change
-from distcam.training.recipes.runs import Comparison, run_recipe, run_variants
+from distcam.training.recipes.runs import VariantComparison, run_recipe, run_variants
 from distcam.training.recipes.settings import OptimiserSettings, ScheduleSettings
 from distcam.training.recipes.tables import as_toml, merged, parse
 
@@ -460,7 +460,9 @@ def test_the_recipes_of_the_repository_can_be_read() -> None:
 
 
 def test_a_cell_is_mean_and_spread_by_hand() -> None:
-    table = Comparison("n", (0, 1), {"a": {"m": (0.2, 0.4)}, "b": {"k": (0.5, float("nan"))}}, {"a": 1.0, "b": 2.0})
+    table = VariantComparison(
+        "n", (0, 1), {"a": {"m": (0.2, 0.4)}, "b": {"k": (0.5, float("nan"))}}, {"a": 1.0, "b": 2.0}
+    )
     assert table.cell("a", "m") == "0.300 ± 0.141"
     assert table.cell("a", "k") == "–"
     assert table.cell("b", "k") == "nan"

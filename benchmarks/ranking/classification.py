@@ -1,0 +1,150 @@
+"""Answers measured: accuracy, calibration error and rejection on photographs, beside scikit-learn's neighbours.
+
+    python benchmarks ranking/classification --data FOLDER [--cache FOLDER --seeds 5 --json OUT.json]
+
+FOLDER holds `imagenette/` (gallery of ImageNet's training images, queries of its validation images), `caltech101/` (a
+folder for each class) and `weights/mobilenet_v2*.pth`. Every image is encoded once; of Caltech-101 so many images of
+each class are drawn as labelled ones, by seed, and the others are asked about. For rejection half of the classes are
+labelled, and the images of the other half should have no answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import describe_machine
+from sklearn.neighbors import KNeighborsClassifier
+
+from distcam import Encoder
+from distcam.fewshot.methods import classifier_of
+from distcam.fewshot.prediction import Support
+from distcam.index import encode_to_file, read_encodings
+from distcam.index.rejection import NearestOfBothKinds, choose_threshold
+from distcam.metrics.prediction import expected_calibration_error
+from distcam.retrieval import DistcamClassifier
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def encoded(source: Path, cache: Path, weights: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Raw vectors, labels and paths."""
+    file = cache / f"{source.stem if source.suffix == '' else source.parent.name}.h5"
+    if not file.exists():
+        encode_to_file(source, Encoder.load("mobilenet_v2", weights=str(weights)), file)
+    found = read_encodings(file)
+    return found.embeddings, np.array(found.labels), np.array([record.path for record in found.records])
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def judged(shares: np.ndarray, classes: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    codes = np.searchsorted(classes, truth)
+    return {
+        "accuracy": float((shares.argmax(1) == codes).mean()),
+        "calibration error": expected_calibration_error(shares, codes),
+    }
+
+
+def answers(known: Arrays, asked: Arrays) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each way to answer, with its own statement of its calibration error."""
+    for by in ("knn", "prototypes", "both"):
+        for k in (1, 5, 20) if by == "knn" else (5,):
+            model = DistcamClassifier(by=by, k=k).fit(*known)
+            result = judged(model.predict_proba(asked[0]), model.classes_, asked[1])
+            yield f"{by}, k = {k}" if by == "knn" else by, {**result, "stated error": model.calibration_.error}
+    model = KNeighborsClassifier(5, weights="distance").fit(unit(known[0]), known[1])
+    yield "scikit-learn, k = 5", judged(model.predict_proba(unit(asked[0])), model.classes_, asked[1])
+
+
+def by_support(known: Arrays, asked: Arrays) -> Iterator[tuple[str, dict[str, float]]]:
+    """The classifiers of `fewshot predict`."""
+    classes = np.unique(known[1])
+    ways = tuple(torch.from_numpy(known[0][known[1] == name]).double() for name in classes)
+    for method in ("proto", "proto-cosine", "simpleshot-l2n", "nn-cosine", "bdcspn"):
+        support = Support(classifier_of(method), ways)
+        found = support.calibration()
+        shares = found.probabilities(support.evidence(torch.from_numpy(asked[0]).double()))
+        yield f"fewshot {method}", {**judged(shares, classes, asked[1]), "stated error": found.error}
+
+
+def rejected(known: Arrays, asked: Arrays, target: float) -> dict[str, float]:
+    """Error rates on new images of a threshold that the labelled images chose, each without itself."""
+    own, others = unit(known[0]), unit(asked[0])
+    distance = 1 - own @ own.T
+    np.fill_diagonal(distance, np.inf)
+    is_own = known[1][:, None] == known[1]
+    nearest = NearestOfBothKinds(np.where(is_own, distance, np.inf).min(1), np.where(is_own, np.inf, distance).min(1))
+    found = choose_threshold(nearest, target=target, source="the labelled images", generation=1)
+    model = DistcamClassifier().fit(*known)
+    passes = (1 - others @ own.T).min(1) <= found.threshold
+    is_known = np.isin(asked[1], known[1])
+    right = model.predict(asked[0]) == asked[1]
+    return {
+        "unknown accepted": float(passes[~is_known].mean()),
+        "known rejected": float((~passes)[is_known].mean()),
+        "known answered rightly": float((passes & right)[is_known].mean()),
+        "right among the answered known": float(right[is_known & passes].mean()),
+    }
+
+
+def drawn(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """True for the labelled images."""
+    rng, chosen = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    for name in np.unique(labels):
+        chosen[rng.permutation(np.flatnonzero(labels == name))[:shots]] = True
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path())
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    weights = next((given.data / "weights").glob("mobilenet_v2*.pth"))
+    rows: dict[str, dict[str, list[dict[str, float]]]] = {}
+
+    def add(title: str, name: str, result: dict[str, float]) -> None:
+        rows.setdefault(title, {}).setdefault(name, []).append(result)
+
+    vectors, labels, paths = encoded(given.data / "imagenette" / "images.csv", given.cache, weights)
+    is_known = np.char.startswith(paths, "gallery")
+    parts: Any = ((vectors[is_known], labels[is_known]), (vectors[~is_known], labels[~is_known]))
+    for name, result in answers(*parts):
+        add("imagenette", name, result)
+    vectors, labels, _ = encoded(given.data / "caltech101", given.cache, weights)
+    for seed in range(given.seeds):
+        for shots in (5, 10):
+            is_known = drawn(labels, shots, seed)
+            parts = ((vectors[is_known], labels[is_known]), (vectors[~is_known], labels[~is_known]))
+            for name, result in answers(*parts):
+                add(f"caltech101, {shots} of each class", name, result)
+            for name, result in by_support(*parts) if shots == 5 else ():
+                add(f"caltech101, {shots} of each class", name, result)
+        half = np.random.default_rng(seed).permutation(np.unique(labels))[:50]
+        is_known = drawn(labels, 10, seed) & np.isin(labels, half)
+        parts = ((vectors[is_known], labels[is_known]), (vectors[~is_known], labels[~is_known]))
+        for target in (0.01, 0.05, 0.1):
+            add("rejection, 50 of 101 classes known", f"false alarms {target:.0%}", rejected(*parts, target))
+    print(describe_machine())
+    for title, methods in rows.items():
+        print(f"\n{title}")
+        for name, results in methods.items():
+            cells = []
+            for key in results[0]:
+                values = [result[key] for result in results]
+                spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+                cells.append(f"{key} {np.mean(values):.3f}{spread}")
+            print(f"  {name:22} {', '.join(cells)}")
+    if given.json is not None:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -1,1 +1,0 @@
-"""Small segmenters, drawn crowds and judges of their maps, which benchmarks of segmentation share."""
