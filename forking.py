@@ -2,17 +2,20 @@
 
 A child of `fork` (the default of `multiprocessing` and of `DataLoader` on Linux until Python 3.14, gunicorn's
 `--preload`) inherits the thread teams of OpenMP without their threads: the first parallel loop of FAISS or torch waits
-for ever. In a child both get one thread. Locks that another thread held at that moment are made anew.
+for ever. In a child both get one thread. Locks that another thread held at that moment are made anew, and a fork waits
+for the imports of other threads.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import suppress
+from types import ModuleType, TracebackType
 
 _handlers: list[weakref.WeakMethod[Callable[[], None]]] = []
 _is_registered = False
@@ -21,8 +24,22 @@ _has_threads = False
 # Held during matrix products on several threads, and waited for by every fork: BLAS, forked in the middle of a
 # product, would wait for ever in the child.
 unforked = threading.Lock()
+
+
+def _wait_for_other_threads() -> None:
+    """Wait for products and imports under way: a child would wait for ever for the lock of a half-imported module."""
+    unforked.acquire()
+    for name, module in list(sys.modules.items()):
+        spec = vars(module).get("__spec__") if isinstance(module, ModuleType) else None
+        if getattr(spec, "_initializing", False):
+            with suppress(ImportError):  # the importing thread's own concern
+                importlib.import_module(name)
+
+
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(before=unforked.acquire, after_in_parent=unforked.release, after_in_child=unforked.release)
+    os.register_at_fork(
+        before=_wait_for_other_threads, after_in_parent=unforked.release, after_in_child=unforked.release
+    )
 
 
 class ForkSafeLock:

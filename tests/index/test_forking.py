@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -122,7 +126,7 @@ stopped = threading.Event()
 def keep_on():
     while not stopped.is_set():
         search()
-other = threading.Thread(target=keep_on)
+other = threading.Thread(target=keep_on, daemon=True)
 other.start()
 for _ in range(3):
     assert in_child(search) == truth["search"]
@@ -188,6 +192,27 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child() -> None:
     assert status == 0
     with lock:
         pass
+
+
+@needs_fork
+def test_a_module_that_another_thread_is_importing_can_be_imported_in_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slowly_imported.py").write_text("import time\ntime.sleep(0.5)\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importing = threading.Thread(target=importlib.import_module, args=["slowly_imported"])
+    importing.start()
+    while "slowly_imported" not in sys.modules:
+        time.sleep(0.001)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # ends this process if it hangs
+        importlib.import_module("slowly_imported")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    importing.join()
+    del sys.modules["slowly_imported"]
+    assert status == 0
 
 
 # --- Sent and copied --------------------------------------------------------------------------------------------------
