@@ -2,8 +2,9 @@
 
     python examples/first_picture.py OUT [--encoder mobilenet_v2] [--weights imagenet]
 
-The photographs come with scikit-image (`pip install 'distcam[segment]'`): Chelsea by Stéfan van der Walt, a cup of coffee by Rachel
-Michetti, a launch by SpaceX (all CC0), and Eileen Collins by NASA (public domain). The gallery holds another view of each.
+The photographs come with scikit-image (`pip install 'distcam[segment]'`): Chelsea by Stéfan van der Walt, a cup of
+coffee by Rachel Michetti, a launch by SpaceX (all CC0), and Eileen Collins by NASA (public domain). The gallery holds
+another view of each.
 """
 
 import argparse
