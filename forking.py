@@ -12,10 +12,10 @@ import importlib
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
-from types import ModuleType, TracebackType
+from types import TracebackType
 
 _handlers: list[weakref.WeakMethod[Callable[[], None]]] = []
 _is_registered = False
@@ -26,14 +26,18 @@ _has_threads = False
 unforked = threading.Lock()
 
 
+def _others_import() -> bool:
+    """Whether another thread holds a module's lock, which importlib tells nobody but itself."""
+    locks = [kept() for kept in list(getattr(importlib._bootstrap, "_module_locks", {}).values())]
+    return any(getattr(lock, "owner", None) not in {None, threading.get_ident()} for lock in locks)
+
+
 def _wait_for_other_threads() -> None:
     """Wait for products and imports under way: a child would wait for ever for the lock of a half-imported module."""
     unforked.acquire()
-    for name, module in list(sys.modules.items()):
-        spec = vars(module).get("__spec__") if isinstance(module, ModuleType) else None
-        if getattr(spec, "_initializing", False):
-            with suppress(ImportError):  # the importing thread's own concern
-                importlib.import_module(name)
+    patience = time.monotonic() + 10  # an import may itself wait for this thread
+    while _others_import() and time.monotonic() < patience:
+        time.sleep(0.001)
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

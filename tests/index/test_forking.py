@@ -194,16 +194,27 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child() -> None:
         pass
 
 
+class _SlowFinder:
+    """Looks for the module for half a second, while importlib holds its lock and `sys.modules` does not know it."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "slowly_imported":
+            time.sleep(0.5)
+
+
 @needs_fork
+@pytest.mark.parametrize("slow", ["to find", "to run"])
 def test_a_module_that_another_thread_is_importing_can_be_imported_in_the_child(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "slowly_imported.py").write_text("import time\ntime.sleep(0.5)\n", encoding="utf-8")
+    body = "import time\ntime.sleep(0.5)\n" if slow == "to run" else ""
+    (tmp_path / "slowly_imported.py").write_text(body, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    if slow == "to find":
+        monkeypatch.setattr(sys, "meta_path", [_SlowFinder(), *sys.meta_path])
     importing = threading.Thread(target=importlib.import_module, args=["slowly_imported"])
     importing.start()
-    while "slowly_imported" not in sys.modules:
-        time.sleep(0.001)
+    time.sleep(0.1)
     child = os.fork()
     if not child:
         signal.alarm(10)  # ends this process if it hangs
