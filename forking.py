@@ -2,14 +2,17 @@
 
 A child of `fork` (the default of `multiprocessing` and of `DataLoader` on Linux until Python 3.14, gunicorn's
 `--preload`) inherits the thread teams of OpenMP without their threads: the first parallel loop of FAISS or torch waits
-for ever. In a child both get one thread. Locks that another thread held at that moment are made anew.
+for ever. In a child both get one thread. Locks that another thread held at that moment are made anew, and a fork waits
+for the imports of other threads.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -21,8 +24,26 @@ _has_threads = False
 # Held during matrix products on several threads, and waited for by every fork: BLAS, forked in the middle of a
 # product, would wait for ever in the child.
 unforked = threading.Lock()
+
+
+def _others_import() -> bool:
+    """Whether another thread holds a module's lock, which importlib tells nobody but itself."""
+    locks = [kept() for kept in list(getattr(importlib._bootstrap, "_module_locks", {}).values())]
+    return any(getattr(lock, "owner", None) not in {None, threading.get_ident()} for lock in locks)
+
+
+def _wait_for_other_threads() -> None:
+    """Wait for products and imports under way: a child would wait for ever for the lock of a half-imported module."""
+    unforked.acquire()
+    patience = time.monotonic() + 10  # an import may itself wait for this thread
+    while _others_import() and time.monotonic() < patience:
+        time.sleep(0.001)
+
+
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(before=unforked.acquire, after_in_parent=unforked.release, after_in_child=unforked.release)
+    os.register_at_fork(
+        before=_wait_for_other_threads, after_in_parent=unforked.release, after_in_child=unforked.release
+    )
 
 
 class ForkSafeLock:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -122,7 +126,7 @@ stopped = threading.Event()
 def keep_on():
     while not stopped.is_set():
         search()
-other = threading.Thread(target=keep_on)
+other = threading.Thread(target=keep_on, daemon=True)
 other.start()
 for _ in range(3):
     assert in_child(search) == truth["search"]
@@ -188,6 +192,38 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child() -> None:
     assert status == 0
     with lock:
         pass
+
+
+class _SlowFinder:
+    """Looks for the module for half a second, while importlib holds its lock and `sys.modules` does not know it."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "slowly_imported":
+            time.sleep(0.5)
+
+
+@needs_fork
+@pytest.mark.parametrize("slow", ["to find", "to run"])
+def test_a_module_that_another_thread_is_importing_can_be_imported_in_the_child(
+    slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "import time\ntime.sleep(0.5)\n" if slow == "to run" else ""
+    (tmp_path / "slowly_imported.py").write_text(body, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    if slow == "to find":
+        monkeypatch.setattr(sys, "meta_path", [_SlowFinder(), *sys.meta_path])
+    importing = threading.Thread(target=importlib.import_module, args=["slowly_imported"])
+    importing.start()
+    time.sleep(0.1)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # ends this process if it hangs
+        importlib.import_module("slowly_imported")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    importing.join()
+    del sys.modules["slowly_imported"]
+    assert status == 0
 
 
 # --- Sent and copied --------------------------------------------------------------------------------------------------
