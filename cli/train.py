@@ -255,14 +255,14 @@ def run_file(
 def _print_resolved(recipes: dict[str | None, Recipe], *, as_json: bool) -> None:
     """Print recipes as TOML that reads back, or as JSON; sizes and classes of their parts go to stderr."""
     from ..training.data.batches import sentence
-    from ..training.data.splits import list_parts
+    from ..training.data.splits import settled_parts
     from ..training.recipes.tables import as_toml
 
     tables: dict[str | None, dict[str, Any]] = {}
     for name, recipe in recipes.items():
         try:  # divided as the data say, if they are there
-            recipe = recipe.settled()
-            parts = list_parts(recipe.data, folder=recipe.folder)
+            split, parts = settled_parts(recipe.data, folder=recipe.folder)
+            recipe = recipe.divided(split)
             if parts:
                 announcer()(sentence(parts))
         except InputError as error:

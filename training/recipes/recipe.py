@@ -24,7 +24,7 @@ from ..data.augment import AugmentSettings
 from ..data.batches import RunData
 from ..data.dividing import SplitSettings
 from ..data.samplers import SamplerSettings
-from ..data.splits import DataSettings, load_splits, settled_split
+from ..data.splits import DataSettings, load_splits
 from ..engine.environment import current_world
 from .evaluator import EvaluationSettings
 from .settings import OptimiserSettings, ScheduleSettings, Settings
@@ -144,10 +144,6 @@ class Recipe(Table):
     def with_seed(self, seed: int | None) -> Self:
         """The same recipe with another seed of the run; None keeps its own."""
         return self if seed is None else self.model_copy(update={"run": self.run.changed(seed=seed)})
-
-    def settled(self) -> Self:
-        """The same recipe with `[data.split]` as the data decide it, where it leaves anything to them."""
-        return self.divided(settled_split(self.data, folder=self.folder))
 
     def divided(self, split: SplitSettings | None) -> Self:
         """The same recipe with another `[data.split]`; None keeps its own."""
