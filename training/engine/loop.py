@@ -167,7 +167,7 @@ class _Run:
                 self.encoder,
                 self.objective,
                 class_names=getattr(self.batches, "class_names", ()),
-                settings=self.settings.to_dict(),
+                settings=self.settings.model_dump(mode="json"),
                 config=self.config,
             )
         return result
@@ -279,7 +279,7 @@ class _Run:
 
     def _setup(self) -> dict[str, Any]:
         """Everything that a resumed run must have in common with the one that was killed."""
-        settings = {name: value for name, value in self.settings.to_dict().items() if name not in _FREE}
+        settings = {name: value for name, value in self.settings.model_dump(mode="json").items() if name not in _FREE}
         setup: dict[str, Any] = {
             "run": settings,
             "encoder": self.encoder.describe(),

@@ -32,16 +32,6 @@ class Paper(Table):
     then: tuple[str, ...] = ()
     mini: Miniature = Miniature()
 
-    def missing(self, folder: Path, *, weights: bool = True) -> list[str]:
-        """Those of the needed paths that are not there; alternatives in one line."""
-        needed = (*self.needs, *(self.weights if weights else ()))
-        either = {need: need.split("|") for need in needed}
-        return [
-            " or ".join(str(folder / path) for path in paths)
-            for paths in either.values()
-            if not any((folder / path).exists() for path in paths)
-        ]
-
     def commands(self, table: Mapping[str, Any], *, data_folder: Path, run: Path) -> list[list[str]]:
         """The words of what follows a run; `table` is its resolved recipe."""
         known = {**table, "data_folder": data_folder, "run": run}
@@ -53,7 +43,9 @@ class Paper(Table):
 
 def require(papers: Sequence[Paper], folder: Path, *, weights: bool = True) -> None:
     """Nothing, if all that the recipes read lies in its place; else one error that names every path."""
-    missing = list(dict.fromkeys(path for paper in papers for path in paper.missing(folder, weights=weights)))
+    needs = dict.fromkeys(need for paper in papers for need in (*paper.needs, *(paper.weights if weights else ())))
+    places = ([folder / path for path in need.split("|")] for need in needs)  # alternatives in one line
+    missing = [" or ".join(map(str, either)) for either in places if not any(path.exists() for path in either)]
     if not missing:
         return
     firsts = {need.partition("/")[0] for paper in papers for need in paper.needs}

@@ -141,10 +141,6 @@ class Recipe(Table):
         """The tables and keys that such a recipe may have."""
         return [*(name for name in cls.model_fields if name != "folder"), "optimiser", "schedule"]
 
-    def with_seed(self, seed: int | None) -> Self:
-        """The same recipe with another seed of the run; None keeps its own."""
-        return self if seed is None else self.model_copy(update={"run": self.run.changed(seed=seed)})
-
     def divided(self, split: SplitSettings | None) -> Self:
         """The same recipe with another `[data.split]`; None keeps its own."""
         return self if split is None else self.model_copy(update={"data": self.data.changed(split=split)})

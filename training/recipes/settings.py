@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
 from ...errors import InputError
-from .tables import BelowOne, Count, NotNegative, Positive, Share, Table, plain
+from .tables import BelowOne, Count, NotNegative, Positive, Share, Table
 
 
 class OptimiserSettings(Table):
@@ -168,8 +168,3 @@ class Settings(Table):
             raise InputError("run.freeze_batch_norm: run.lora freezes the whole backbone already; leave it out")
         if self.patience is not None and self.monitor is None:
             raise InputError("run.patience: name the metric to wait for with run.monitor")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON holds them."""
-        table: dict[str, Any] = plain(self)
-        return table
