@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
@@ -88,9 +89,16 @@ def _template(show: bool) -> None:
         raise typer.Exit
 
 
-def changes_with(changes: list[str] | None, *, strict: bool) -> list[str]:
-    """The changes of a recipe, that of `--strict` among them."""
-    return [*(changes or []), *(["data.strict=true"] if strict else [])]
+Saliency = Annotated[
+    Path | None,
+    typer.Option(help="A FOLDER of saliency maps, NAME.png in grey levels: data.saliency of the recipe."),
+]
+
+
+def changes_with(changes: list[str] | None, *, strict: bool, saliency: Path | None = None) -> list[str]:
+    """The changes of a recipe, those of `--strict` and `--saliency` among them."""
+    own = [] if saliency is None else [f"data.saliency={json.dumps(str(saliency.absolute()))}"]
+    return [*(changes or []), *(["data.strict=true"] if strict else []), *own]
 
 
 app = Commands()
@@ -129,20 +137,12 @@ class Runs:
 
         return RecipeFile.read(found)
 
-    def every_change(self) -> list[str]:
-        """The changes of the recipe, that of `--strict` among them."""
-        return changes_with(self.changes, strict=self.strict)
-
-    @property
-    def folder(self) -> Path:
-        """Where runs go."""
-        return self.out_path or Path("runs") / self.recipe.stem
-
-    def told(self, file: RecipeFile, changes: list[str]) -> dict[str, Any]:
-        """The options of `run_file`."""
-        variants = chosen_variants(self.variant, file.variants)
-        about = {"seeds": self.seeds, "as_json": self.as_json, "resume": self.resume}
-        return {**about, "variants": variants, "changes": changes}
+    def start(self, task: str, file: RecipeFile, changes: list[str], **options: Any) -> None:
+        """Train what the recipe says, and print the table; options are those of `run_file`."""
+        options |= {"variants": chosen_variants(self.variant, file.variants), **task_options(task, file)}
+        folder = self.out_path or Path("runs") / self.recipe.stem
+        options |= {"seeds": self.seeds, "as_json": self.as_json, "resume": self.resume}
+        run_file(file, folder, changes=changes, **options)
 
 
 @app.command(cls=ReadsImages, epilog=EXAMPLE)
@@ -156,7 +156,7 @@ def train(
     """Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation."""
     file = runs.read()
     chosen = chosen_variants(runs.variant, file.variants)
-    changes = [*runs.every_change(), *([f'run.device="{device}"'] if device else [])]
+    changes = [*changes_with(runs.changes, strict=runs.strict), *([f'run.device="{device}"'] if device else [])]
     if dry_run:
         refuse_unused("with --dry-run, which trains nothing", "out_path", "seeds", "resume", "cache", "max_pixels")
         resolved = {name: file.recipe(variant=name, changes=changes) for name in chosen}
@@ -164,18 +164,7 @@ def train(
         return
     if file.recipe(variant=chosen[0], changes=changes).data.scenes is None:
         refuse_unused("by a recipe that draws no scenes", "cache")
-    run_file(file, runs.folder, cache=cache, **runs.told(file, changes), **task_options("train", file))
-
-
-def task_command(task: str, text: str) -> Callable[..., None]:
-    """The command that trains the recipes of a task."""
-
-    def command(runs: Runs) -> None:
-        file = runs.read()
-        run_file(file, runs.folder, **runs.told(file, runs.every_change()), **task_options(task, file))
-
-    command.__doc__ = text
-    return command
+    runs.start("train", file, changes, cache=cache)
 
 
 def task_options(name: str, file: RecipeFile) -> dict[str, Any]:
@@ -198,14 +187,19 @@ def task_options(name: str, file: RecipeFile) -> dict[str, Any]:
     return {**(whole if is_pipeline(file) else {"task": SegmentationRecipe.from_dict}), "leaves": "Models, masks"}
 
 
-fewshot_train = task_command(
-    "fewshot",
-    "Train an encoder on base classes, in episodes or in batches, and measure it on stored episodes of novel ones.",
-)
-reid_train = task_command("reid", "Train a re-identification encoder, and evaluate its queries against the gallery.")
-segment_train = task_command(
-    "segment", "Train as a recipe says: class maps (CAM, CPN, SEAM), or all the way to a segmentation network."
-)
+def fewshot_train(runs: Runs) -> None:
+    """Train an encoder on base classes, in episodes or in batches, and measure it on stored episodes of novel ones."""
+    runs.start("fewshot", runs.read(), changes_with(runs.changes, strict=runs.strict))
+
+
+def reid_train(runs: Runs) -> None:
+    """Train a re-identification encoder, and evaluate its queries against the gallery."""
+    runs.start("reid", runs.read(), changes_with(runs.changes, strict=runs.strict))
+
+
+def segment_train(runs: Runs, *, saliency: Saliency = None) -> None:
+    """Train as a recipe says: class maps (CAM, CPN, SEAM), or all the way to a segmentation network."""
+    runs.start("segment", runs.read(), changes_with(runs.changes, strict=runs.strict, saliency=saliency))
 
 
 def run_file(
@@ -255,14 +249,14 @@ def run_file(
 def _print_resolved(recipes: dict[str | None, Recipe], *, as_json: bool) -> None:
     """Print recipes as TOML that reads back, or as JSON; sizes and classes of their parts go to stderr."""
     from ..training.data.batches import sentence
-    from ..training.data.splits import list_parts
+    from ..training.data.splits import settled_parts
     from ..training.recipes.tables import as_toml
 
     tables: dict[str | None, dict[str, Any]] = {}
     for name, recipe in recipes.items():
         try:  # divided as the data say, if they are there
-            recipe = recipe.settled()
-            parts = list_parts(recipe.data, folder=recipe.folder)
+            split, parts = settled_parts(recipe.data, folder=recipe.folder)
+            recipe = recipe.divided(split)
             if parts:
                 announcer()(sentence(parts))
         except InputError as error:

@@ -47,7 +47,7 @@ def read_cifar(root: Path, name: str) -> tuple[dict[str, CifarPart], tuple[str, 
     wanted = [files.names, *(file for part in files.parts.values() for file in part)]
     if missing := [file for file in wanted if not (folder / file).is_file()]:
         raise InputError(f"{folder}: expected {', '.join(wanted)}, as {files.folder} unpacks; {missing[0]} is missing")
-    names = tuple(map(_text, _content(folder / files.names, f"{files.prefix}label_names")))
+    names = tuple(map(_text, *_content(folder / files.names, f"{files.prefix}label_names")))
     parts = {}
     for part, own in files.parts.items():
         read = [_read(folder / file, f"{files.prefix}labels", len(names)) for file in own]
@@ -58,8 +58,9 @@ def read_cifar(root: Path, name: str) -> tuple[dict[str, CifarPart], tuple[str, 
 
 def _read(file: Path, labels: str, n_classes: int) -> tuple[UInt8[np.ndarray, "n 3072"], list[int]]:
     """Rows of pixels and the numbers of their classes."""
-    rows = array_of(_content(file, "data"), f"{file}: data")
-    numbers: list[int] = array_of(_content(file, labels), f"{file}: {labels}").tolist()
+    data, own = _content(file, "data", labels)
+    rows = array_of(data, f"{file}: data")
+    numbers: list[int] = array_of(own, f"{file}: {labels}").tolist()
     if rows.dtype != np.uint8 or rows.shape != (len(numbers), 3072) or not set(numbers) <= set(range(n_classes)):
         raise InputError(
             f"{file}: expected uint8 rows of 3,072 and a label below {n_classes} for each; got {rows.dtype} "
@@ -68,12 +69,13 @@ def _read(file: Path, labels: str, n_classes: int) -> tuple[UInt8[np.ndarray, "n
     return rows, numbers
 
 
-def _content(file: Path, key: str) -> Any:
+def _content(file: Path, *keys: str) -> list[Any]:
     content = read_pickle(file)
     named = {_text(name): value for name, value in content.items()} if isinstance(content, dict) else {}
-    if key not in named:
-        raise InputError(f"{file}: expected a dictionary with {key!r}; it has {', '.join(named) or 'none'}")
-    return named[key]
+    for key in keys:
+        if key not in named:
+            raise InputError(f"{file}: expected a dictionary with {key!r}; it has {', '.join(named) or 'none'}")
+    return [named[key] for key in keys]
 
 
 def _text(name: object) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,10 +57,6 @@ class Layout:
                 return root
         return None
 
-    def expected(self) -> str:
-        """The files that would have been recognised."""
-        return ", or ".join(" and ".join(files) for files in self.markers)
-
 
 def fields_of(file: Path, *columns: str, skip: int = 0) -> Iterator[list[str]]:
     """The fields of every line after the first `skip`; as many as there are columns, the last may hold blanks."""
@@ -78,17 +75,21 @@ def whole_number(text: str, file: Path | str) -> int:
         raise InputError(f"{file}: expected a whole number, got {text[:80]!r}") from None
 
 
-def _read_cub(root: Path) -> tuple[DatasetRecord, ...]:
-    """Classes 1–100 are for training: not `train_test_split.txt`, whose halves share all classes."""
+def _read_cub(root: Path, halves: str = "") -> tuple[DatasetRecord, ...]:
+    """Classes 1–100 are for training: not `train_test_split.txt`, whose halves share all classes; or these `halves`."""
     images, labels, classes = root / "images.txt", root / "image_class_labels.txt", root / "classes.txt"
     number_of = {image: whole_number(number, labels) for image, number in fields_of(labels, "image", "class")}
     name_of = {whole_number(number, classes): name for number, name in fields_of(classes, "id", "name")}
+    half_of = dict(fields_of(root / halves, "image", "half")) if halves else {}
     records = []
     for image, path in fields_of(images, "image", "path"):
-        number = number_of.get(image, -1)
+        number, half = number_of.get(image, -1), half_of.get(image)
         if number not in name_of:
             raise InputError(f"{images}: image {image} has no class in {labels.name}, or one that classes.txt lacks")
-        records.append(DatasetRecord(f"images/{path}", name_of[number], "train" if number <= 100 else "test"))
+        if halves and half not in ("0", "1"):
+            raise InputError(f"{root / halves}: expected 0 or 1 for image {image}")
+        is_train = half == "1" if halves else number <= 100
+        records.append(DatasetRecord(f"images/{path}", name_of[number], "train" if is_train else "test"))
     return tuple(records)
 
 
@@ -102,23 +103,13 @@ CUB = Layout(
 )
 
 
-def _read_cub_classification(root: Path) -> tuple[DatasetRecord, ...]:
-    """The halves of `train_test_split.txt`, which have the same 200 classes."""
-    part = dict(fields_of(root / _HALVES, "image", "half"))
-    images = [image for image, _ in fields_of(root / "images.txt", "image", "path")]
-    if lacking := [image for image in images if part.get(image) not in ("0", "1")]:
-        raise InputError(f"{root / _HALVES}: expected 0 or 1 for image {lacking[0]}")
-    halves = ("train" if part[image] == "1" else "test" for image in images)
-    return tuple(record._replace(split=half) for record, half in zip(_read_cub(root), halves, strict=True))
-
-
-_HALVES = "train_test_split.txt"
+_HALVES = "train_test_split.txt"  # which have the same 200 classes
 CUB_CLASSIFICATION = Layout(
     "CUB-200-2011 for classification",
     CUB.folder,
     ((*CUB.markers[0], _HALVES),),
     {"train": ("train", 5_994, 200), "test": ("test", 5_794, 200)},
-    _read_cub_classification,
+    partial(_read_cub, halves=_HALVES),
     CUB.images,
 )
 

@@ -160,7 +160,8 @@ def _read(source: Any, layout: str, keep: str | os.PathLike[str] | None = None) 
             return Dataset(name, known.title, root, known.read(root)), known
     if layout in LAYOUTS:
         known = LAYOUTS[layout]
-        raise InputError(f"{path}: no {known.title}; expected {known.expected()} in it")
+        expected = ", or ".join(" and ".join(files) for files in known.markers)
+        raise InputError(f"{path}: no {known.title}; expected {expected} in it")
     return _read_folders(path), None
 
 

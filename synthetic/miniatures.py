@@ -21,7 +21,7 @@ from .painter import check_name
 from .walkers import write_walkers
 
 _SIZE = (36, 30)  # width and height
-_SYNSETS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331")
+_SYNSETS = (1440764, 1443537, 1484850, 1491361, 1494475, 1496331)
 
 
 def write_miniature(name: str, folder: Path) -> None:
@@ -46,11 +46,12 @@ def _painted(shown: Sequence[int], seed: int = 0) -> tuple[Image.Image, UInt8[np
     return Image.fromarray(pixels.astype(np.uint8)), places
 
 
-def _save(root: Path, images: Iterable[tuple[str, int]]) -> None:
-    """Images of one class each, by path and number of the class."""
+def _drawn(root: Path, pattern: str, numbers: Iterable[int], count: int = 4) -> list[tuple[str, int]]:
+    """Paths of images of one class each, and the number of the class; `pattern` names them by class n and count i."""
+    images = [(pattern.format(n=number, i=i), number) for number in numbers for i in range(1, count + 1)]
     for seed, (path, number) in enumerate(images):
-        _made(root / path)
-        _painted([number], seed)[0].save(root / path)
+        _painted([number], seed)[0].save(_made(root / path))
+    return images
 
 
 def _made(file: Path) -> Path:
@@ -63,22 +64,56 @@ def _lines(file: Path, lines: Iterable[str]) -> None:
 
 
 def _cub(folder: Path) -> None:
-    root = folder / "CUB_200_2011"
-    names = [f"{number:03d}.Bird_{number}" for number in range(1, 201)]
-    images = [(f"{name}/{name[4:]}_{i}.jpg", number) for number, name in enumerate(names, 1) for i in range(4)]
-    _save(root / "images", images)
+    root, numbers = folder / "CUB_200_2011", range(1, 201)
+    images = _drawn(root / "images", "{n:03d}.Bird_{n}/Bird_{n}_{i}.jpg", numbers)
     _lines(root / "images.txt", (f"{i} {path}" for i, (path, _) in enumerate(images, 1)))
     _lines(root / "image_class_labels.txt", (f"{i} {number}" for i, (_, number) in enumerate(images, 1)))
-    _lines(root / "classes.txt", (f"{number} {name}" for number, name in enumerate(names, 1)))
+    _lines(root / "classes.txt", (f"{number} {number:03d}.Bird_{number}" for number in numbers))
     _lines(root / "train_test_split.txt", (f"{i} {i % 2}" for i in range(1, len(images) + 1)))
+
+
+def _cars(folder: Path) -> None:
+    """The Kaggle copy: a folder has - for the / of a class's name, and both halves show all classes."""
+    root = folder / "stanford_cars"
+    _lines(root / "names.csv", (f"Car C/V {number}" for number in range(1, 197)))
+    for half in ("train", "test"):
+        images = _drawn(root / "car_data" / "car_data" / half, "Car C-V {n}/{n:03d}{i}.jpg", range(95, 103), 2)
+        _lines(root / f"anno_{half}.csv", (f"{path.partition('/')[2]},1,1,36,30,{n}" for path, n in images))
+
+
+def _sop(folder: Path) -> None:
+    root = folder / "Stanford_Online_Products"
+    for part, numbers in (("train", range(1, 5)), ("test", range(5, 9))):
+        images = _drawn(root, "chair_final/{n}_{i}.JPG", numbers)
+        rows = (f"{i} {number} 1 {path}" for i, (path, number) in enumerate(images, 1))
+        _lines(root / f"Ebay_{part}.txt", ["image_id class_id super_class_id path", *rows])
+
+
+def _inshop(folder: Path) -> None:
+    root = folder / "In-shop Clothes Retrieval Benchmark"
+    images = _drawn(root / "Img", "img/WOMEN/Dresses/id_{n:08d}/0{i}_1_front.jpg", range(1, 9))
+    status = ["train"] * 16 + ["query", "gallery"] * 8
+    rows = [f"{path} id_{number:08d} {own}" for (path, number), own in zip(images, status, strict=True)]
+    head = [str(len(rows)), "image_name item_id evaluation_status"]
+    _lines(root / "Eval" / "list_eval_partition.txt", [*head, *rows])
+
+
+def _dogs(folder: Path) -> None:
+    from scipy.io import savemat
+
+    root = folder / "stanford_dogs"
+    for part in ("train", "test"):
+        images = _drawn(root / "Images", f"n{{n:08d}}-dog/n{{n:08d}}_{part}{{i}}.jpg", range(1, 9))
+        files = np.array([path for path, _ in images], object)
+        savemat(root / f"{part}_list.mat", {"file_list": files.reshape(-1, 1)})
 
 
 def _cifar(folder: Path, name: str) -> None:
     files = CIFAR[name]
     names = [f"class {number}".encode() for number in range(int(name.removeprefix("cifar")))]
     place, key = folder / files.folder, files.prefix.encode()
-    for file in (file for part in files.parts.values() for file in part):
-        images = [np.asarray(_painted([number], len(file))[0].resize((32, 32))) for number in range(len(names))]
+    for seed, file in enumerate(file for part in files.parts.values() for file in part):
+        images = [np.asarray(_painted([number], seed)[0].resize((32, 32))) for number in range(len(names))]
         rows = np.stack(images).transpose(0, 3, 1, 2).reshape(len(images), -1)
         content = {b"data": rows, key + b"labels": list(range(len(names)))}
         _made(place / file).write_bytes(pickle.dumps(content, protocol=2))
@@ -88,20 +123,14 @@ def _cifar(folder: Path, name: str) -> None:
 def _mini(folder: Path) -> None:
     root, first = folder / "miniimagenet", 0
     for part, count in N_MINI.items():
-        images = [
-            (f"n{number:08d}{i:08d}.jpg", f"n{number:08d}", number)
-            for number in range(first, first + count)
-            for i in range(1, 5)
-        ]
+        images = _drawn(root / "images", "n{n:08d}{i:08d}.jpg", range(first, first + count))
+        _lines(root / f"{STEMS[part]}.csv", ["filename,label", *(f"{path},{path[:9]}" for path, _ in images)])
         first += count
-        _save(root / "images", [(path, number) for path, _, number in images])
-        _lines(root / f"{STEMS[part]}.csv", ["filename,label", *(f"{path},{label}" for path, label, _ in images)])
 
 
 def _tiered(folder: Path) -> None:
-    root = folder / "tieredimagenet"
     for first, part in enumerate(STEMS.values()):
-        _save(root, [(f"{part}/n{first}{n}/{i}.jpg", 8 * first + n) for n in range(6) for i in range(4)])
+        _drawn(folder / "tieredimagenet" / part, "n{n}/{i}.jpg", range(8 * first, 8 * first + 6))
 
 
 def _market(folder: Path) -> None:
@@ -154,12 +183,12 @@ def _cityscapes(folder: Path) -> None:
 
 def _ilsvrc(folder: Path) -> None:
     images, annotations = (folder / "ILSVRC" / name / "CLS-LOC" for name in ("Data", "Annotations"))
-    train = [(f"train/{label}/{label}_{i}.JPEG", number) for number, label in enumerate(_SYNSETS) for i in range(6)]
-    _save(images, train)
+    _drawn(images / "train", "n{n:08d}/n{n:08d}_{i}.JPEG", _SYNSETS, 6)
     for i in range(12):
-        name, (image, places) = f"ILSVRC2012_val_{i + 1:08d}", _painted([i % 6], 50 + i)
+        name, number = f"ILSVRC2012_val_{i + 1:08d}", _SYNSETS[i % 6]
+        image, places = _painted([number], 50 + i)
         image.save(_made(images / "val" / f"{name}.JPEG"))
-        _annotation(annotations / "val" / f"{name}.xml", {_SYNSETS[i % 6]: Box.around(places == 1)})
+        _annotation(annotations / "val" / f"{name}.xml", {f"n{number:08d}": Box.around(places == 1)})
 
 
 def _biased_boat(folder: Path) -> None:
@@ -175,6 +204,10 @@ def _biased_boat(folder: Path) -> None:
 
 MINIATURES: Mapping[str, Callable[[Path], None]] = {
     "cub": _cub,
+    "cars": _cars,
+    "sop": _sop,
+    "inshop": _inshop,
+    "dogs": _dogs,
     "cifar10": lambda folder: _cifar(folder, "cifar10"),
     "cifar100": lambda folder: _cifar(folder, "cifar100"),
     "miniimagenet": _mini,

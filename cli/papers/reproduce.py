@@ -17,6 +17,7 @@ from ..options import ReadsImages, Strict, argument, option
 from ..train import (
     FOLDER,
     Runs,
+    Saliency,
     changes_with,
     chosen_variants,
     run_file,
@@ -54,6 +55,7 @@ def reproduce(
     variant: str | None = Runs.variant,
     seeds: str | None = Runs.seeds,
     changes: list[str] | None = Runs.changes,
+    saliency: Saliency = None,
     resume: bool = Runs.resume,
     dry_run: bool = option(False, "Look for the data and print the settings; run nothing.", "--dry-run"),
     mini: bool = option(False, "Run it all on a miniature of the data, drawn for it, in about a minute.", "--mini"),
@@ -61,6 +63,7 @@ def reproduce(
     strict: Strict = False,
 ) -> None:
     """Repeat a table of a paper: look for the data, print the settings, train, and measure."""
+    from ...synthetic.miniatures import write_miniature
     from ...training.recipes.recipe import Paper, RecipeFile, require
     from ...training.recipes.tables import as_toml, check_name, parse
 
@@ -77,9 +80,13 @@ def reproduce(
     if mini and variant is None and first.mini.variants:
         chosen = list(first.mini.variants)
     papers = {each: parse(Paper, file.paper(each), "paper") for each in chosen}
-    every_change = [*(first.mini.changes if mini else ()), *changes_with(changes, strict=strict)]
+    every_change = [*(first.mini.changes if mini else ()), *changes_with(changes, strict=strict, saliency=saliency)]
     with ExitStack() as stack:
-        folder = data_path.absolute() if data_path is not None else _drawn(first.mini.layouts, stack)
+        if data_path is None:
+            data_path = Path(stack.enter_context(TemporaryDirectory(prefix="distcam-mini-")))
+            for layout in first.mini.layouts:
+                write_miniature(layout, data_path)
+        folder = data_path.absolute()
         require(list(papers.values()), folder, weights=not mini)
         file = replace(file, folder=folder)
         for each, paper in papers.items():
@@ -90,16 +97,6 @@ def reproduce(
         if not dry_run:
             out = out_path or Path("runs") / (f"{name}-mini" if mini else name)
             _run(file, papers, out, changes=every_change, seeds=seeds, resume=resume)
-
-
-def _drawn(layouts: tuple[str, ...], stack: ExitStack) -> Path:
-    """A folder with miniatures, until the run ends."""
-    from ...synthetic.miniatures import write_miniature
-
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="distcam-mini-")))
-    for layout in layouts:
-        write_miniature(layout, folder)
-    return folder
 
 
 def _run(

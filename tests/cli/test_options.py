@@ -210,13 +210,13 @@ ALWAYS = {
     "reid explain": "max_pixels strict different encoder weights layer readout fit image_size parts out_path "
     "device as_json",
     "reid train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
-    "segment train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
+    "segment train": "max_pixels out_path variant seeds changes saliency resume _list _template strict as_json",
     "segment infer": "max_pixels strict folder scales flip base layout show device as_json",
     "segment evaluate": "max_pixels strict layout masks names as_json",
     "localize": "max_pixels boxes references encoder weights readout reference methods labels masks "
     "reference_masks composites layer fit image_size metric batch_size device seed out_file strict as_json",
     "train": "variant changes device dry_run _list _template strict as_json",
-    "reproduce": "variant changes dry_run mini _list strict",
+    "reproduce": "variant changes saliency dry_run mini _list strict",
     "serve": "max_pixels read_token_file host port writable allow_host max_batch window_ms concurrency "
     "client_concurrency rate max_upload_mb "
     "encoder root device threads access_log open_page",

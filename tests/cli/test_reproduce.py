@@ -69,6 +69,10 @@ def test_settings_are_printed_without_a_run(tmp_path, monkeypatch, capsys) -> No
     monkeypatch.chdir(tmp_path)
     shown = distcam("reproduce", "market_strong_baseline", "--mini", "--dry-run", "--set", "run.epochs=7")
     assert tomllib.loads(shown)["run"]["epochs"] == 7
+    given = ("--variant", "gain", "--saliency", "maps")
+    shown = distcam("reproduce", "gain_voc", "--mini", "--dry-run", *given)
+    assert tomllib.loads(shown)["data"]["saliency"] == str(tmp_path / "maps")
+    assert "key in [data] 'saliency'" in fails(monkeypatch, capsys, "segment", "train", "cpn", *given[2:])
     assert [line.split()[0] for line in distcam("reproduce", "--list").splitlines()] == NAMES
     assert "--data FOLDER" in fails(monkeypatch, capsys, "reproduce", "cpn_voc")
     said = fails(monkeypatch, capsys, "reproduce", "cpn_voc", "--data", ".", "--variant", "cam,prcm")
@@ -103,9 +107,9 @@ def test_the_whole_chain_runs_on_a_miniature(name, tmp_path, monkeypatch) -> Non
     monkeypatch.chdir(tmp_path)
     shown = distcam("reproduce", name, "--mini", "--out", "out")
     assert Path("out/comparison.json").is_file()
-    file, _ = opened(name)
-    steps = parse(Paper, file.paper(parse(Paper, file.paper()).mini.variants[0] if file.variants else None)).then
-    assert shown.count("\n# distcam ") >= len(steps)
+    file, papers = opened(name)
+    ran = parse(Paper, file.paper()).mini.variants or papers
+    assert shown.count("\n# distcam ") == sum(len(papers[variant].then) for variant in ran)
 
 
 def test_ilsvrc_has_its_validation_labels_from_the_annotations(tmp_path) -> None:

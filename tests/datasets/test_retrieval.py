@@ -13,6 +13,7 @@ from distcam.datasets.retrieval import LAYOUTS
 from distcam.errors import InputError
 from distcam.images import dataset_layouts, load_dataset
 from distcam.remarks import DistcamWarning
+from distcam.synthetic.miniatures import write_miniature
 
 
 def touch(root, *paths):
@@ -43,34 +44,14 @@ def cub(tmp_path):
 
 @pytest.fixture
 def sop(tmp_path):
-    root = tmp_path / "Stanford_Online_Products"
-    header = "image_id class_id super_class_id path\n"
-    train = ["bicycle_final/1_0.JPG", "bicycle_final/1_1.JPG"]
-    test = ["chair_final/2_0.JPG", "chair_final/2_1.JPG", "chair_final/3_0.JPG"]
-    touch(root, *train, *test)
-    (root / "Ebay_train.txt").write_text(header + "".join(f"{i} 1 1 {path}\n" for i, path in enumerate(train, 1)))
-    (root / "Ebay_test.txt").write_text(
-        header + "".join(f"{i} {path.split('/')[1][0]} 2 {path}\n" for i, path in enumerate(test, 3))
-    )
-    return root
+    write_miniature("sop", tmp_path)
+    return tmp_path / "Stanford_Online_Products"
 
 
 @pytest.fixture
 def inshop(tmp_path):
-    root = tmp_path / "In-shop Clothes Retrieval Benchmark"
-    rows = [
-        ("img/WOMEN/Dresses/id_00000002/02_1_front.jpg", "id_00000002", "train"),
-        ("img/WOMEN/Dresses/id_00000007/01_1_front.jpg", "id_00000007", "query"),
-        ("img/WOMEN/Dresses/id_00000007/01_2_side.jpg", "id_00000007", "gallery"),
-        ("img/MEN/Denim/id_00000080/01_7_additional.jpg", "id_00000080", "gallery"),
-    ]
-    touch(root, *(f"Img/{path}" for path, _, _ in rows))
-    (root / "Eval").mkdir()
-    lines = "".join(f"{path:<70} {item} {status}\n" for path, item, status in rows)
-    (root / "Eval" / "list_eval_partition.txt").write_text(
-        f"{len(rows)}\nimage_name item_id evaluation_status\n{lines}"
-    )
-    return root
+    write_miniature("inshop", tmp_path)
+    return tmp_path / "In-shop Clothes Retrieval Benchmark"
 
 
 CARS = {1: "AM General Hummer SUV 2000", 98: "Dodge Ram C/V Cargo Van", 99: "Dodge Viper", 196: "smart fortwo 2012"}
@@ -79,14 +60,8 @@ NAMES = [CARS.get(number, f"Car {number}") for number in range(1, 197)]
 
 @pytest.fixture
 def cars_tables(tmp_path):
-    """The Kaggle copy; its halves share classes, so both hold train and test classes of the retrieval split."""
-    root = tmp_path / "cars"
-    rows = {"train": [("00001.jpg", 1), ("00002.jpg", 99)], "test": [("00001.jpg", 98), ("00002.jpg", 196)]}
-    for half, images in rows.items():
-        touch(root, *(f"car_data/car_data/{half}/{CARS[n].replace('/', '-')}/{name}" for name, n in images))
-        (root / f"anno_{half}.csv").write_text("".join(f"{name},1,2,3,4,{n}\n" for name, n in images))
-    (root / "names.csv").write_text("\n".join(NAMES) + "\n")
-    return root
+    write_miniature("cars", tmp_path)
+    return tmp_path / "stanford_cars"
 
 
 def annotations(images, key):
@@ -118,21 +93,22 @@ def test_the_folder_around_the_unpacked_archive_will_do(cub, sop):
 def test_sop_reads_both_lists(sop):
     whole = load_dataset(sop)
     assert (whole.layout, whole.splits) == ("sop", ("train", "test"))
-    assert [record.label for record in whole.records] == ["1", "1", "2", "2", "3"]
+    assert [record.label for record in whole.records] == [str(number) for number in range(1, 9) for _ in range(4)]
+    assert [record.split for record in whole.records] == ["train"] * 16 + ["test"] * 16
 
 
 def test_inshop_has_queries_and_a_gallery(inshop):
     test = load_dataset(inshop, split="test")
     assert (test.layout, test.has_gallery) == ("inshop", True)
-    assert [record.role for record in test.records] == ["query", "gallery", "gallery"]
-    assert test.records[0].path == "Img/img/WOMEN/Dresses/id_00000007/01_1_front.jpg"
-    assert load_dataset(inshop, split="train").records[0].role == "both"
+    assert [record.role for record in test.records] == ["query", "gallery"] * 8
+    assert test.records[0].path == "Img/img/WOMEN/Dresses/id_00000005/01_1_front.jpg"
+    assert {record.role for record in load_dataset(inshop, split="train").records} == {"both"}
 
 
 def test_inshop_with_its_images_beside_the_list(inshop):
     (inshop / "Img" / "img").rename(inshop / "img")
     (inshop / "Eval" / "list_eval_partition.txt").rename(inshop / "list_eval_partition.txt")
-    assert len(load_dataset(inshop)) == 4
+    assert len(load_dataset(inshop)) == 32
 
 
 def test_inshop_in_its_high_resolution(inshop):
@@ -141,32 +117,30 @@ def test_inshop_in_its_high_resolution(inshop):
     assert all("img_highres/" in record.path for record in load_dataset(inshop).records)
 
 
-def test_dogs_are_split_by_their_lists(tmp_path):
-    from scipy.io import savemat
-
+@pytest.mark.parametrize("place", ["", "lists"])
+def test_dogs_are_split_by_their_lists(tmp_path, place):
+    write_miniature("dogs", tmp_path)
     root = tmp_path / "stanford_dogs"
-    lists = {"train": ["n02-Chihuahua/n02_1.jpg", "n03-Pug/n03_1.jpg"], "test": ["n02-Chihuahua/n02_2.jpg"]}
-    (root / "lists").mkdir(parents=True)
-    for split, files in lists.items():
-        touch(root, *(f"Images/{file}" for file in files))
-        savemat(root / "lists" / f"{split}_list.mat", {"file_list": np.array(files, object).reshape(-1, 1)})
+    (root / place).mkdir(exist_ok=True)
+    for file in root.glob("*.mat"):
+        file.rename(root / place / file.name)
     found = load_dataset(root)
     assert (found.layout, found.splits) == ("dogs", ("train", "test"))
-    assert {(record.label, record.split) for record in found.records} == {
-        ("n02-Chihuahua", "train"),
-        ("n03-Pug", "train"),
-        ("n02-Chihuahua", "test"),
-    }
+    labels = [f"n{number:08d}-dog" for number in range(1, 9) for _ in range(4)]
+    assert [record.label for record in found.records] == labels * 2
+    assert all(record.split in record.path for record in found.records)
 
 
 def test_cars_from_tables_are_split_by_class(cars_tables):
-    test = load_dataset(cars_tables, split="test")
+    train, test = (load_dataset(cars_tables, split=split) for split in ("train", "test"))
     assert test.layout == "cars"
-    assert [(record.path, record.label) for record in test.records] == [
-        ("car_data/car_data/train/Dodge Viper/00002.jpg", "Dodge Viper"),
-        ("car_data/car_data/test/smart fortwo 2012/00002.jpg", "smart fortwo 2012"),
+    assert [(record.path, record.label) for record in test.records[:3]] == [
+        ("car_data/car_data/test/Car C-V 99/0991.jpg", "Car C/V 99"),
+        ("car_data/car_data/test/Car C-V 99/0992.jpg", "Car C/V 99"),
+        ("car_data/car_data/train/Car C-V 99/0991.jpg", "Car C/V 99"),
     ]
-    assert load_dataset(cars_tables, split="train").records[1].path.endswith("Dodge Ram C-V Cargo Van/00001.jpg")
+    labels = [{record.label for record in part.records} for part in (train, test)]
+    assert labels == [{f"Car C/V {n}" for n in range(first, first + 4)} for first in (95, 99)]
 
 
 def test_cars_from_the_one_matlab_file(tmp_path):
@@ -245,7 +219,7 @@ def test_missing_images_are_left_out_and_named(cub):
 def test_a_list_without_its_images_is_refused(sop):
     for file in sop.rglob("*.JPG"):
         file.unlink()
-    with pytest.raises(InputError, match=r"none of 5 images is there, such as bicycle_final/1_0\.JPG"):
+    with pytest.raises(InputError, match=r"none of 32 images is there, such as chair_final/1_1\.JPG"):
         load_dataset(sop)
 
 
@@ -280,7 +254,7 @@ def test_of_several_packings_of_cars_the_one_with_images_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("fixture", "folder", "hint"),
     [("cub", "images", "images/ is not in this copy; a usable one has images/ with a folder for each class"),
-     ("sop", "bicycle_final", "bicycle_final/ is not in this copy"),
+     ("sop", "chair_final", "chair_final/ is not in this copy"),
      ("inshop", "Img", "is not in this copy; a usable one has img/ or img_highres/, perhaps in Img/")],
 )  # fmt: skip
 def test_lists_without_the_folder_of_images_name_the_folder(fixture, folder, hint, request):
@@ -361,7 +335,7 @@ def test_malformed_tables_are_refused(tmp_path, line, message):
 def test_a_data_set_becomes_a_listing(inshop):
     dataset = load_dataset(inshop, split="test")
     listing = dataset.listing()
-    assert len(listing) == len(list(listing)) == 3
+    assert len(listing) == len(list(listing)) == 16
     assert listing.column_names == ("split", "role")
     assert listing.has_labels
     assert all(listing.file(record).exists() for record in listing)

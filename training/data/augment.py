@@ -90,11 +90,6 @@ class AugmentSettings(Table):
         return cls(flip=0.0, shift=0.0)
 
     @property
-    def behind_a_window(self) -> AugmentSettings:
-        """The rest of the augmentation where the image is a window of its file."""
-        return self.changed(crop_from="input", crop=(1.0, 1.0), resize=None, shift=0.0)
-
-    @property
     def mixes(self) -> bool:
         """True if images of a batch are blended."""
         return self.mixup > 0 or self.cutmix > 0 or self.manifold_mixup > 0

@@ -65,7 +65,8 @@ class TrainingBatches:
         self._cuts = self._augment.crop_from == "file"
         if self._cuts:
             require_files(data)
-        self._rest = self._augment.behind_a_window if self._cuts else self._augment
+        own = {"crop_from": "input", "crop": (1.0, 1.0), "resize": None, "shift": 0.0}  # done where a window is cut
+        self._rest = self._augment.changed(**own) if self._cuts else self._augment
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._workers = workers or (1 if data.held is not None and not self._cuts else min(os.cpu_count() or 1, 16))
         self._device: torch.device | None = None

@@ -25,7 +25,7 @@ from ...images.masks import MaskFolder
 from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table
-from .batches import DataPart, RunData, parts_of
+from .batches import DataPart, RunData
 from .dividing import SplitSettings, divided, settled, shown_classes
 from .outlines import Outline, RegionSettings, boxes_from, outlines_of
 from .training_set import MEMORY_LIMIT, Cache, TrainingSet, say_left_out
@@ -111,24 +111,21 @@ class DataSettings(Table):
         return self.photographs, Path(place)
 
 
-def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
-    """The division of the images with nothing left open: the column or the shares, and the parts."""
-    if settings.scenes is not None or _archive(settings, folder) is not None:
-        return settings.split
-    listing, place = _listed(settings, folder)
-    return settled(settings.split, list(listing), where=place, strict=False, quiet=True)
+def settled_parts(settings: DataSettings, *, folder: Path) -> tuple[SplitSettings, dict[str, DataPart]]:
+    """The division with nothing left open, and sizes and classes of the parts as listed, without a word.
 
-
-def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, DataPart]:
-    """Sizes and classes of the parts as listed; no image is opened, and scenes have none before a run."""
+    No image is opened, and scenes have no parts before a run.
+    """
     if settings.scenes is not None:
-        return {}
+        return settings.split, {}
     if (archive := _archive(settings, folder)) is not None:
-        return parts_of(_archived_sets(*archive, Transform(1)))
+        images, names = read_cifar(archive[1], archive[0])
+        own = {part: DataPart(len(of.labels), frozenset(names[c] for c in of.labels)) for part, of in images.items()}
+        return settings.split, own
     listing, place = _listed(settings, folder)
-    _, parts = _divided(listing, settings, place, quiet=True)
+    split, parts = _divided(listing, settings, place, quiet=True)
     columns = settings.label_columns
-    return {
+    return split, {
         name: DataPart(len(own), frozenset(columns or (label for record in own for label in shown_classes(record))))
         for name, own in parts.items()
     }

@@ -54,6 +54,16 @@ def map_difference(
     return (difference.abs() if norm == "l1" else difference.square()).mean((-2, -1))
 
 
+def say_flat(whose: str, is_flat: Bool[Tensor, " t"]) -> bool:
+    """Remark on a first batch's maps that are flat, if any are; True: once is enough, as it waits for the device."""
+    if count := int(is_flat.sum()):
+        remark(
+            f"{whose} of its first batch are flat for {count} of {len(is_flat)}, so it teaches nothing there; so they "
+            "are behind a layer norm whose weights are all alike, as weights=random has them before it has learnt"
+        )
+    return True
+
+
 def unpooled(encoder: Encoder, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
     """The map whose mean is the pooled vector: the feature map itself, except for GeM."""
     return fold(feature_map, pooling=encoder.pooling, head=IdentityHead()).map
@@ -63,6 +73,7 @@ class CamLoss(LateTerm):
     """CAM-loss as a term ([CAM-loss] Eq. 1-7, Algorithm 1)."""
 
     default_weight = 3.0
+    has_looked = False
 
     def __init__(
         self,
@@ -86,7 +97,6 @@ class CamLoss(LateTerm):
         check_name("norm", norm, ("l1", "l2"))
         self.method, self.space, self.norm, self.eps = method, space, norm, eps
         self.detach_weights, self.detach_target = detach_weights, detach_target
-        self._has_looked = False
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images."""
@@ -112,12 +122,7 @@ class CamLoss(LateTerm):
         values = cam_differences(
             targets.of(maps), weights, detach_target=self.detach_target, norm=self.norm, eps=self.eps
         )
-        if not self._has_looked and not bool(values.any()):  # once: a look at values waits for the device
-            remark(
-                "CAM-loss: the class-agnostic maps of its first batch are flat, so it teaches nothing there; they are "
-                "behind a layer norm whose weights are all alike, as weights=random has them before it has learnt"
-            )
-        self._has_looked = True
+        self.has_looked = self.has_looked or say_flat("CAM-loss: the class-agnostic maps", values == 0)
         return targets.mean(values, n_images=len(step.batch))
 
 

@@ -24,7 +24,7 @@ from ...images import Transform
 from ..engine.step import HasClassWeights, Step, Targets, Term, single_labels, true_classes
 from ..recipes.tables import check_name
 from .attention import above_rounding, gradient_weights, pooled_weights, scaled, weighted_map
-from .cam_loss import MapNorm, has_cam, map_difference, unpooled
+from .cam_loss import MapNorm, has_cam, map_difference, say_flat, unpooled
 from .classifier import ClassifierTerm, load_classifier
 
 CLASSIFIER = "classifier.safetensors"
@@ -120,7 +120,9 @@ class Distillation(Term):
 
 
 class Ccm(Distillation):
-    """CCM: `mean |CAAM_student' - CAM_teacher,i'|`, maps scaled to [0, 1] ([CAM-loss] Eq. 10)."""
+    """CCM: `mean |CAAM_student' - CAM_teacher,i'|`, maps scaled to [0, 1] ([CAM-loss] Eq. 10); 0 where one is flat."""
+
+    has_looked = False
 
     def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
         super().__init__(teacher)
@@ -130,7 +132,13 @@ class Ccm(Distillation):
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images; a mixed image counts for both classes in their shares."""
         targets = true_classes(step.batch)
-        values = self.differences(self.student_maps(step, targets), self.teacher_maps(step, targets))
+        student, teacher = self.student_maps(step, targets), self.teacher_maps(step, targets)
+        size = (student.shape[-2], student.shape[-1])
+        student, teacher = scaled(student), scaled(teacher if teacher.shape[-2:] == size else upsample(teacher, size))
+        is_flat = ~(student.flatten(1).any(1) & teacher.flatten(1).any(1))
+        whose = f"{type(self).__name__}: the student's or the teacher's maps"
+        self.has_looked = self.has_looked or say_flat(whose, is_flat)
+        values = torch.where(is_flat, 0.0, map_difference(student, teacher, self.norm))
         return targets.mean(values, n_images=len(step.batch))
 
     def student_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
@@ -140,12 +148,6 @@ class Ccm(Distillation):
     def teacher_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t rows columns"]:
         """The maps of the classes."""
         return self.teacher.class_maps(step, targets)
-
-    def differences(self, student: Tensor, teacher: Tensor) -> Float[Tensor, " t"]:
-        """Difference of each of the student's maps from the teacher's, brought to its size, both scaled."""
-        size = (student.shape[-2], student.shape[-1])
-        teacher = teacher if teacher.shape[-2:] == size else upsample(teacher, size)
-        return map_difference(scaled(student), scaled(teacher), self.norm)
 
 
 class AttentionTransfer(Ccm):

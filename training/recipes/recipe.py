@@ -25,7 +25,7 @@ from ..data.augment import AugmentSettings
 from ..data.batches import RunData
 from ..data.dividing import SplitSettings
 from ..data.samplers import SamplerSettings
-from ..data.splits import DataSettings, load_splits, settled_split
+from ..data.splits import DataSettings, load_splits
 from ..engine.environment import current_world
 from .evaluator import EvaluationSettings
 from .settings import OptimiserSettings, ScheduleSettings, Settings
@@ -142,14 +142,6 @@ class Recipe(Table):
         """The tables and keys that such a recipe may have."""
         return [*(name for name in cls.model_fields if name != "folder"), "optimiser", "schedule"]
 
-    def with_seed(self, seed: int | None) -> Self:
-        """The same recipe with another seed of the run; None keeps its own."""
-        return self if seed is None else self.model_copy(update={"run": self.run.changed(seed=seed)})
-
-    def settled(self) -> Self:
-        """The same recipe with `[data.split]` as the data decide it, where it leaves anything to them."""
-        return self.divided(settled_split(self.data, folder=self.folder))
-
     def divided(self, split: SplitSettings | None) -> Self:
         """The same recipe with another `[data.split]`; None keeps its own."""
         return self if split is None else self.model_copy(update={"data": self.data.changed(split=split)})
@@ -264,16 +256,6 @@ class Paper(Table):
     then: tuple[str, ...] = ()
     mini: Miniature = Miniature()
 
-    def missing(self, folder: Path, *, weights: bool = True) -> list[str]:
-        """Those of the needed paths that are not there; alternatives in one line."""
-        needed = (*self.needs, *(self.weights if weights else ()))
-        either = {need: need.split("|") for need in needed}
-        return [
-            " or ".join(str(folder / path) for path in paths)
-            for paths in either.values()
-            if not any((folder / path).exists() for path in paths)
-        ]
-
     def commands(self, table: Mapping[str, Any], *, data_folder: Path, run: Path) -> list[list[str]]:
         """The words of what follows a run; `table` is its resolved recipe."""
         known = {**table, "data_folder": data_folder, "run": run}
@@ -285,7 +267,9 @@ class Paper(Table):
 
 def require(papers: Sequence[Paper], folder: Path, *, weights: bool = True) -> None:
     """Nothing, if all that the recipes read lies in its place; else one error that names every path."""
-    missing = list(dict.fromkeys(path for paper in papers for path in paper.missing(folder, weights=weights)))
+    needs = dict.fromkeys(need for paper in papers for need in (*paper.needs, *(paper.weights if weights else ())))
+    places = ([folder / path for path in need.split("|")] for need in needs)  # alternatives in one line
+    missing = [" or ".join(map(str, either)) for either in places if not any(path.exists() for path in either)]
     if not missing:
         return
     firsts = {need.partition("/")[0] for paper in papers for need in paper.needs}

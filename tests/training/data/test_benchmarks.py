@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from distcam.datasets.archives.restricted_pickle import read_pickle
 from distcam.datasets.cifar import CIFAR
 from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.remarks import DistcamWarning
-from distcam.training.data.splits import DataSettings, list_parts, load_splits, settled_split
+from distcam.synthetic.miniatures import write_miniature
+from distcam.training.data.splits import DataSettings, load_splits, settled_parts
 
 
 def picture(file, colour=(9, 9, 9)):
@@ -54,9 +57,9 @@ def test_cub_trains_on_its_first_hundred_classes_and_says_what_the_copy_lacks(cu
 
 def test_the_parts_are_known_before_a_run_without_a_word(cub) -> None:
     settings = DataSettings(images="cub:.", size=16)  # the folder around the archive
-    parts = list_parts(settings, folder=cub)
+    split, parts = settled_parts(settings, folder=cub)
     assert {name: (part.images, len(part.classes)) for name, part in parts.items()} == {"train": (4, 2), "test": (4, 2)}
-    assert settled_split(settings, folder=cub).column == "split"
+    assert split.column == "split"
 
 
 @pytest.mark.parametrize(
@@ -104,55 +107,46 @@ def test_voc_trains_on_the_list_that_is_named_with_the_classes_of_its_annotation
 # --- CIFAR ------------------------------------------------------------------------------------------------------------
 
 
-def archive(folder, name):
-    """The files of CIFAR with three images each, as their makers pickled them."""
-    files, generator = CIFAR[name], np.random.default_rng(0)
-    place, written = folder / files.folder, {}
-    place.mkdir()
-    for part in files.parts.values():
-        for number, file in enumerate(part):
-            rows = written[file] = generator.integers(0, 256, (3, 3072), dtype=np.uint8)
-            content = {b"data": rows, f"{files.prefix}labels".encode(): [0, 1, number % 2]}
-            (place / file).write_bytes(pickle.dumps(content, protocol=2))
-    names = {f"{files.prefix}label_names".encode(): [b"apple", b"bear"]}
-    (place / files.names).write_bytes(pickle.dumps(names, protocol=2))
-    return written
-
-
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_read_from_its_archive(tmp_path, name) -> None:
-    rows = archive(tmp_path, name)
+def test_cifar_is_read_from_its_archive_once(tmp_path, name, monkeypatch) -> None:
+    write_miniature(name, tmp_path)
+    opened = Counter()
+    read = "distcam.datasets.cifar.read_pickle"
+    monkeypatch.setattr(read, lambda file: opened.update([file.name]) or read_pickle(file))
     settings = DataSettings(images=f"{name}:.", size=32)
     data = load_splits(settings, Transform(32), folder=tmp_path, cache=tmp_path)
-    train = data.sets["train"]
-    assert train.class_names == data.sets["test"].class_names == ("apple", "bear")
-    last = [*rows][-2]  # of the training files
-    expected = torch.from_numpy(rows[last][2].reshape(3, 32, 32))
+    files = CIFAR[name]
+    assert opened == dict.fromkeys([files.names, *(file for part in files.parts.values() for file in part)], 1)
+    train, count = data.sets["train"], int(name.removeprefix("cifar"))
+    assert train.class_names == data.sets["test"].class_names == tuple(f"class {number}" for number in range(count))
+    last = pickle.loads((tmp_path / files.folder / files.parts["train"][-1]).read_bytes())[b"data"][-1]
+    expected = torch.from_numpy(last.reshape(3, 32, 32))
     assert torch.equal(train.pixels(torch.tensor([len(train) - 1]))[0], expected)
-    assert {part: found.images for part, found in list_parts(settings, folder=tmp_path).items()} == {
-        "train": 15 if name == "cifar10" else 3,
-        "test": 3,
+    _, parts = settled_parts(settings, folder=tmp_path)
+    images = {"train": count * len(files.parts["train"]), "test": count}
+    assert {part: (found.images, len(found.classes)) for part, found in parts.items()} == {
+        part: (number, count) for part, number in images.items()
     }
     assert len(set(train.digests.tolist())) == len(train)
     with pytest.raises(InputError, match=r"\[data.split\] is not used by cifar"):
-        settled_split(settings.changed(split={"novel": 0.5}), folder=tmp_path)
+        settled_parts(settings.changed(split={"novel": 0.5}), folder=tmp_path)
 
 
 def test_cifar_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch) -> None:
-    archive(tmp_path, "cifar100")
-    monkeypatch.setattr("distcam.training.data.splits.MEMORY_LIMIT", 6 * 3 * 32 * 32)
-    assert len(opened(tmp_path, "cifar100:.").sets["train"]) == 3
+    write_miniature("cifar100", tmp_path)
+    monkeypatch.setattr("distcam.training.data.splits.MEMORY_LIMIT", 200 * 3 * 32 * 32)
+    assert len(opened(tmp_path, "cifar100:.").sets["train"]) == 100
     with pytest.raises(InputError, match=r"at 33 x 33 pixels takes 0\.0 GiB of memory; choose a smaller data.size"):
         load_splits(DataSettings(images="cifar100:.", size=33), Transform(33), folder=tmp_path, cache=tmp_path)
 
 
 def test_a_damaged_file_of_cifar_is_named(tmp_path) -> None:
-    archive(tmp_path, "cifar100")
+    write_miniature("cifar100", tmp_path)
     file = tmp_path / "cifar-100-python" / "train"
     for content, message in (
         (
-            {"data": np.zeros((1, 3072), np.uint8), "fine_labels": [2]},
-            "a label below 2 for each; got uint8 .1, 3072. and 1 labels",
+            {"data": np.zeros((1, 3072), np.uint8), "fine_labels": [100]},
+            "a label below 100 for each; got uint8 .1, 3072. and 1 labels",
         ),
         ({"data": np.zeros((1, 99), np.uint8), "fine_labels": [0]}, "expected uint8 rows of 3,072"),
         ({"data": np.zeros((1, 3072), np.uint8)}, "expected a dictionary with 'fine_labels'; it has data"),

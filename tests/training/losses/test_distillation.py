@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.encoders.heads import Linear
 from distcam.errors import FingerprintMismatchError, InputError, WeightsError
+from distcam.explain import upsample
 from distcam.images import Transform
-from distcam.training.engine.step import Batch, Mix, Step, TrainingProgress
+from distcam.remarks import DistcamWarning
+from distcam.training.engine.step import Batch, Mix, Step, TrainingProgress, true_classes
 from distcam.training.losses.attention import scaled
 from distcam.training.losses.cam_loss import cam_differences
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
@@ -107,6 +110,26 @@ def test_attention_transfer_compares_the_maps_of_the_images_class(tmp_path: Path
     torch.testing.assert_close(value, (scaled(maps[0]) - scaled(maps[1])).square().mean(), rtol=1e-4, atol=1e-6)
     value.backward()
     assert step.classifier.weight.grad is None  # as in CAM-loss, the class weights learn from their own loss alone
+
+
+@pytest.mark.parametrize("term", [Ccm, AttentionTransfer])
+def test_flat_maps_teach_nothing_and_are_counted_once(term, tmp_path: Path, student: Encoder) -> None:
+    written(tmp_path, student.eval())
+    teacher, step = teacher_in(tmp_path), step_of(student)
+    maps = torch.randn(4, 5, 5, generator=torch.Generator().manual_seed(1))
+    maps[1], maps[3] = 2.0, 0.0
+    loss = term(teacher)
+    loss.teacher_maps = lambda step, targets: maps
+    with pytest.warns(DistcamWarning, match="or the teacher's maps of its first batch are flat for 2 of 4"):
+        value = loss(step)
+    own = loss.student_maps(step, true_classes(step.batch))
+    maps = upsample(maps, (own.shape[-2], own.shape[-1]))
+    differences = (scaled(own) - scaled(maps))[[0, 2]]
+    expected = differences.abs() if term is Ccm else differences.square()
+    torch.testing.assert_close(value, expected.mean((1, 2)).sum() / 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(step)
 
 
 def test_ccm_is_at_most_cam_loss_of_the_student_plus_at(resnet, student: Encoder) -> None:
