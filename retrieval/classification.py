@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..encoders import Inference
-from ..encoders.inference import ImageSource
+from ..encoders.inference import Failure, ImageSource
 from ..errors import GalleryError, InputError
+from ..images.given.arrays import is_array
 from ..index import Gallery, PrototypeStore
 from ..index.search import Hits, Ids
 from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable, distances_to
 from ..metrics.prediction import By, Calibration, ClassEvidence, Codes, Floats, Votes, weighted_softmax
 from ..remarks import counted, remark, remark_on_skipped
-from .asking import name_of
+from .asking import given_images, name_of, source_of
 from .matches import Matches
 from .ranking import Query, StoredEncoding
 from .texts import Ranked
@@ -236,7 +237,7 @@ class Classed(TypedDict, total=False):
 
 def classified(
     retriever: Retriever,
-    images: Sequence[ImageSource],
+    images: Any,
     *,
     k: int = 5,
     by: By = "both",
@@ -248,7 +249,8 @@ def classified(
 ) -> list[Prediction]:
     """The answers for images, in their order; see `Retriever.classify`."""
     inference, manifest = retriever.inference, retriever.gallery.manifest
-    sources = [images] if isinstance(images, (str, bytes, PathLike)) else list(images)
+    width = retriever.gallery.spec.embedding_dim
+    sources = given_images(images, width=width, margin=manifest.box_margin)
     if not sources:
         raise InputError("no images were given")
     if not isinstance(inference, Inference):
@@ -260,23 +262,41 @@ def classified(
         retriever.kept_classifier = (state, made)
     classifier = retriever.kept_classifier[1]
     names = [name_of(image, place) for place, image in enumerate(sources)]
+    judged: Ranked = {"k": k, "where": classifier.where, "reject": reject, "max_distance": max_distance}
     found: dict[int, Prediction] = {}
-    for batch in inference.stream(range(len(sources)), load=lambda place: inference.read(sources[place]), maps=False):
-        if batch.encoding is not None:
-            vectors, pooled = batch.encoding.embedding.cpu(), batch.encoding.pooled.cpu()
-            queries = [
-                Query(names[place], sources[place], _slim(inference, sources[place], pooled[i, None], vectors[i, None]))
-                for i, place in enumerate(batch.items)
-            ]
-            judged: Ranked = {"k": k, "where": classifier.where, "reject": reject, "max_distance": max_distance}
-            rankings = retriever.rank(queries, **judged)
-            found.update(zip(batch.items, classifier.answers(vectors.numpy(), rankings), strict=True))
-        found |= {bad.item: Prediction(names[bad.item], problem=bad.error.reason) for bad in batch.failures}
+    for queries, failures in _queries(inference, names, sources, width):
+        if queries:
+            vectors = torch.cat([query.encoding.embedding for query in queries.values()]).numpy()
+            rankings = retriever.rank(list(queries.values()), **judged)
+            found.update(zip(queries, classifier.answers(vectors, rankings), strict=True))
+        found |= {bad.item: Prediction(names[bad.item], problem=bad.error.reason) for bad in failures}
         if progress is not None:
             progress(len(found), len(sources))
     skipped = {names[place]: str(each.problem) for place, each in sorted(found.items()) if each.problem is not None}
     remark_on_skipped(skipped, len(sources), "they have no class", strict=strict)
     return [found[place] for place in range(len(sources))]
+
+
+def _queries(
+    inference: Inference, names: Sequence[str], sources: list[Any], width: int
+) -> Iterator[tuple[dict[int, Query], Sequence[Failure[int]]]]:
+    """Batches of queries by their places, the vectors first, and the images that cannot be used."""
+    vectors = {n: source_of(each, width) for n, each in enumerate(sources) if is_array(each) and each.ndim == 1}
+    yield {place: Query(names[place], None, vector) for place, vector in vectors.items()}, []
+
+    def read(place: int) -> Tensor:
+        sources[place] = source_of(sources[place], width)  # kept for the explanation: a URL is fetched once
+        return inference.read(sources[place])
+
+    rest = [place for place in range(len(sources)) if place not in vectors]
+    for batch in inference.stream(rest, load=read, maps=False):
+        queries = {}
+        for row, place in enumerate(batch.items):
+            encoding, source = batch.encoding, sources[place]
+            assert encoding is not None, "there are items"
+            pooled, vector = encoding.pooled[row, None].cpu(), encoding.embedding[row, None].cpu()
+            queries[place] = Query(names[place], source, _slim(inference, source, pooled, vector))
+        yield queries, batch.failures
 
 
 def _slim(inference: Inference, image: ImageSource, pooled: Tensor, embedding: Tensor) -> StoredEncoding:

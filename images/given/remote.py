@@ -10,10 +10,12 @@ import ssl
 import time
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from ...errors import ImageError, MissingExtraError
 
+T = TypeVar("T")
 PRIVATE_VARIABLE = "DISTCAM_PRIVATE_URLS"  # "allow" lets the user's own URLs, and theirs alone, lead into one's network
 MAX_BYTES = 100 << 20
 _SECONDS = 20.0  # for a connection, and for each answer of the server
@@ -28,6 +30,11 @@ def is_url(text: object) -> bool:
     (True, False)
     """
     return isinstance(text, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
+
+
+def fetched(source: T) -> T | bytes:
+    """The bytes behind a URL, see `fetch`; anything else as it is."""
+    return fetch(source) if isinstance(source, str) and is_url(source) else source
 
 
 def fetch(url: str, *, max_bytes: int = MAX_BYTES) -> bytes:
