@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ..errors import InputError, MissingExtraError
-from ..remarks import remark
 from .inspection.classes import NEAREST
 from .inspection.neighbours import Neighbours
 from .search import Ids
@@ -120,11 +119,8 @@ def _blocks(gallery: GalleryReader, origin: Doubles) -> Iterator[Doubles]:
         yield gallery.ranking_vectors(gallery.ids[start : start + step]) - origin
 
 
-def _fifth_distances(gallery: GalleryReader, progress: Progress | None) -> Floats | None:
+def _fifth_distances(gallery: GalleryReader, progress: Progress | None) -> Floats:
     """Distance of each image to its fifth nearest other one, or to its last; 0 of a single image."""
-    if gallery.snapshot.is_remote:
-        remark("the gallery's rows lie in Milvus: the points have no outlier scores")
-        return None
     if len(gallery) < 2:
         return np.zeros(len(gallery), np.float32)
     return Neighbours.of(gallery, k=NEAREST, progress=progress).farthest

@@ -30,7 +30,7 @@ class Inspection:
     """One generation of a gallery under inspection; each question is a method, and what several need is computed once.
 
     Args:
-        gallery: whose rows lie in its folder.
+        gallery: with two images at least.
         look: open the images of pairs that may be copies; without, vectors decide, which find fewer and no crops.
         progress: called with the number of images done and in all, once for each pass.
     """
@@ -58,7 +58,6 @@ class Inspection:
                 f"{other.folder} was built with {other.manifest.encoder.short_name}, {self.gallery.folder} with "
                 f"{self.gallery.manifest.encoder.short_name}; build one of them again to compare them"
             )
-        other.require_segments("inspect")
         found = [self._copy(group) for group in self._copies((self.gallery, other), rate)]
         return self._findings("leaks", found, len(other.snapshot), _copies_note(rate), str(other.folder))
 
@@ -225,8 +224,9 @@ class Inspection:
     def _findings(
         self, question: Question, items: Iterable[Finding], judged: int, note: str, other: str | None = None
     ) -> Findings:
-        if (recall := self.neighbours.recall) < 1:
-            note += f"; the search finds {recall:.1%} of the true neighbours"
+        if not (recall := self.neighbours.recall) >= 1:
+            known = "a share that is not known" if np.isnan(recall) else f"{recall:.1%}"
+            note += f"; the search finds {known} of the true neighbours"
         return Findings(question, tuple(items), judged, note, other)
 
 
