@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from distcam import DistcamWarning, Gallery, Retriever
 from distcam.errors import InputError
 from distcam.images import read_image
 from distcam.images.given import remote
+from distcam.index.rejection import class_scores
 from distcam.retrieval.classification import ClassSpace
 
 
@@ -108,21 +111,28 @@ def test_a_gallery_answers_by_itself_and_keeps_its_calibration(small_gallery, fi
     assert other.decided_by == "rank:1"
 
 
-def test_what_lies_beyond_the_gallerys_threshold_is_rejected(files, photos, small_encoder, tmp_path) -> None:
+def test_what_lies_beyond_the_gallerys_threshold_is_rejected(
+    files, photos, small_encoder, tmp_path, monkeypatch
+) -> None:
     gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
     retriever = Retriever(gallery, small_encoder, precision="fp32")
     with pytest.raises(InputError, match="index calibrate"):
         retriever.classify(files[:1], reject=True)
     gallery.calibrate(false_alarm_rate=0.5)
-    limit = gallery.manifest.rejection.threshold
+    limit = gallery.manifest.rejection.class_threshold
     found = retriever.classify([files[0], files[0].read_bytes()], reject=True)
     assert [each.label for each in found] == [found[0].best] * 2  # itself, at distance 0
     from PIL import Image
 
     (far,) = retriever.classify([Image.new("RGB", (64, 64))], reject=True)
-    assert (far.label is None) == (far.matches[0].distance > limit)
+    distances = gallery.prototypes.distances(far.matches.query.encoding.embedding.numpy())
+    assert far.is_known is bool(class_scores(distances)[0] <= limit)
+    assert (far.label is not None) is far.is_known is far.to_dict()["is_known"]
     assert far.best is not None
-    assert far.to_dict()["is_known"] is (far.label is not None)
+    older = replace(gallery.manifest, rejection=replace(gallery.manifest.rejection, class_threshold=None))
+    monkeypatch.setattr(type(gallery), "manifest", older)  # of a version that had none: the distance decides
+    (far,) = retriever.classify([Image.new("RGB", (64, 64))], reject=True)
+    assert far.is_known is (far.matches[0].distance <= older.rejection.threshold)
 
 
 def test_galleries_that_cannot_name_a_class_say_so(files, photos, small_encoder, tmp_path) -> None:
