@@ -257,11 +257,11 @@ def classified(
         raise GalleryError("a retriever with an inference of its own classifies no streams of images; make one without")
     state = (manifest.gallery_id, manifest.generation, k, by, weighting, strict)
     rejection = retriever.require_threshold(reject=reject, max_distance=max_distance)
-    limit = None if rejection is None else rejection.class_threshold
     if retriever.kept_classifier is None or retriever.kept_classifier[0] != state:
         made = Classifier(retriever.gallery, k, by=by, weighting=weighting, strict=strict)
         retriever.kept_classifier = (state, made)
     classifier = retriever.kept_classifier[1]
+    limit = None if rejection is None or len(classifier.space.store) < 3 else rejection.class_threshold
     names = [name_of(image, place) for place, image in enumerate(sources)]
     judged: Ranked = {"k": k, "where": classifier.where, "max_distance": max_distance}
     judged["reject"] = reject and limit is None

@@ -133,6 +133,11 @@ def test_what_lies_beyond_the_gallerys_threshold_is_rejected(
     monkeypatch.setattr(type(gallery), "manifest", older)  # of a version that had none: the distance decides
     (far,) = retriever.classify([Image.new("RGB", (64, 64))], reject=True)
     assert far.is_known is (far.matches[0].distance <= older.rejection.threshold)
+    monkeypatch.undo()
+    gallery.remove(where=f"label in {','.join(gallery.labels[1:])}")  # one class is left: no second one to divide by
+    with pytest.warns(DistcamWarning):
+        (left,) = retriever.classify(files[:1], reject=True)
+    assert left.is_known is (left.matches[0].distance <= gallery.manifest.rejection.threshold)
 
 
 def test_galleries_that_cannot_name_a_class_say_so(files, photos, small_encoder, tmp_path) -> None:
