@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 
+def from_face(name: str) -> Any:
+    """A public name of distcam itself, looked up when it is used: so a lower layer hands over to a higher one."""
+    return getattr(import_module(__package__), name)
+
+
 def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package: those in its stub, earlier ones (`Old = New`) too.
 

@@ -8,11 +8,13 @@ import secrets
 from contextlib import closing
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 from ..errors import InputError
+from ..images.given.remote import fetch, is_url
 from .command import refuse_unused
 from .console import listed_images, note, out, print_json
 from .options import read_box
@@ -48,8 +50,11 @@ class Server:
                 f"{self.url} serves {self.serves['name']}, not {gallery.name}; name the server of that one"
             )
         manifest = gallery / "manifest.json"
+        self.box_margin = 0.0
         if manifest.is_file():
-            made_by = json.loads(manifest.read_text(encoding="utf-8")).get("encoder", {}).get("fingerprint")
+            known = json.loads(manifest.read_text(encoding="utf-8"))
+            self.box_margin = float(known.get("box_margin", 0.0))
+            made_by = known.get("encoder", {}).get("fingerprint")
             if made_by != self.serves["fingerprint"]:
                 raise InputError(
                     f"{self.url} serves another gallery of the name {gallery.name}, by another encoder; name the "
@@ -70,18 +75,30 @@ class Server:
             raise InputError(f"{self.url}: {answer.get('detail', response.reason)}")
         return dict(answer)
 
-    def search(self, image: Path | None, **options: Any) -> dict[str, Any]:
+    def search(self, image: str | None, **options: Any) -> dict[str, Any]:
         """The ranking for an image that is sent, or for a text alone."""
         edge, part = secrets.token_hex(16), b""
         if image is not None:
-            try:
-                content = image.read_bytes()
-            except OSError as error:
-                raise InputError(f"{image}: cannot be read: {error.strerror}") from error
             head = f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n\r\n'
-            part = head.encode() + content + b"\r\n"
+            part = head.encode() + _content(image) + b"\r\n"
         kind = f"multipart/form-data; boundary={edge}"
         return self.ask("POST", f"/search?{urlencode(options)}", part + f"--{edge}--\r\n".encode(), kind)
+
+
+def _content(image: str) -> bytes:
+    """The file that is sent of a query image: its own, or one of the box that is cut out."""
+    try:
+        if is_url(image):
+            return fetch(image)
+        if "#xywh=" not in image or Path(image).is_file():
+            return Path(image).read_bytes()
+        from ..images import read_image
+
+        stream = BytesIO()
+        read_image(image).save(stream, "PNG")
+        return stream.getvalue()
+    except OSError as error:
+        raise InputError(f"{image}: cannot be read: {error.strerror or error}") from error
 
 
 def is_answered(
@@ -126,8 +143,8 @@ def _rankings(
     edges = {} if box is None else box._asdict()
     rejection = server.serves["rejection"] if asked["reject"] and asked["max_distance"] is None else None
     found = []
-    for image in listed_images(images):
-        found.append(_ranking(server.search(image, **options, **joined, **edges), str(image), joined, rejection))
+    for image in listed_images(images, margin=server.box_margin):
+        found.append(_ranking(server.search(image, **options, **joined, **edges), image, joined, rejection))
     for id in ids:
         answer = server.ask("POST", "/search/stored", json.dumps({"id": id, "box": box, **options, **joined}).encode())
         found.append(_ranking(answer, answer["query"]["name"], joined, rejection))

@@ -222,49 +222,22 @@ def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
         err.print(f"  … and {len(skipped) - most} more (all with --json)")
 
 
-def passing_folder() -> Path:
-    """A new folder that is removed when the process ends, for images that are no files; nothing is made yet."""
-    import atexit
-    import secrets
-    import shutil
-    import tempfile
+def listed_images(sources: Sequence[str], *, margin: float = 0.0) -> list[str]:
+    """The images to ask with that the arguments name, see `list_queries`; what is left out is noted."""
+    from ..images.queries import list_queries
 
-    folder = Path(tempfile.gettempdir(), f"distcam-{secrets.token_hex(8)}")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def listed_images(sources: Sequence[str], *, margin: float | None = None) -> list[Path]:
-    """The query images that the arguments name: files as they are, and what folders, tables and patterns hold.
-
-    With a margin boxes are cut out too: those of tables, and `photo.jpg#xywh=x,y,w,h`. Images that are no files, and
-    those behind URLs, lie in a folder that is removed when the process ends.
-    """
-    found: list[Path] = []
-    for source in sources:
-        is_table = source.lower().endswith((".csv", ".parquet", ".tar", ".tgz"))
-        if margin is None and Path(source).is_file() and not is_table:
-            found.append(Path(source))
-            continue
-        from ..images.items import item_of, split_item, widened
-
-        if margin is not None and Path(split_item(source)[0]).is_file() and not is_table:
-            found.append(widened(source, margin))
-            continue
-        boxes = "none" if margin is None else None
-        listing = library.images.list_items(source, labels="none", boxes=boxes, keep=passing_folder())
-        found += [widened(item_of(listing.file(record), record.box), margin or 0.0) for record in listing]
-        for problem in listing.problems:
-            note(problem)
+    found, problems = list_queries(sources, margin=margin)
+    for problem in problems:
+        note(problem)
     return found
 
 
-def readable_images(images: list[Path]) -> tuple[list[Path], list[Path]]:
+def readable_images(images: list[str]) -> tuple[list[str], list[str]]:
     """The images that can be read, and the others, which are named on stderr."""
     from ..images.opening import unreadable
 
     skipped = {images[place]: reason for place, reason in unreadable(images).items()}
-    report_skipped([Skipped(str(image), reason) for image, reason in skipped.items()])
+    report_skipped([Skipped(image, reason) for image, reason in skipped.items()])
     if len(skipped) == len(images):
         raise InputError(f"none of the {len(images)} query images can be read")
     return [image for image in images if image not in skipped], list(skipped)

@@ -120,7 +120,7 @@ def evaluate(
 def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:
     """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
     from ..datasets.retrieval import listed_splits, named_split
-    from .console import passing_folder
+    from ..images.queries import passing_folder
 
     keep = passing_folder()
     if split is None:

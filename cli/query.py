@@ -177,7 +177,7 @@ def query(
             _ = retriever.lines.layer  # read in the queries' own pass
     asked |= {"verify": verify}
     asked |= {} if text and words is None else {"text": words, "text_weight": text_weight}
-    skipped: list[Path] = []
+    skipped: list[str] = []
     if text and words is None:
         results = retriever.query_text(text, **asked)
     elif ids:
@@ -185,12 +185,12 @@ def query(
         results = [retriever.query_stored(image, region=area, **asked) for image in ids]
     else:
         try:
-            results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **asked)
+            results = retriever.query(probes, region=_area(probes, region, mask, mask_class), **asked)
         except ImageError:
             if strict or len(probes) == 1:
                 raise
             probes, skipped = console.readable_images(probes)
-            results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **asked)
+            results = retriever.query(probes, region=_area(probes, region, mask, mask_class), **asked)
     if explain is not None:
         wanted: dict[str, Any] = {"against": against, "versus": versus, "weighting": weighting}
         wanted |= {"mean": mean, "space": space, "detail": detail}
@@ -209,7 +209,7 @@ def query(
         raise typer.Exit(1)
 
 
-def _area(images: list[Path], region: str | None, mask: Path | None, mask_class: int | None) -> Any:
+def _area(images: list[str], region: str | None, mask: Path | None, mask_class: int | None) -> Any:
     """The part of the queries that is searched for: None for all of them, a box, one mask, or one for each."""
     from ..images.masks import read_mask
     from ..retrieval.evidence import region_of_file
@@ -223,7 +223,7 @@ def _area(images: list[Path], region: str | None, mask: Path | None, mask_class:
         raise InputError("--region and --mask both say which part to search for; give one of them")
     if not mask.is_dir():
         return region_of_file(mask, category=mask_class)
-    files = [mask / f"{image.stem}.png" for image in images]
+    files = [mask / f"{Path(image).stem}.png" for image in images]
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise InputError(f"{mask} holds no mask {missing.name}; every query needs one")

@@ -60,6 +60,7 @@ def serve(
     ),
     device: Device = "auto",
     threads: int | None = option(None, "Threads of the arithmetic on a CPU. Default: one for each core.", min=1),
+    urls: bool = option(True, "Fetch queries given by URL; from addresses of the public internet alone."),
     access_log: bool = option(False, "A line of JSON for every request.", "--access-log"),
     open_page: bool = option(False, "Open the page in the browser.", "--open"),
 ) -> None:
@@ -92,6 +93,7 @@ def serve(
         read_token=_given_token(read_token_file, READ_TOKEN_VARIABLE),
         max_pixels=library.images.pixel_limit(),
         uploads=uploads,
+        urls=urls,
         allowed_hosts=frozenset(name.lower() for name in (*(allow_host or ()), host)),
     )
 

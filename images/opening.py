@@ -11,6 +11,7 @@ from PIL import Image
 from ..errors import ImageError
 from ..progress import Progress
 from ..threads import in_threads
+from .given.remote import fetched
 from .items import widened
 from .loading import read_image
 
@@ -21,11 +22,11 @@ def read_item(root: str | os.PathLike[str], path: str, *, margin: float = 0.0) -
 
 
 def unreadable(files: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None) -> dict[int, str]:
-    """Place and reason of each file that is no readable image; every file is decoded once, by several threads."""
+    """Place and reason of each file or URL that is no readable image; each is decoded once, by several threads."""
 
     def reason(file: str | os.PathLike[str]) -> str | None:
         try:
-            read_image(file)
+            read_image(fetched(file))
         except ImageError as error:
             return error.reason
         return None

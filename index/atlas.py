@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ..errors import InputError, MissingExtraError
-from ..remarks import remark
 from .inspection.classes import NEAREST
 from .inspection.neighbours import Neighbours
 from .search import Ids
@@ -75,7 +74,10 @@ def atlas_of(
     least = _UMAP_LEAST if method == "umap" else 1
     if len(gallery) < least:
         raise InputError(f"{gallery.folder} holds {len(gallery)} images; an atlas by {method} needs {least}")
-    far = _fifth_distances(gallery, progress) if outliers else None
+    far = None
+    if outliers:  # the distance to the last other image where there are fewer than five, 0 of a single one
+        is_single = len(gallery) < 2
+        far = np.zeros(1, np.float32) if is_single else Neighbours.of(gallery, k=NEAREST, progress=progress).farthest
     if method == "pca":
         points, (first, second) = principal_components(gallery, 2)
         return Atlas(gallery.ids, points, method, (float(first), float(second)), far)
@@ -118,13 +120,3 @@ def _blocks(gallery: GalleryReader, origin: Doubles) -> Iterator[Doubles]:
     step = max(1, _BLOCK_BYTES // (8 * gallery.spec.embedding_dim))
     for start in range(0, len(gallery), step):
         yield gallery.ranking_vectors(gallery.ids[start : start + step]) - origin
-
-
-def _fifth_distances(gallery: GalleryReader, progress: Progress | None) -> Floats | None:
-    """Distance of each image to its fifth nearest other one, or to its last; 0 of a single image."""
-    if gallery.snapshot.is_remote:
-        remark("the gallery's rows lie in Milvus: the points have no outlier scores")
-        return None
-    if len(gallery) < 2:
-        return np.zeros(len(gallery), np.float32)
-    return Neighbours.of(gallery, k=NEAREST, progress=progress).farthest

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from ..errors import InputError
 from ..images.items import KEPT_NAME
+from ..lazy import from_face
 from ..metrics.distances import Metric
 from .backends import existing_gallery, newest_snapshot
 from .filters.tree import Filter
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
     from ..images.listing import GivenLabels
     from ..images.masks import MaskFolder
     from ..progress import Progress
+    from ..retrieval import Prediction, Retriever
+    from ..retrieval.classification import Classed
     from .building.build import Precision
     from .building.ray import RayEngine
     from .sync.sync import LazyEncoder
@@ -30,6 +33,7 @@ class Gallery(MeasuredGallery):
     """A gallery on disk, open at one generation; `build` and `open` make one, every change moves it to the newest."""
 
     report: AddReport | None = None  # of the last build or add through this object
+    _retriever: tuple[tuple[Encoder | None, str], Retriever] | None = None  # that answered `classify`
 
     @classmethod
     def build(
@@ -228,6 +232,30 @@ class Gallery(MeasuredGallery):
             return plan_sync(newest_snapshot(self.folder, verify=False), place, settings, progress=progress)
         with self._writing() as writer:
             return sync_folder(writer, place, load, settings=settings, progress=progress)
+
+    def classify(
+        self,
+        images: Any,
+        encoder: Encoder | None = None,
+        *,
+        device: str = "auto",
+        **options: Unpack[Classed],
+    ) -> list[Prediction]:
+        """The class of each image by its neighbours, class means, or both, with calibrated confidence and its map.
+
+        Args:
+            images: what `Retriever.query` takes, or a folder, pattern, table or data set.
+            encoder: the one that built the gallery; by default the copy that it keeps, which stays loaded.
+            device: `"auto"`, `"cpu"` or `"cuda"`.
+            options: `k`, `by`, `weighting`, `reject`, … of `Retriever.classify`, which answers.
+
+        Raises:
+            GalleryError: the gallery keeps no encoder and none was given.
+            InputError: what `Retriever.classify` refuses.
+        """
+        if self._retriever is None or (encoder, device) != self._retriever[0]:
+            self._retriever = (encoder, device), from_face("Retriever")(self, encoder, device=device)
+        return self._retriever[1].classify(images, **options)
 
     def remove(
         self, *, paths: Iterable[str | os.PathLike[str]] | None = None, where: str | Filter | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..remarks import counted
 from .inspection.findings import COPIES_RATE, LABELS_RATE, MOST, OUTLIERS_RATE
 from .reader import GalleryReader
-from .rejection import Rejection, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
+from .rejection import Rejection, choose_threshold, class_threshold, nearest_of_both_kinds, own_probes, probes_of
 from .storage.background import MapChoice
 from .storage.hdf5 import Array
 
@@ -63,6 +64,9 @@ class MeasuredGallery(GalleryReader):
         nearest = nearest_of_both_kinds(snapshot, probes, column=exclude_same)
         now = snapshot.manifest.generation
         rejection = choose_threshold(nearest, target=false_alarm_rate, source=source, generation=now)
+        classes = snapshot.column("label").values
+        by_classes = class_threshold(self.prototypes, probes, classes, target=false_alarm_rate)
+        rejection = replace(rejection, class_threshold=by_classes)
         with self._writing() as writer:
             self._require_same_gallery(snapshot)
             writer.commit(rejection=rejection)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, ShapeError
+from ..metrics.distances import Metric, SearchSpec, check_vectors, comparable, distances_to
 from .storage.hdf5 import FlatFile, pack_strings, write_arrays
 
 AnyFloats = NDArray[np.floating]
@@ -40,7 +41,7 @@ class PrototypeStore:
     (array([2., 1.], dtype=float32), 2, 1)
     """
 
-    def __init__(self, *, pooled_dim: int, embedding_dim: int, metric: str) -> None:
+    def __init__(self, *, pooled_dim: int, embedding_dim: int, metric: Metric) -> None:
         self.pooled_dim = pooled_dim
         self.embedding_dim = embedding_dim
         self.metric = metric
@@ -164,6 +165,21 @@ class PrototypeStore:
         own = unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
         return self._mean(self._embedding[row] - own, self._count[row] - 1)
 
+    def distances(self, embeddings: AnyFloats, own: Sequence[str | None] = ()) -> Sums:
+        """Distances (m, c) of raw embeddings (m, d) to all classes; `own` are the labels of images that were added.
+
+        They are measured to the mean of their class without themselves: inf where nothing is left.
+        """
+        spec = SearchSpec(self.embedding_dim, self.metric)
+        asked, known = comparable(spec, *check_vectors(spec, embeddings)), self.all_embeddings()
+        found = np.array([distances_to(spec, each, known) for each in asked]).reshape(len(asked), len(self))
+        place = {label: column for column, label in enumerate(self.labels)}
+        for row, label in enumerate(own):
+            if label is not None:
+                rest = self.without(label, embeddings[row])
+                found[row, place[label]] = np.inf if rest is None else distances_to(spec, asked[row], rest[None])[0]
+        return found
+
     def all_pooled(self) -> Floats:
         """Mean pooled vectors of all classes, (c, K)."""
         order = self._order()
@@ -224,7 +240,7 @@ class PrototypeStore:
         )
 
     @classmethod
-    def load(cls, path: Path, *, pooled_dim: int, embedding_dim: int, metric: str) -> Self:
+    def load(cls, path: Path, *, pooled_dim: int, embedding_dim: int, metric: Metric) -> Self:
         """Read the sums; CorruptGalleryError when they do not fit together."""
         file = FlatFile(path, remedy="it is rebuilt when it is deleted")
         labels = list(file.strings("label", None))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..encoders import Inference
-from ..encoders.inference import ImageSource
+from ..encoders.inference import Failure, ImageSource
 from ..errors import GalleryError, InputError
+from ..images.given.arrays import is_array
 from ..index import Gallery, PrototypeStore
+from ..index.rejection import class_scores
 from ..index.search import Hits, Ids
-from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable, distances_to
+from ..metrics.distances import Vectors
 from ..metrics.prediction import By, Calibration, ClassEvidence, Codes, Floats, Votes, weighted_softmax
 from ..remarks import counted, remark, remark_on_skipped
 from .matches import Matches
-from .queries import Ranked, name_of
+from .queries import Ranked, given_images, name_of, source_of
 from .ranking import Query, StoredEncoding
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ class ClassSpace:
         raw: embeddings of ids.
     """
 
-    spec: SearchSpec
     search: Callable[[Vectors, int], list[Hits]]
     ids: Ids
     codes: Codes
@@ -69,8 +70,7 @@ class ClassSpace:
         column = gallery.snapshot.column("label")
         codes = np.array([*(number.get(value, -1) for value in column.values), -1], np.int64)[column.codes]
         ids, kept = gallery.ids[codes >= 0], codes[codes >= 0]
-        spec = SearchSpec(gallery.spec.embedding_dim, gallery.metric)
-        return cls(spec, lambda v, k: gallery.search(v, k, where=where), ids, kept, gallery.embeddings, store)
+        return cls(lambda v, k: gallery.search(v, k, where=where), ids, kept, gallery.embeddings, store)
 
     def evidence(self, vectors: Vectors, hits: Sequence[Hits], k: int) -> ClassEvidence:
         """What raw vectors (m, d) and their neighbours say; of neighbours the first k."""
@@ -79,9 +79,7 @@ class ClassSpace:
             places = np.searchsorted(self.ids, found.ids[:k])
             neighbours[row, : len(places)] = self.codes[places]
             distances[row, : len(places)] = found.distances[:k]
-        prototypes, asked = self.store.all_embeddings(), comparable(self.spec, *check_vectors(self.spec, vectors))
-        near = [distances_to(self.spec, vector, prototypes) for vector in asked]
-        return ClassEvidence(neighbours, distances, np.array(near).reshape(len(hits), -1))
+        return ClassEvidence(neighbours, distances, self.store.distances(vectors))
 
     def calibrated(self, k: int, *, by: By, weighting: Votes, seed: int = 0, strict: bool = False) -> Calibration:
         """The calibration on the labelled images themselves, each without itself, at most `MOST_PROBES` of them."""
@@ -100,10 +98,8 @@ class ClassSpace:
         for own, found in zip(ids, self.search(vectors, k + 1), strict=True):
             kept = found.ids != own
             others.append(Hits(found.ids[kept], found.distances[kept]))
-        evidence, labels = self.evidence(vectors, others, k), self.store.labels
-        for row, vector in enumerate(comparable(self.spec, vectors)):
-            if (rest := self.store.without(labels[codes[row]], vectors[row])) is not None:
-                evidence.prototypes[row, codes[row]] = distances_to(self.spec, vector, rest[None])[0]
+        own = self.store.distances(vectors, [self.store.labels[code] for code in codes])
+        evidence = self.evidence(vectors, others, k)._replace(prototypes=own)
         source = f"{len(places):,} of the {len(self.ids):,} labelled images, each without itself"
         return Calibration.fit(evidence, codes, by=by, weighting=weighting, source=source)
 
@@ -120,6 +116,7 @@ class Prediction:
         probabilities: of all `classes`, (c,).
         decided_by: `rank:1` (the nearest voting neighbour of the class) or `label:CAT` (its prototype).
         matches: the neighbours.
+        is_known: whether it is as near as was asked for; None if nothing was.
         problem: why the image could not be used.
         calibration: of the confidence.
     """
@@ -132,6 +129,7 @@ class Prediction:
     classes: tuple[str, ...] = field(default=(), repr=False)
     decided_by: str = ""
     matches: Matches | None = field(default=None, repr=False)
+    is_known: bool | None = None
     problem: str | None = None
     calibration: Calibration | None = field(default=None, repr=False)
 
@@ -157,7 +155,7 @@ class Prediction:
             "best": self.best,
             "second": second,
             "second_confidence": share,
-            "is_known": None if self.matches is None else self.matches.is_known,
+            "is_known": self.is_known,
             "nearest": None if first is None else first.path,
             "distance": None if first is None else first.distance,
             "decided_by": self.decided_by or None,
@@ -179,25 +177,28 @@ class GalleryClassifier:
         self.k, self.where = k, LABELLED if len(self.space.ids) < len(gallery) else None
         self.calibration = self.space.calibrated(k, by=by, weighting=weighting, strict=strict)
 
-    def answers(self, vectors: Vectors, rankings: Sequence[Matches]) -> Iterator[Prediction]:
-        """The answer for each raw vector (m, d) and its ranking."""
+    def answers(self, vectors: Vectors, rankings: Sequence[Matches], limit: float | None) -> Iterator[Prediction]:
+        """The answer for each raw vector (m, d) and its ranking; `limit` is the largest of `class_scores`."""
         hits = [Hits(ranking.ids, np.array([match.distance for match in ranking])) for ranking in rankings]
         evidence, classes = self.space.evidence(vectors, hits, self.k), self.space.store.labels
         logits, weights = self.calibration.logits(evidence), self.calibration.weights
+        near = None if limit is None else class_scores(evidence.prototypes) <= limit
         for row, (ranking, shares) in enumerate(zip(rankings, weighted_softmax(logits, weights), strict=True)):
             best, second = int(shares.argmax()), int(np.argsort(-shares, kind="stable")[min(1, len(shares) - 1)])
             margins = [w * (part[row, best] - part[row, second]) for w, part in zip(weights, logits, strict=True)]
             of_class = np.flatnonzero(evidence.neighbours[row] == best)
             by_vote = len(of_class) and (self.calibration.by == "knn" or (len(margins) > 1 and margins[0] > margins[1]))
+            is_known = ranking.is_known if near is None else bool(near[row])
             yield Prediction(
                 ranking.query.name,
-                None if ranking.is_known is False else classes[best],
+                None if is_known is False else classes[best],
                 classes[best],
                 float(shares[best]),
                 shares,
                 classes,
                 f"rank:{of_class[0] + 1}" if by_vote else f"label:{classes[best]}",
                 ranking,
+                is_known,
                 calibration=self.calibration,
             )
 
@@ -218,7 +219,7 @@ class Classed(TypedDict, total=False):
         k: neighbours that vote, by default 5; those without a label do not.
         by: "knn", "prototypes" (the nearest class mean), or "both", each as far as the gallery's own images trust it.
         weighting: of votes: "uniform", or "distance" (the nearer the more).
-        reject: no class beyond the gallery's own threshold, see `Gallery.calibrate`.
+        reject: no class beyond the gallery's own threshold, see `Rejection.class_threshold`.
         max_distance: the same with a threshold of yours, in units of the gallery's metric.
         strict: refuse what is else remarked on.
         progress: called with the number of images done and the number in all.
@@ -235,7 +236,7 @@ class Classed(TypedDict, total=False):
 
 def classified(
     retriever: Retriever,
-    images: Sequence[ImageSource],
+    images: Any,
     *,
     k: int = 5,
     by: By = "both",
@@ -247,35 +248,56 @@ def classified(
 ) -> list[Prediction]:
     """The answers for images, in their order; see `Retriever.classify`."""
     inference, manifest = retriever.inference, retriever.gallery.manifest
-    sources = [images] if isinstance(images, (str, bytes, PathLike)) else list(images)
+    width = retriever.gallery.spec.embedding_dim
+    sources = given_images(images, width=width, margin=manifest.box_margin)
     if not sources:
         raise InputError("no images were given")
     if not isinstance(inference, Inference):
         raise GalleryError("a retriever with an inference of its own classifies no streams of images; make one without")
     state = (manifest.gallery_id, manifest.generation, k, by, weighting, strict)
-    retriever.require_threshold(reject=reject, max_distance=max_distance)
+    rejection = retriever.require_threshold(reject=reject, max_distance=max_distance)
     if retriever.kept_classifier is None or retriever.kept_classifier[0] != state:
         made = GalleryClassifier(retriever.gallery, k, by=by, weighting=weighting, strict=strict)
         retriever.kept_classifier = (state, made)
     classifier = retriever.kept_classifier[1]
+    limit = None if rejection is None or len(classifier.space.store) < 3 else rejection.class_threshold
     names = [name_of(image, place) for place, image in enumerate(sources)]
+    judged: Ranked = {"k": k, "where": classifier.where, "max_distance": max_distance}
+    judged["reject"] = reject and limit is None
     found: dict[int, Prediction] = {}
-    for batch in inference.stream(range(len(sources)), load=lambda place: inference.read(sources[place]), maps=False):
-        if batch.encoding is not None:
-            vectors, pooled = batch.encoding.embedding.cpu(), batch.encoding.pooled.cpu()
-            queries = [
-                Query(names[place], sources[place], _slim(inference, sources[place], pooled[i, None], vectors[i, None]))
-                for i, place in enumerate(batch.items)
-            ]
-            judged: Ranked = {"k": k, "where": classifier.where, "reject": reject, "max_distance": max_distance}
-            rankings = retriever.rank(queries, **judged)
-            found.update(zip(batch.items, classifier.answers(vectors.numpy(), rankings), strict=True))
-        found |= {bad.item: Prediction(names[bad.item], problem=bad.error.reason) for bad in batch.failures}
+    for queries, failures in _queries(inference, names, sources, width):
+        if queries:
+            vectors = torch.cat([query.encoding.embedding for query in queries.values()]).numpy()
+            rankings = retriever.rank(list(queries.values()), **judged)
+            found.update(zip(queries, classifier.answers(vectors, rankings, limit), strict=True))
+        found |= {bad.item: Prediction(names[bad.item], problem=bad.error.reason) for bad in failures}
         if progress is not None:
             progress(len(found), len(sources))
     skipped = {names[place]: str(each.problem) for place, each in sorted(found.items()) if each.problem is not None}
     remark_on_skipped(skipped, len(sources), "they have no class", strict=strict)
     return [found[place] for place in range(len(sources))]
+
+
+def _queries(
+    inference: Inference, names: Sequence[str], sources: list[Any], width: int
+) -> Iterator[tuple[dict[int, Query], Sequence[Failure[int]]]]:
+    """Batches of queries by their places, the vectors first, and the images that cannot be used."""
+    vectors = {n: source_of(each, width) for n, each in enumerate(sources) if is_array(each) and each.ndim == 1}
+    yield {place: Query(names[place], None, vector) for place, vector in vectors.items()}, []
+
+    def read(place: int) -> Tensor:
+        sources[place] = source_of(sources[place], width)  # kept for the explanation: a URL is fetched once
+        return inference.read(sources[place])
+
+    rest = [place for place in range(len(sources)) if place not in vectors]
+    for batch in inference.stream(rest, load=read, maps=False):
+        queries = {}
+        for row, place in enumerate(batch.items):
+            encoding, source = batch.encoding, sources[place]
+            assert encoding is not None, "there are items"
+            pooled, vector = encoding.pooled[row, None].cpu(), encoding.embedding[row, None].cpu()
+            queries[place] = Query(names[place], source, _slim(inference, source, pooled, vector))
+        yield queries, batch.failures
 
 
 def _slim(inference: Inference, image: ImageSource, pooled: Tensor, embedding: Tensor) -> StoredEncoding:

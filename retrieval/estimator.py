@@ -87,7 +87,7 @@ class DistcamClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         search = FaissSearch.build(spec, [(ids, vectors)], count=len(ids), factory="flat", device="cpu")
         store = PrototypeStore(pooled_dim=dim, embedding_dim=dim, metric=self.metric)
         store.add([f"{code:09d}" for code in self.codes_], vectors, vectors)
-        return ClassSpace(spec, search.search, ids, self.codes_, lambda of: vectors[of], store)
+        return ClassSpace(search.search, ids, self.codes_, lambda of: vectors[of], store)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without the search, which is made anew."""

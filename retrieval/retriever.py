@@ -14,7 +14,7 @@ import torch
 
 from ..encoders import Encoder, Encoding, Inference
 from ..encoders.fine import Detail, with_detail
-from ..encoders.inference import ImageSource, whole_encoder
+from ..encoders.inference import whole_encoder
 from ..encoders.readouts import has_constant
 from ..encoders.regions import Region, pool_region, weights_of
 from ..errors import GalleryError, ImageError, InputError
@@ -196,11 +196,12 @@ class Retriever:
         results = self.rank(text_queries(self.inference, [texts] if isinstance(texts, str) else texts), **options)
         return results[0] if isinstance(texts, str) else results
 
-    def classify(self, images: Sequence[ImageSource], **options: Unpack[Classed]) -> list[Prediction]:
+    def classify(self, images: Any, **options: Unpack[Classed]) -> list[Prediction]:
         """The class of each image, with a confidence that is calibrated on the gallery's own images, and its map.
 
         Args:
-            images: paths, encoded bytes or Pillow images, of which each has an answer, the unusable without a class.
+            images: what `query` takes, or a folder, pattern, table or data set, see `list_items`; each image or box
+                has an answer, the unusable without a class.
             options: `k`, `by`, `weighting`, `reject`, `max_distance`, `strict` and `progress`, see `Classed`.
 
         Raises:

@@ -12,14 +12,15 @@ from ..errors import ImageError
 from ..explain.weightings import RECOMMENDED, RECTIFIED, SIGNED, WEIGHTINGS, WORDS
 from ..files import is_file
 from ..images import Box, image_size
+from ..images.items import split_item, whole_pixels
 from ..index import Gallery, Record
-from ..retrieval import Explanation, Matches, Reference, Retriever
+from ..retrieval import Explanation, Match, Matches, Reference, Retriever
 from ..retrieval.atlas import atlas_data
 from . import schemas
 from .settings import ServerSettings
 
 _SHOWN_PROTOTYPES = 10
-_OF_MATCHES = schemas.MatchAnswer.model_fields.keys() - {"path", "has_picture"}
+_OF_MATCHES = schemas.MatchAnswer.model_fields.keys() - {"path", "has_picture", "photograph"}
 _OF_EXPLANATIONS = ("weighting", "is_signed", "is_exact", "sensitivity", "words")
 
 
@@ -38,6 +39,7 @@ def gallery_answer(retriever: Retriever, settings: ServerSettings) -> schemas.Ga
         writable=settings.is_writable,
         stores_maps=gallery.spec.map_shape is not None,
         has_text=getattr(retriever.encoder, "text", None) is not None,
+        fetches_urls=settings.urls,
         weightings=[
             schemas.WeightingAnswer(name=name, description=WORDS[name], is_signed=name in SIGNED)
             for name in sorted(WEIGHTINGS, key=lambda name: name != usual)
@@ -87,6 +89,7 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
                 **{name: getattr(match, name) for name in _OF_MATCHES},
                 path=shown_path(match.path),
                 has_picture=is_file(match.file),
+                photograph=_photograph(match),
             )
             for match in matches
         ],
@@ -98,6 +101,14 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
         is_known=matches.is_known,
         timings_ms=timings,
     )
+
+
+def _photograph(match: Match) -> schemas.Photograph | None:
+    cut = split_item(match.item)[1]
+    size = None if cut is None else upright_size(match.file)
+    if cut is None or match.box is None or size is None:
+        return None
+    return schemas.Photograph(size=size, box=match.box, cut=whole_pixels(cut.clipped(*size)))
 
 
 def explanation_answer(explanation: Explanation, *, both_sides: bool) -> schemas.ExplanationAnswer:

@@ -1,4 +1,4 @@
-"""The queue to the network, whose requests share forward passes, and slots that clients share fairly."""
+"""The queue to the network, whose requests share forward passes; slots and threads that clients share fairly."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ..deadlines import finish_by
 from .refusals import ApiError
 
 asking_client: ContextVar[str] = ContextVar("distcam_client", default="")  # set for each request by the middleware
@@ -242,3 +243,28 @@ class FairSlots:
                 self._heavy += is_heavy
                 self._held[client] += 1
                 turn.set_result(Slot(client, is_heavy, self._ledger.clock()))
+
+
+class Threads:
+    """Threads for one kind of work, whose clients take turns."""
+
+    def __init__(self, count: int, name: str, ledger: Ledger) -> None:
+        import faiss
+
+        # One query is searched fastest by one thread, and several are searched side by side anyway.
+        self.pool = ThreadPoolExecutor(count, f"distcam-{name}", initializer=faiss.omp_set_num_threads, initargs=(1,))
+        self.slots = FairSlots(count, ledger)
+
+    async def run(self, work: Callable[[], T], *, seconds: float) -> T:
+        """Do some work when it is this client's turn; not for ever."""
+        loop, slot = asyncio.get_running_loop(), await self.slots.take()
+
+        def timed() -> T:
+            try:
+                with finish_by(time.monotonic() + seconds):
+                    return work()
+            finally:  # not before, though nobody may wait for it any more: until now it had a thread
+                with suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(self.slots.leave, slot)
+
+        return await asyncio.shield(loop.run_in_executor(self.pool, timed))

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 
 from ..deadlines import DeadlineError
 from ..errors import DistcamError, ImageError, InputError, UnknownEncoderError
+from .schemas import ErrorAnswer
 from .settings import ServerSettings
 
 COOKIE = "distcam_reader"
@@ -37,6 +38,12 @@ class ApiError(DistcamError):
             headers["WWW-Authenticate"] = "Bearer"
         detail = self.detail.encode("utf-8", "replace").decode()
         return JSONResponse({"detail": detail}, self.status, headers=headers)
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the errors that a route can give, besides those that every route can."""
+    every = (400, 403, 413, 422, 429, 503)
+    return {status: {"model": ErrorAnswer} for status in sorted({*every, *statuses})}
 
 
 def api_error_of(error: DistcamError) -> ApiError:

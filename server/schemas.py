@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
@@ -12,11 +12,10 @@ from ..index.rejection import Rejection
 
 MAX_K = 100
 MAX_ID = (1 << 63) - 1
-MAX_FILTER = 2000
 
 K = Annotated[int, Field(ge=1, le=MAX_K, description="How many matches.")]
 ImageId = Annotated[int, Field(ge=0, le=MAX_ID)]
-Text = Annotated[str, StringConstraints(max_length=MAX_FILTER)]
+Text = Annotated[str, StringConstraints(max_length=2000)]
 Box4 = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 ReferenceName = Annotated[
     str,
@@ -72,6 +71,7 @@ class GalleryAnswer(AnswerModel):
     writable: bool
     stores_maps: bool
     has_text: bool
+    fetches_urls: bool
     weightings: Sequence[WeightingAnswer]
     rejection: Rejection | None
     limits: Limits
@@ -144,6 +144,7 @@ class _RankingRequest(Request):
     verify: Annotated[int, Field(ge=0, le=100, description="Sort so many of the first matches anew by lines.")] = 0
 
 
+Url = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 Words = Annotated[
     str | None, StringConstraints(min_length=1, max_length=1000), Field(description="A text, if `has_text`.")
 ]
@@ -178,8 +179,9 @@ class VectorRequest(SearchRequest):
 
 
 class SearchOptions(SearchRequest, _Worded):
-    """Search with an uploaded image, a text, or both joined; all four edges make a region."""
+    """Search with an uploaded image, one behind a URL, a text, or both joined; all four edges make a region."""
 
+    url: Annotated[Url | None, Field(description="Of http or https, at a public address; if `fetches_urls`.")] = None
     left: FiniteFloat | None = None
     top: FiniteFloat | None = None
     right: FiniteFloat | None = None
@@ -201,14 +203,23 @@ class QueryAnswer(AnswerModel):
     box: Box4 | None
 
 
+class Photograph(AnswerModel):
+    """The photograph that a box was cut from, in pixels of the upright file; `cut` is the box with its margin."""
+
+    size: tuple[int, int]
+    box: Box4
+    cut: Box4
+
+
 class MatchAnswer(ImageAnswer):
-    """One image of the ranking."""
+    """One image of the ranking; `photograph` of a box whose file is there."""
 
     rank: int
     distance: float
     similarity: float
     is_accepted: bool | None
     inliers: int | None
+    photograph: Photograph | None
 
 
 class NearestPrototype(AnswerModel):
@@ -337,9 +348,3 @@ class ExplanationAnswer(AnswerModel):
     versus: str | None
     query: ExplainedQuery
     references: Sequence[ReferenceAnswer]
-
-
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors that a route can give, besides those that every route can."""
-    every = (400, 403, 413, 422, 429, 503)
-    return {status: {"model": ErrorAnswer} for status in sorted({*every, *statuses})}

@@ -11,21 +11,22 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from torch import Tensor
 
-from ..deadlines import finish_by
 from ..encoders import Encoder, Encoding, Inference
+from ..errors import ImageError
+from ..images.given.remote import fetch
 from ..index import Gallery
 from ..retrieval import Retriever
 from ..retrieval.ranking import UnknownInference
 from .live_gallery import LiveGallery
-from .queues import Batcher, Done, FairSlots, Ledger
+from .queues import Batcher, Done, Ledger, Threads
 from .refusals import ApiError
 from .settings import ServerSettings
 from .uploads import Decoders
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _DECODERS = max(2, min(8, os.cpu_count() or 2))  # processes
-_SEARCHERS, _THUMBNAILERS = 4, 2  # threads
+_SEARCHERS, _THUMBNAILERS, _FETCHERS = 4, 2, 2  # threads
 _LOOK_S = 0.25  # that `/health` waits for a look at the gallery
 _LAST_S = 3.0  # that threads may still take when the server ends
 _OBJECT_BYTES = 2048  # of one kept query's tensors and Python objects, beside the numbers: measured, 1.75 KB
@@ -200,31 +201,6 @@ class QueuedInference:
         return state and (os.fspath(image), *state, self.fine.layer)
 
 
-class _Threads:
-    """Threads for one kind of work, whose clients take turns."""
-
-    def __init__(self, count: int, name: str, ledger: Ledger) -> None:
-        import faiss
-
-        # One query is searched fastest by one thread, and several are searched side by side anyway.
-        self.pool = ThreadPoolExecutor(count, f"distcam-{name}", initializer=faiss.omp_set_num_threads, initargs=(1,))
-        self.slots = FairSlots(count, ledger)
-
-    async def run(self, work: Callable[[], T], *, seconds: float) -> T:
-        """Do some work when it is this client's turn; not for ever."""
-        loop, slot = asyncio.get_running_loop(), await self.slots.take()
-
-        def timed() -> T:
-            try:
-                with finish_by(time.monotonic() + seconds):
-                    return work()
-            finally:  # not before, though nobody may wait for it any more: until now it had a thread
-                with suppress(RuntimeError):  # the loop has ended
-                    loop.call_soon_threadsafe(self.slots.leave, slot)
-
-        return await asyncio.shield(loop.run_in_executor(self.pool, timed))
-
-
 class Service:
     """A gallery in service; `start` and `stop` are called by the application, in its event loop."""
 
@@ -249,8 +225,9 @@ class Service:
         self._decoders = Decoders(
             _DECODERS, seconds=settings.decode_limit_s, max_pixels=settings.max_pixels, ledger=ledger
         )
-        self._searchers = _Threads(_SEARCHERS, "search", ledger)
-        self._thumbnailers = _Threads(_THUMBNAILERS, "thumbnail", ledger)
+        self._searchers = Threads(_SEARCHERS, "search", ledger)
+        self._thumbnailers = Threads(_THUMBNAILERS, "thumbnail", ledger)
+        self._fetchers = Threads(_FETCHERS, "fetch", ledger)
         self._watcher = ThreadPoolExecutor(1, "distcam-watch")
         self._batcher: Batcher[Tensor, Encoding] = Batcher(
             lambda pixels: list(self.inference(torch.stack(pixels)).to("cpu")),
@@ -268,7 +245,7 @@ class Service:
     async def stop(self) -> None:
         """Finish what waits, and let go of everything; a thread that does not end by then is left behind."""
         await self._decoders.close()
-        for pool in (self._searchers.pool, self._thumbnailers.pool, self._watcher):
+        for pool in (self._searchers.pool, self._thumbnailers.pool, self._fetchers.pool, self._watcher):
             pool.shutdown(wait=False, cancel_futures=True)
         end = time.monotonic() + _LAST_S
         while self._busy_threads and time.monotonic() < end:  # in the loop: a thread may be waiting for it
@@ -291,6 +268,17 @@ class Service:
                 self._following = asyncio.get_running_loop().run_in_executor(self._watcher, self.live.follow)
             await asyncio.wait({self._following}, timeout=_LOOK_S)
         return self.live.known
+
+    async def fetch(self, url: str) -> bytes:
+        """The file behind a URL that a client sends, from the public internet, no larger than an upload."""
+        if not self.settings.urls:
+            raise ApiError(403, "this server fetches no URLs; send the image", reason="url")
+        most, seconds = self.settings.max_upload_bytes, self.settings.work_limit_s
+        work = partial(fetch, url, max_bytes=most, seconds=seconds, is_strangers=True)
+        try:
+            return await self._fetchers.run(work, seconds=seconds)
+        except ImageError as error:
+            raise ApiError(422, str(error), reason="url") from error
 
     async def encode(self, data: bytes) -> EncodedUpload:
         """Decode an upload in one of the decoding processes, then wait for a forward pass."""

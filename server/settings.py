@@ -45,6 +45,7 @@ class ServerSettings:
     token: str | None = field(default=None, repr=False)  # to add and remove images; None makes a server that only reads
     read_token: str | None = field(default=None, repr=False)  # or `token`, to look and search; None lets everybody
     uploads: Path | None = None  # where added images are put; by default `GALLERY.uploads` beside the gallery
+    urls: bool = True  # fetch queries that are given by URL, from public addresses
     allowed_hosts: frozenset[str] = frozenset()  # names that the server may be called by, besides localhost and any IP
     static: Path = Path(__file__).parent / "static"  # the page's folder
 

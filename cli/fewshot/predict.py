@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ...images import item_of
+from ...images.given.remote import fetched
 from ...remarks import remark, remark_on_skipped
 from .. import library
 from ..console import listed_images, progress_bar
@@ -50,14 +52,15 @@ def predict(
     classifier, queries = classifier_of(method), listed_images(images)
     if explain is not None:
         require_place(explain, len(queries))
-    listing = library.images.list_images(support, labels=labels, strict=strict)
-    known = [(listing.file(record), record.label) for record in listing if record.label is not None]
+    listing = library.images.list_items(support, labels=labels, strict=strict)
+    items = [(item_of(listing.file(record), record.box), record.label) for record in listing]
+    known = [(item, label) for item, label in items if label is not None]
     if bare := len(listing) - len(known):
         remark(f"{bare:,} of {len(listing):,} support images have no label and are left out", strict=strict)
     inference = library.encoders.Inference(loading.load(encoder), device=device)
     label_of = dict(known)
     vectors, bad = _encoded(inference, list(label_of), "encoding the support")
-    remark_on_skipped({str(file): why for file, why in bad.items()}, len(label_of), "the others are the support")
+    remark_on_skipped(bad, len(label_of), "the others are the support")
     members = {label: [file for file in vectors if label_of[file] == label] for label in sorted(set(label_of.values()))}
     if lost := [label for label, files in members.items() if not files]:
         remark(f"{len(lost)} classes have no usable image and cannot be answered, such as {lost[0]!r}", strict=strict)
@@ -66,7 +69,7 @@ def predict(
     known_support = Support(classifier, ways)
     known_support.say_repeats(strict=strict)
     asked, problems = _encoded(inference, queries, "encoding the images")
-    remark_on_skipped({str(file): why for file, why in problems.items()}, len(queries), "they have no class")
+    remark_on_skipped(problems, len(queries), "they have no class")
     if not asked:
         raise InputError(f"none of the {len(queries)} images can be used")
     calibration, query = known_support.calibration(), torch.stack(list(asked.values()))
@@ -78,7 +81,7 @@ def predict(
         order = (-shares[row]).argsort(kind="stable")
         nearest = known_support.nearest(query[row], int(order[0]))
         top = [(classes[place], float(shares[row, place])) for place in order[:5]]
-        answers[file] = _answer(file, top, str(members[top[0][0]][nearest]))
+        answers[file] = _answer(file, top, members[top[0][0]][nearest])
     if explain is not None:
         _explain(known_support, inference, query, answers, explain)
     rows = [answers.get(file) or _answer(file, [], "", problems.get(file)) for file in queries]
@@ -86,12 +89,12 @@ def predict(
     write_answers(rows, about, str(calibration), csv=csv, as_json=as_json)
 
 
-def _encoded(inference: Inference, files: list[Path], doing: str) -> tuple[dict[Path, Tensor], dict[Path, str]]:
+def _encoded(inference: Inference, files: list[str], doing: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The vector (d,) of each image that can be used, and why each other cannot."""
-    found: dict[Path, Tensor] = {}
-    problems: dict[Path, str] = {}
+    found: dict[str, Tensor] = {}
+    problems: dict[str, str] = {}
     with progress_bar(doing) as progress:
-        for batch in inference.stream(files, maps=False):
+        for batch in inference.stream(files, load=lambda file: inference.read(fetched(file)), maps=False):
             if batch.encoding is not None:
                 found.update(zip(batch.items, batch.encoding.embedding.cpu().double(), strict=True))
             problems |= {bad.item: bad.error.reason for bad in batch.failures}
@@ -99,18 +102,18 @@ def _encoded(inference: Inference, files: list[Path], doing: str) -> tuple[dict[
     return found, problems
 
 
-def _answer(file: Path, top: list[tuple[str, float]], nearest: str, problem: str | None = None) -> dict[str, Any]:
+def _answer(file: str, top: list[tuple[str, float]], nearest: str, problem: str | None = None) -> dict[str, Any]:
     """The answer for an image, in the columns of `distcam classify`."""
     (best, sure), (second, less) = [*top, (None, None), (None, None)][:2]
     return {
-        "path": str(file), "label": best, "confidence": sure, "best": best, "second": second,
+        "path": file, "label": best, "confidence": sure, "best": best, "second": second,
         "second_confidence": less, "nearest": nearest or None, "decided_by": best and f"label:{best}",
         "problem": problem, "probabilities": dict(top),
     }  # fmt: skip
 
 
 def _explain(
-    support: Support, inference: Inference, query: Tensor, answers: dict[Path, dict[str, Any]], folder: Path
+    support: Support, inference: Inference, query: Tensor, answers: dict[str, dict[str, Any]], folder: Path
 ) -> None:
     """A panel for each image: the map towards its class, and the support image of it that is nearest."""
     known = support.answers(query)
@@ -119,11 +122,12 @@ def _explain(
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bar("explaining") as progress:
         for row, (file, answer) in enumerate(answers.items()):
-            encoding, encoder = inference.encode_images([file]), inference.encoder
+            source, name = fetched(file), Path(file)
+            encoding, encoder = inference.encode_images([source]), inference.encoder
             response = library.explain.fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head)
             maps = known[row].maps(response.map.detach().cpu().double())[0]
             won = int(known[row].logits()[0].argmax())
-            image: Image = library.images.read_image(file)
+            image: Image = library.images.read_image(source)
             view = inference.transform.view(*image.size)
             (tile,) = library.explain.map_tiles(
                 [image], maps[won][None].float(), views=[view], title=f"{answer['best']}"
@@ -133,6 +137,6 @@ def _explain(
                 title=f"support of {answer['best']}",
                 caption="the nearest",
             )
-            plain = library.explain.Tile(image, title=file.name, caption=f"confidence {answer['confidence']:.3f}")
-            library.explain.grid([[plain, tile, beside]], tile_size=224).save(folder / f"{row + 1:03d}-{file.stem}.png")
+            plain = library.explain.Tile(image, title=name.name, caption=f"confidence {answer['confidence']:.3f}")
+            library.explain.grid([[plain, tile, beside]], tile_size=224).save(folder / f"{row + 1:03d}-{name.stem}.png")
             progress(row + 1, len(answers))

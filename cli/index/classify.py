@@ -46,7 +46,7 @@ def classify(
         refuse_unused("without --explain", "root", remedy="add --explain OUT.html or a folder")
     console.require_file(encoder, "--encoder")
     opened = library.index.Gallery.open(gallery, root=root)
-    probes = console.listed_images(images)
+    probes = console.listed_images(images, margin=opened.manifest.box_margin)
     if explain is not None:
         require_place(explain, len(probes))
     console.note_unfinished_build(opened)
@@ -56,7 +56,7 @@ def classify(
     with console.progress_bar("classifying") as progress:
         asked: dict[str, Any] = {"k": k, "by": by, "weighting": weighting, "reject": reject}
         asked |= {"max_distance": max_distance}
-        found = retriever.classify(list(map(str, probes)), strict=strict, progress=progress, **asked)
+        found = retriever.classify(probes, strict=strict, progress=progress, **asked)
     usable = [each for each in found if each.problem is None]
     if not usable:
         raise InputError(f"none of the {len(found)} images can be used")

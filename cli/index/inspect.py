@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -78,20 +79,15 @@ def _answers(
     asked: Inspection, question: Asked, other: Gallery | None, rate: float | None, most: int
 ) -> list[Findings]:
     """The answers to one question, or to all that the gallery's labels and the other gallery allow."""
-    rates: dict[str, float] = {} if rate is None else {"rate": rate}
-    unlabelled: dict[str, Callable[[], Findings]] = {
-        "duplicates": lambda: asked.duplicates(**rates),
-        "outliers": lambda: asked.outliers(**rates),
-    }
-    labelled: dict[str, Callable[[], Findings]] = {
-        "mislabels": lambda: asked.mislabels(**rates),
-        "hard-negatives": lambda: asked.hard_negatives(most=most),
-        "confusions": lambda: asked.confusions(most=most),
-    }
-    across: dict[str, Callable[[], Findings]] = {} if other is None else {"leaks": lambda: asked.leaks(other, **rates)}
-    if question != "all":
-        return [{**unlabelled, **labelled, **across}[question]()]
-    if len(asked.gallery.labels) < 2:
+    rates, numbers = {} if rate is None else {"rate": rate}, {"most": most}
+    known: dict[str, Callable[[], Findings]] = {"duplicates": partial(asked.duplicates, **rates)}
+    known["outliers"] = partial(asked.outliers, **rates)
+    if question != "all" or len(asked.gallery.labels) > 1:
+        known["mislabels"] = partial(asked.mislabels, **rates)
+        known["hard-negatives"] = partial(asked.hard_negatives, **numbers)
+        known["confusions"] = partial(asked.confusions, **numbers)
+    else:
         remark("the gallery has fewer than two classes: nothing is asked about labels")
-        labelled = {}
-    return [answer() for answer in {**unlabelled, **labelled, **across}.values()]
+    if other is not None:
+        known["leaks"] = partial(asked.leaks, other, **rates)
+    return [answer() for name, answer in known.items() if question in ("all", name)]

@@ -28,6 +28,9 @@ from ..console import (
 from ..options import AsJson, Device, GalleryEncoder, GalleryPath, Labels, Strict, option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...images import ImageRecord
     from ...index import Gallery, TuningReport
 
 TUNE_EXAMPLE = "Example: `distcam index tune photos.gallery --memory 4G --recall 0.97 --latency-ms 5`"
@@ -251,11 +254,12 @@ def _encoded_probes(
     """Labelled images, encoded as the gallery was, for `Gallery.calibrate`; those that cannot be used are left out."""
     import numpy as np
 
+    from ...images.items import item_of, widened
     from ...index.sync.sync import LazyEncoder
     from ...retrieval.localisation.references import photographs
 
     loaded = LazyEncoder(gallery, encoder)()
-    listing = library.images.list_images(queries, labels=labels)
+    listing = library.images.list_items(queries, labels=labels)
     if column is not None and column not in listing.column_names:
         raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")
     photographs(listing, strict=strict)
@@ -263,8 +267,13 @@ def _encoded_probes(
     inference = library.encoders.Inference(
         loaded, device=device, precision=gallery.manifest.encoder.precision or "auto"
     )
+    margin = gallery.manifest.box_margin
+
+    def read(record: ImageRecord) -> Tensor:
+        return inference.read(widened(item_of(listing.file(record), record.box), margin))
+
     known, vectors, failures = [], [], []
-    for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record)), maps=False):
+    for batch in inference.stream(records, load=read, maps=False):
         failures += [f"{failure.item.path}: {failure.error.reason}" for failure in batch.failures]
         if batch.encoding is not None:
             known += batch.items

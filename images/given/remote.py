@@ -10,10 +10,12 @@ import ssl
 import time
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from ...errors import ImageError, MissingExtraError
 
+T = TypeVar("T")
 PRIVATE_VARIABLE = "DISTCAM_PRIVATE_URLS"  # "allow" lets the user's own URLs, and theirs alone, lead into one's network
 MAX_BYTES = 100 << 20
 _SECONDS = 20.0  # for a connection, and for each answer of the server
@@ -30,31 +32,40 @@ def is_url(text: object) -> bool:
     return isinstance(text, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
 
 
-def fetch(url: str, *, max_bytes: int = MAX_BYTES) -> bytes:
+def fetched(source: T) -> T | bytes:
+    """The bytes behind a URL, see `fetch`; anything else as it is."""
+    return fetch(source) if isinstance(source, str) and is_url(source) else source
+
+
+def fetch(
+    url: str, *, max_bytes: int = MAX_BYTES, seconds: float = _SECONDS_IN_ALL, is_strangers: bool = False
+) -> bytes:
     """The bytes behind a URL.
 
     Of http and https every address that a host has must be one of the public internet, and the connection goes to the
     address that was looked at; redirects are followed five times under the same rule. The environment variable
     `DISTCAM_PRIVATE_URLS=allow` lets URLs that begin at a private address stay among such; a public one never leads
-    there. No proxy is used.
+    there. No proxy is used. A stranger's URL (`is_strangers`) is of http or https, and that variable is not for it.
 
     Raises:
         ImageError: no answer, none in time, more than `max_bytes`, or an address that is refused.
         MissingExtraError: a URL for fsspec, or for one of its own parts, that is not installed.
     """
     if urlsplit(url).scheme.lower() not in ("http", "https"):
+        if is_strangers:
+            raise ImageError(url, "expected a URL of http or https")
         return _open_with_fsspec(url, max_bytes)
-    deadline, at = time.monotonic() + _SECONDS_IN_ALL, url
-    is_private_allowed = os.environ.get(PRIVATE_VARIABLE, "") == "allow"
+    deadline, at = time.monotonic() + seconds, url
+    is_private_allowed = not is_strangers and os.environ.get(PRIVATE_VARIABLE, "") == "allow"
     try:
         for _ in range(_REDIRECTS + 1):
             address, is_private = _looked_up(at)
             if is_private and not is_private_allowed:
-                remedy = f"; {PRIVATE_VARIABLE}=allow in the environment permits it" if at == url else ""
+                remedy = f"; {PRIVATE_VARIABLE}=allow in the environment permits it" * (at == url and not is_strangers)
                 via = "" if at == url else f"redirected to {at}: "
                 raise ImageError(url, f"{via}{address[0]} is an address of a private network, or none at all{remedy}")
             is_private_allowed = is_private_allowed and is_private
-            with closing(_connected(at, address)) as connection, closing(_asked(connection, at)) as answer:
+            with closing(_connected(at, address, deadline)) as connection, closing(_asked(connection, at)) as answer:
                 if answer.status in (301, 302, 303, 307, 308) and (target := answer.getheader("Location")):
                     at = urljoin(at, target)
                     continue
@@ -86,9 +97,9 @@ def _looked_up(url: str) -> tuple[tuple[str, int], bool]:
     return ([*private, *found][0], port), bool(private)
 
 
-def _connected(url: str, address: tuple[str, int]) -> HTTPConnection:
-    parts = urlsplit(url)
-    stream, host = socket.create_connection(address, timeout=_SECONDS), parts.hostname or ""
+def _connected(url: str, address: tuple[str, int], deadline: float) -> HTTPConnection:
+    parts, patience = urlsplit(url), min(_SECONDS, max(deadline - time.monotonic(), 0.1))
+    stream, host = socket.create_connection(address, timeout=patience), parts.hostname or ""
     kind: type[HTTPConnection] = HTTPConnection
     if parts.scheme.lower() == "https":
         stream, kind = ssl.create_default_context().wrap_socket(stream, server_hostname=host), HTTPSConnection
@@ -109,7 +120,7 @@ def _read(answer: HTTPResponse, url: str, max_bytes: int, deadline: float) -> by
     while max(size, len(content)) <= max_bytes and (part := answer.read1(1 << 16)):
         content += part
         if time.monotonic() > deadline:
-            raise ImageError(url, f"not there within {_SECONDS_IN_ALL:g} seconds")
+            raise ImageError(url, "not there in time")
     if max(size, len(content)) > max_bytes:
         raise ImageError(url, f"more than {max_bytes >> 20} MiB")
     if len(content) < size:

@@ -47,7 +47,7 @@ def equal_files(*galleries: GalleryReader) -> list[list[int]]:
     start = 0
     for gallery in galleries:
         snapshot = gallery.snapshot
-        for place, path in enumerate(snapshot.all_paths()):
+        for path, place in snapshot.places_by_path().items():  # read with what `file_state` says
             digest = snapshot.file_state(place)[0]
             if any(digest):  # imported vectors may have no file
                 found[digest, str(split_item(path)[1])].append(start + place)

@@ -30,7 +30,7 @@ class Inspection:
     """One generation of a gallery under inspection; each question is a method, and what several need is computed once.
 
     Args:
-        gallery: whose rows lie in its folder.
+        gallery: with two images at least.
         look: open the images of pairs that may be copies; without, vectors decide, which find fewer and no crops.
         progress: called with the number of images done and in all, once for each pass.
     """
@@ -58,7 +58,6 @@ class Inspection:
                 f"{other.folder} was built with {other.manifest.encoder.short_name}, {self.gallery.folder} with "
                 f"{self.gallery.manifest.encoder.short_name}; build one of them again to compare them"
             )
-        other.require_segments("inspect")
         found = [self._copy(group) for group in self._copies((self.gallery, other), rate)]
         return self._findings("leaks", found, len(other.snapshot), _copies_note(rate), str(other.folder))
 
@@ -175,20 +174,17 @@ class Inspection:
         others = (voters >= 0) & (voters != self.labels[:, None]) & sound[:, None]
         others &= np.where(self.neighbours.places >= 0, sound[self.neighbours.places], False)
         rows, ranks = np.nonzero(others)
-        items: list[Finding] = []
-        said: set[frozenset[int]] = set()
-        for at in np.argsort(self.neighbours.distances[rows, ranks], kind="stable").tolist():
-            place, rank = int(rows[at]), int(ranks[at])
-            pair = frozenset((place, int(self.neighbours.places[place, rank])))
-            if pair in said:
-                continue
-            said.add(pair)
-            first, second = self._record(place), self._record(int(self.neighbours.places[place, rank]))
+        ends, distances = (
+            np.stack([rows, self.neighbours.places[rows, ranks]], 1),
+            self.neighbours.distances[rows, ranks],
+        )
+        order = np.argsort(distances, kind="stable")
+        once = np.unique(np.sort(ends[order], axis=1), axis=0, return_index=True)[1]
+        items = []
+        for at in order[np.sort(once)[:most]].tolist():
+            first, second = map(self._record, ends[at].tolist())
             says = f"{first.path} ({first.label}) and {second.path} ({second.label})"
-            distance = float(self.neighbours.distances[place, rank])
-            items.append(Finding("hard negative", (first, second), says, distance))
-            if len(items) == most:
-                break
+            items.append(Finding("hard negative", (first, second), says, float(distances[at])))
         return self._findings("hard-negatives", items, int(sound.sum()), f"the nearest {most} pairs of two classes")
 
     def confusions(self, *, most: int = MOST) -> Findings:
@@ -203,18 +199,15 @@ class Inspection:
         codes = [divmod(int(key), len(values)) for key in pairs]
         share = dict(zip(codes, counts / total[pairs // len(values)], strict=True))
         nearest = dict(zip(share, order[starts].tolist(), strict=True))
-        mean = {(a, b): (one + share.get((b, a), 0.0)) / 2 for (a, b), one in share.items() if a != b}
-        items: list[Finding] = []
-        said: set[tuple[int, int]] = set()
-        for a, b in sorted(mean, key=lambda pair: -mean[pair]):
-            if (b, a) not in said and len(items) < most:
-                said.add((a, b))
-                at = nearest[a, b]
-                images = self._record(int(rows[at])), self._record(int(self.neighbours.places[rows[at], ranks[at]]))
-                back = share.get((b, a), 0.0)
-                shares = f"{share[a, b]:.0%} and {back:.0%}"
-                says = f"{values[a]} and {values[b]}: {shares} of their neighbours are of the other"
-                items.append(Finding("confusion", images, says, float(distances[at])))
+        mean = {(a, b): (one + share.get((b, a), 0.0)) / 2 for (a, b), one in share.items()}
+        once = [(a, b) for a, b in mean if a < b or (a > b and (b, a) not in mean)]
+        items = []
+        for a, b in sorted(once, key=lambda pair: -mean[pair])[:most]:
+            at = nearest[a, b]
+            images = self._record(int(rows[at])), self._record(int(self.neighbours.places[rows[at], ranks[at]]))
+            shares = f"{share[a, b]:.0%} and {share.get((b, a), 0.0):.0%}"
+            says = f"{values[a]} and {values[b]}: {shares} of their neighbours are of the other"
+            items.append(Finding("confusion", images, says, float(distances[at])))
         return self._findings("confusions", items, int((self.labels >= 0).sum()), f"of {K} neighbours of each image")
 
     # --- Parts --------------------------------------------------------------------------------------------------------
@@ -225,8 +218,9 @@ class Inspection:
     def _findings(
         self, question: Question, items: Iterable[Finding], judged: int, note: str, other: str | None = None
     ) -> Findings:
-        if (recall := self.neighbours.recall) < 1:
-            note += f"; the search finds {recall:.1%} of the true neighbours"
+        if not (recall := self.neighbours.recall) >= 1:
+            known = "a share that is not known" if np.isnan(recall) else f"{recall:.1%}"
+            note += f"; the search finds {known} of the true neighbours"
         return Findings(question, tuple(items), judged, note, other)
 
 

@@ -30,7 +30,7 @@ class Neighbours:
     Attributes:
         places: of the neighbours in the gallery, nearest first, (n, k); −1 where there are no more.
         distances: to them, (n, k); inf where there are no more. Cosine distances where the gallery ranks by dot.
-        recall: share of the true ten nearest that the search finds; 1 where it is exact.
+        recall: share of the true ten nearest that the search finds, see `Snapshot.recall`.
     """
 
     places: NDArray[np.int32]
@@ -43,7 +43,6 @@ class Neighbours:
     ) -> Neighbours:
         """Search a gallery for all of its images, or for those `of` another of the same encoder."""
         snapshot, asked = gallery.snapshot, of or gallery.snapshot
-        gallery.require_segments("inspect")
         if len(snapshot) < 2:
             raise InputError(f"{gallery.folder} holds {len(snapshot)} images; expected two at least to compare")
         searcher, recall = _searcher(gallery)
@@ -82,10 +81,10 @@ def _searcher(gallery: GalleryReader) -> tuple[Searcher, float]:
     from ..faiss.search import FaissSearch
 
     snapshot, spec = gallery.snapshot, gallery.snapshot.search_spec
-    is_large = gallery.manifest.index in ("auto", "flat") and len(snapshot) > EXACT_UP_TO and spec.metric != "l1"
+    is_flat = gallery.manifest.index in ("auto", "flat") and not snapshot.is_remote
+    is_large = is_flat and len(snapshot) > EXACT_UP_TO and spec.metric != "l1"
     if spec.metric != "dot" and not is_large:
-        tuning = gallery.manifest.tuning
-        return gallery.searcher, 1.0 if tuning is None else tuning.recall_at_10
+        return gallery.searcher, snapshot.recall
     spec = SearchSpec(spec.dim, "cosine" if spec.metric == "dot" else spec.metric)
     factory = f"IVF{list_count(len(snapshot)) // 2},Flat" if len(snapshot) > EXACT_UP_TO else "flat"
     search = FaissSearch.from_source(spec, snapshot.ids, snapshot.embeddings, factory=factory)

@@ -173,6 +173,11 @@ class MilvusSnapshot(Snapshot):
         """The search over these rows."""
         return MilvusSearch(self.search_spec, self.table, rows=self.rows)
 
+    @property
+    def recall(self) -> float:
+        """1 where Milvus looks at every vector, else NaN."""
+        return 1.0 if self.table.kind.is_exact and self.spec.metric != "l1" else float("nan")
+
     def search_limits(self, where: Filter) -> dict[str, Any]:
         """The arguments by which a search is told of a filter."""
         return super().search_limits(where) if self._expression(where) is None else {"where": where}

@@ -242,6 +242,11 @@ class Snapshot:
             pooled = self.pooled(some)
             yield some, RowVectors(pooled, pooled if self.spec.embedding_is_pooled else self.embeddings(some))
 
+    @property
+    def recall(self) -> float:
+        """Share of the true ten nearest that a search finds: as measured, 1 if it is exact, NaN if nobody knows."""
+        return 1.0 if self.manifest.tuning is None else self.manifest.tuning.recall_at_10
+
     def live_parts(self) -> list[tuple[Segment, Array]]:
         """The rows of each segment that are alive, for copying whole galleries."""
         parts = [(segment, np.flatnonzero(np.isin(segment.ids, self.ids))) for segment in self.segments]

@@ -20,11 +20,11 @@ from ...images import read_image
 from ...retrieval import Retriever
 from .. import schemas
 from ..answers import atlas_answer, gallery_answer, image_answer
-from ..refusals import ApiError, has_bearer
+from ..refusals import ApiError, has_bearer, refusals
 from ..uploads import upload_suffix
 from .search import IMAGE_FORM, Serving, json_answer, require_image, unless_gone
 
-router = APIRouter(prefix="/api/v1", responses=schemas.refusals())
+router = APIRouter(prefix="/api/v1", responses=refusals())
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=schemas.MAX_ID)]
 Prefix = Annotated[str, Query(max_length=300)]
@@ -72,7 +72,7 @@ async def images(
     return json_answer(await service.read(answer))
 
 
-@router.get("/images/{id}", response_model=schemas.ImageAnswer, responses=schemas.refusals(404), summary="One image")
+@router.get("/images/{id}", response_model=schemas.ImageAnswer, responses=refusals(404), summary="One image")
 async def image(service: Serving, id: Id) -> Response:
     """Show an image's path, label and columns."""
 
@@ -86,20 +86,25 @@ async def image(service: Serving, id: Id) -> Response:
 @router.get(
     "/images/{id}/picture",
     response_class=Response,
-    responses={200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not changed"}, **schemas.refusals(404)},
+    responses={200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not changed"}, **refusals(404)},
     summary="An image's thumbnail",
 )
 async def picture(
     service: Serving,
     id: Id,
     side: Annotated[int, Query(ge=16, le=2048)] = 320,
+    whole: bool = False,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """A JPEG made by the server, upright and without metadata; `side` is its longer side at most."""
+    """A JPEG made by the server, upright and without metadata, `side` its longer side at most.
+
+    Of a box it is the crop, with `whole` the photograph.
+    """
 
     def answer(retriever: Retriever) -> Response:
         require_image(retriever, id)
-        file, item = retriever.gallery.file(id), retriever.gallery.item(id)
+        file = retriever.gallery.file(id)
+        item = file if whole else retriever.gallery.item(id)
         try:
             status = file.stat()
             state = f"{item}\0{status.st_mtime_ns}\0{status.st_size}\0{side}"
@@ -169,7 +174,7 @@ writing = APIRouter(prefix="/api/v1", route_class=WritingRoute, dependencies=[De
     "/images",
     response_model=schemas.ImageAnswer,
     status_code=201,
-    responses=schemas.refusals(401, 403, 409, 415),
+    responses=refusals(401, 403, 409, 415),
     openapi_extra=IMAGE_FORM,
     summary="Add an image",
 )
@@ -219,7 +224,7 @@ async def add(
     "/images/{id}",
     status_code=204,
     response_class=Response,
-    responses=schemas.refusals(401, 403, 404),
+    responses=refusals(401, 403, 404),
     summary="Remove an image",
 )
 async def remove(service: Serving, id: Annotated[int, Path(ge=0, le=schemas.MAX_ID)]) -> Response:

@@ -20,7 +20,7 @@ from ...retrieval.ranking import BareVector
 from ...retrieval.ranking import Query as ImageQuery
 from .. import schemas
 from ..answers import explanation_answer, search_answer, shown_path, upright_size
-from ..refusals import ApiError
+from ..refusals import ApiError, refusals
 from ..service import EncodedUpload, Service
 from ..uploads import UPLOAD_TYPES, upload_suffix
 
@@ -51,7 +51,7 @@ def json_answer(answer: BaseModel, status: int = 200) -> Response:
 @router.post(
     "/search",
     response_model=schemas.SearchAnswer,
-    responses=schemas.refusals(409, 415),
+    responses=refusals(409, 415),
     openapi_extra=IMAGE_FORM,
     summary="The images nearest to an image that is sent",
 )
@@ -69,15 +69,17 @@ async def search(
     if 0 < len(asked.edges) < 4:
         raise ApiError(422, "a region needs all of left, top, right and bottom", reason="input")
     upload: EncodedUpload | None = None
-    if image is not None:
-        data = await image.read()
+    if image is not None and asked.url is not None:
+        raise ApiError(422, "send an image or its `url`, not both", reason="input")
+    if image is not None or asked.url is not None:
+        data = await (unless_gone(request, service.fetch(asked.url)) if asked.url else image.read())
         upload_suffix(data)
         upload = await unless_gone(request, service.encode(data))
 
     def answer(retriever: Retriever) -> Response:
         if upload is None:
             return _Ranking(retriever, None, asked).answer(start)
-        query = ImageQuery("the image", None, upload.done.result, known_size=upload.size)
+        query = ImageQuery(asked.url or "the image", None, upload.done.result, known_size=upload.size)
         ranking = _Ranking(retriever, query, asked)
         return ranking.answer(start, upload=upload, token=service.queries.put(upload.done.result, upload.size))
 
@@ -85,9 +87,22 @@ async def search(
 
 
 @router.post(
+    "/fetch",
+    response_class=Response,
+    responses={200: {"content": {kind: {} for kind in UPLOAD_TYPES}}, **refusals(415)},
+    summary="The image behind a URL",
+)
+async def fetch(request: Request, service: Serving, url: Annotated[schemas.Url, Query()]) -> Response:
+    """Fetch a JPEG, PNG or WebP as it is, for a page that shows what it searches with."""
+    data = await unless_gone(request, service.fetch(url))
+    suffix = upload_suffix(data)
+    return Response(data, media_type=next(kind for kind, usual in UPLOAD_TYPES.items() if usual == suffix))
+
+
+@router.post(
     "/search/stored",
     response_model=schemas.SearchAnswer,
-    responses=schemas.refusals(404, 409),
+    responses=refusals(404, 409),
     summary="The images nearest to one of the gallery",
 )
 async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Response:
@@ -100,7 +115,7 @@ async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Respo
 @router.post(
     "/search/vector",
     response_model=schemas.SearchAnswer,
-    responses=schemas.refusals(),
+    responses=refusals(),
     summary="The images nearest to an embedding",
 )
 async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Response:
@@ -113,7 +128,7 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
 @router.post(
     "/explain",
     response_model=schemas.ExplanationAnswer,
-    responses=schemas.refusals(404, 409, 410),
+    responses=refusals(404, 409, 410),
     summary="Where in the images a similarity lies",
 )
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
@@ -132,7 +147,7 @@ async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
 @router.post(
     "/lines",
     response_model=schemas.LinesAnswer,
-    responses=schemas.refusals(404, 409, 410),
+    responses=refusals(404, 409, 410),
     summary="Which place of the query answers which place of a match",
 )
 async def lines(service: Serving, asked: schemas.LinesRequest) -> Response:

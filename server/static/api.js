@@ -20,7 +20,7 @@ function address(path, query = {}) {
   return url;
 }
 
-async function ask(url, options = {}) {
+async function ask(url, options = {}, read = (response) => response.json()) {
   const patience = AbortSignal.timeout(PATIENCE_S * 1000);
   const signal = options.signal ? AbortSignal.any([options.signal, patience]) : patience;
   let response;
@@ -32,7 +32,7 @@ async function ask(url, options = {}) {
     throw new ApiError(0, navigator.onLine ? "The server cannot be reached." : "You are offline, and the server cannot be reached.");
   }
   if (!response.ok) throw await refusal(response);
-  return response.json();
+  return read(response);
 }
 
 async function refusal(response) {
@@ -63,7 +63,9 @@ export const labels = (prefix, signal) => ask(address("labels", { prefix, limit:
 export const images = (query, signal) => ask(address("images", query), { signal });
 export const image = (id, signal) => ask(address(`images/${id}`), { signal });
 export const atlas = (outliers) => ask(address("atlas", { outliers }));
-export const pictureUrl = (id, side) => address(`images/${id}/picture`, { side }).href;
+export const pictureUrl = (id, side, whole = false) => address(`images/${id}/picture`, { side, whole: whole || null }).href;
+/** The image behind a URL, as a blob. */
+export const fetched = (url) => ask(address("fetch", { url }), { method: "POST" }, (response) => response.blob());
 
 /** Search by an image of the user's, or by the text alone; `question` holds text, k, where, box, reject, max_distance. */
 export function searchUpload(blob, name, question, signal) {

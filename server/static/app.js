@@ -69,6 +69,19 @@ async function takeFile(file) {
   await takeQuery({ upload: key, box: isAwaited ? view.state.box : null });
 }
 
+/** The server fetches it: a page may not read what other servers send. */
+async function takeUrl(url) {
+  status("Fetching the image …");
+  say(byId("alert-text"), "");
+  byId("alert").hidden = true;
+  try {
+    const blob = await api.fetched(url);
+    await takeFile(new File([blob], fileName(new URL(url).pathname) || "image", { type: blob.type }));
+  } catch (error) {
+    fail(error);
+  }
+}
+
 // --- From the state to answers -----------------------------------------------------------------------------------------
 
 async function refresh() {
@@ -327,6 +340,10 @@ byId("file").addEventListener("change", () => {
   byId("file").value = "";
   if (file) takeFile(file);
 });
+byId("url-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  takeUrl(byId("url").value);
+});
 byId("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const known = await api.introduce(byId("token").value);
@@ -349,7 +366,11 @@ window.addEventListener("drop", (event) => {
   setDragging((depth = 0) > 0);
   if (hasFiles(event)) taken(event, event.dataTransfer);
 });
-document.addEventListener("paste", (event) => event.clipboardData?.files.length && taken(event, event.clipboardData));
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData?.files.length) return taken(event, event.clipboardData);
+  const text = event.clipboardData?.getData("text").trim() ?? "";
+  if (view.gallery?.fetches_urls && !isTyping(event.target) && /^https?:\/\/\S+$/.test(text)) takeUrl(text);
+});
 
 function taken(event, transfer) {
   event.preventDefault();

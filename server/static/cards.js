@@ -6,7 +6,7 @@ import { draw } from "./maps.js";
 import { stored } from "./pictures.js";
 import { drawLines } from "./shared/lines.js";
 import { explainQuestion } from "./state.js";
-import { hasOneReference, heatOf, view } from "./view.js";
+import { hasOneReference, heatOf, photographOf, view } from "./view.js";
 import { digits, labelled } from "./words.js";
 
 const SMALL = 480, LARGE = 1024;
@@ -14,10 +14,11 @@ const narrow = window.matchMedia("(max-width: 900px)");
 
 /** `onSelect(rank)` when another match is chosen, `onSearch(id)` when one of them becomes the query. */
 export function matchList(onSelect, onSearch) {
-  const list = byId("matches"), pair = byId("pair"), both = byId("both"), details = byId("details");
+  const list = byId("matches"), pair = byId("pair"), both = byId("both"), details = byId("details"), whole = byId("whole");
   let cards = [];
   both.checked = memory.get("both") === "yes";
   details.checked = memory.get("details") === "yes";
+  view.isWhole = whole.checked = memory.get("whole") !== "no";
 
   const chosen = () => cards.find((card) => card.match.rank === view.state.match) ?? cards[0] ?? null;
 
@@ -61,7 +62,8 @@ export function matchList(onSelect, onSearch) {
   }
 
   async function load(card) {
-    card.picture = card.match.has_picture ? await stored(card.match.id, SMALL) : null;
+    card.large = null;
+    card.picture = card.match.has_picture ? await stored(card.match.id, SMALL, photographOf(card.match) !== null) : null;
     if (card.picture) paint(card);
     else card.frame.replaceChildren(make("span", { textContent: "image not found" }));
   }
@@ -133,7 +135,7 @@ export function matchList(onSelect, onSearch) {
     paintPair();
     fillLines(match);
     if (match.has_picture) {
-      const large = await stored(match.id, LARGE);
+      const large = await stored(match.id, LARGE, photographOf(match) !== null);
       if (large) card.large = large;
       paintPair();
     }
@@ -186,6 +188,14 @@ export function matchList(onSelect, onSearch) {
     });
   }
 
+  whole.addEventListener("change", async () => {
+    memory.set("whole", whole.checked ? "yes" : "no");
+    view.isWhole = whole.checked;
+    for (const card of cards) card.picture = null; // no map of the one over the other
+    await Promise.all(cards.map(load));
+    repaint();
+  });
+
   function repaint() {
     dress();
     cards.forEach(paint);
@@ -198,6 +208,7 @@ export function matchList(onSelect, onSearch) {
       cards = view.search.matches.map(cardOf);
       list.replaceChildren(...cards.map((card) => card.node));
       list.hidden = byId("list-head").hidden = !cards.length;
+      byId("whole-label").hidden = !cards.some((card) => card.match.photograph);
       list.removeAttribute("aria-busy");
       mark(chosen());
       repaint();

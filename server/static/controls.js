@@ -90,6 +90,7 @@ export function controls(onChange) {
     offer(answer) {
       gallery = answer;
       byId("words-form").hidden = !gallery.has_text;
+      byId("url-form").hidden = !gallery.fetches_urls;
       node.k.max = gallery.limits.k;
       node.weighting.replaceChildren(...gallery.weightings.map(({ name }) => make("option", { value: name, textContent: name })));
       const own = node.threshold.querySelector('[value="gallery"]'), { rejection } = gallery;

@@ -1,7 +1,7 @@
 /** What is shown, as files: one image, or the answers as they came. */
 
 import { make } from "./dom.js";
-import { draw, drawLegend } from "./maps.js";
+import { draw, drawLegend, outline } from "./maps.js";
 import { endsOf, hasOneReference, heatOf, view } from "./view.js";
 import { digits, fileName, labelled, plainly } from "./words.js";
 
@@ -91,10 +91,7 @@ function tile(context, picture, heat, x, y, box = null) {
   context.drawImage(drawn, left, top, w, h);
   if (!box || !view.query.size) return;
   const [l, t, r, b] = box.map((edge, i) => (edge / view.query.size[i % 2]) * (i % 2 ? h : w));
-  for (const [style, width] of [["#101218", 4], ["#56d0f0", 2]]) {
-    Object.assign(context, { strokeStyle: style, lineWidth: width });
-    context.strokeRect(left + l, top + t, r - l, b - t);
-  }
+  outline(context, [left + l, top + t, left + r, top + b]);
 }
 
 /** Text on one line, cut where it would be wider than `width`. */

@@ -69,7 +69,8 @@ export function layerOf(map, [low, high], isSigned) {
  * Draw an image with its map on a canvas.
  *
  * `heat` is {layer, view, size, opacity}: the colours, the rectangle of the image that they cover, and the image's
- * true size, both in its own pixels. What lies outside the view was not seen by the encoder and is dimmed.
+ * true size, both in its own pixels. What lies outside the view was not seen by the encoder and is dimmed. Of a box on
+ * its photograph it also holds `box`, which is outlined, and `cut`, outside of which nothing was seen.
  */
 export function draw(canvas, picture, longest, heat = null) {
   const width = picture.naturalWidth ?? picture.width, height = picture.naturalHeight ?? picture.height;
@@ -81,15 +82,35 @@ export function draw(canvas, picture, longest, heat = null) {
   context.imageSmoothingQuality = "high";
   context.clearRect(0, 0, w, h);
   context.drawImage(picture, 0, 0, w, h);
-  if (!heat?.layer) return;
-  const [left, top, right, bottom] = heat.view.map((edge, i) => (edge / heat.size[i % 2]) * (i % 2 ? h : w));
+  const placed = (edges) => edges.map((edge, i) => (edge / heat.size[i % 2]) * (i % 2 ? h : w));
+  if (heat?.layer) lay(context, heat, placed, w, h);
+  if (heat?.box) outline(context, placed(heat.box));
+}
+
+/** The outline of a box, seen on dark and on light. */
+export function outline(context, [left, top, right, bottom]) {
+  for (const [style, width] of [["#101218", 4], ["#56d0f0", 2]]) {
+    Object.assign(context, { strokeStyle: style, lineWidth: width });
+    context.strokeRect(left, top, right - left, bottom - top);
+  }
+}
+
+function lay(context, heat, placed, w, h) {
+  const [left, top, right, bottom] = placed(heat.view);
+  const inside = heat.cut ? placed(heat.cut) : [0, 0, w, h];
+  const seen = [Math.max(left, inside[0]), Math.max(top, inside[1]), Math.min(right, inside[2]), Math.min(bottom, inside[3])];
   context.globalAlpha = heat.opacity;
   context.fillStyle = UNSEEN;
   context.beginPath();
   context.rect(0, 0, w, h);
-  context.rect(left, top, right - left, bottom - top);
+  context.rect(seen[0], seen[1], seen[2] - seen[0], seen[3] - seen[1]);
   context.fill("evenodd");
+  context.save();
+  context.beginPath();
+  context.rect(seen[0], seen[1], seen[2] - seen[0], seen[3] - seen[1]);
+  context.clip();
   context.drawImage(heat.layer, left, top, right - left, bottom - top);
+  context.restore();
   context.globalAlpha = 1;
 }
 

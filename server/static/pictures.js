@@ -7,9 +7,9 @@ const KEPT = 200;
 const SENT_AS_THEY_ARE = new Set(["image/jpeg", "image/png", "image/webp"]);
 const loading = new Map();
 
-/** A stored image as the browser draws it, or null when it is gone. */
-export function stored(id, side = 480) {
-  const url = pictureUrl(id, side);
+/** A stored image as the browser draws it, or null when it is gone; of a box its crop, or the `whole` photograph. */
+export function stored(id, side = 480, whole = false) {
+  const url = pictureUrl(id, side, whole);
   if (!loading.has(url)) {
     // Once more after a moment: the server may have been busy.
     const again = () => new Promise((done) => setTimeout(done, 1500)).then(() => load(url));

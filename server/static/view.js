@@ -10,6 +10,7 @@ export const view = {
   query: null, // {key, name, label, picture, size, note}
   search: null, // the API's answer
   explanation: null, // the API's answer
+  isWhole: true, // whether matches that are boxes are shown on their photographs
 };
 
 let layers = new Map(), layersOf = null;
@@ -36,8 +37,18 @@ export function rangeOf(reference, side) {
   return isRectified ? [Math.max(0, low), high] : [low, high];
 }
 
+/** The photograph that a match is shown on, or null. */
+export const photographOf = (match) => (view.isWhole && match?.photograph) || null;
+
 /** What `draw` lays over the query or over a match, or null. */
 export function heatOf(match, side) {
+  const photograph = side === "match" ? photographOf(match) : null, heat = heatInside(match, side);
+  if (!photograph) return heat;
+  const { size, box, cut } = photograph, shifted = heat?.view.map((edge, i) => edge + cut[i % 2]);
+  return { ...heat, size, box, cut, view: shifted };
+}
+
+function heatInside(match, side) {
   const reference = referenceOf(match), map = reference && sideOf(reference, side);
   if (!map) return null;
   const place = side !== "match" ? view.explanation.query : { size: reference.match_size, view: reference.match_view };

@@ -219,7 +219,7 @@ ALWAYS = {
     "reproduce": "variant changes saliency dry_run mini _list strict",
     "serve": "max_pixels read_token_file host port writable allow_host max_batch window_ms concurrency "
     "client_concurrency rate max_upload_mb "
-    "encoder root device threads access_log open_page",
+    "encoder root device threads urls access_log open_page",
     "atlas": "out_path method outliers thumbnails seed as_json",
     "demo": "folder seed as_json",
     "env": "as_json",

@@ -14,8 +14,16 @@ from typer.testing import CliRunner
 
 from distcam.cli.app import app
 from distcam.errors import InputError
-from distcam.index import Gallery
-from distcam.index.rejection import NearestOfBothKinds, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
+from distcam.index import Gallery, PrototypeStore
+from distcam.index.rejection import (
+    NearestOfBothKinds,
+    Probes,
+    choose_threshold,
+    class_threshold,
+    nearest_of_both_kinds,
+    own_probes,
+    probes_of,
+)
 from distcam.metrics.distances import SearchSpec, comparable, distances_to
 from distcam.remarks import DistcamWarning
 
@@ -92,6 +100,44 @@ def test_the_two_distances_are_those_of_a_plain_loop(
         assert nearest.other[row] == distances[~own].min()
 
 
+@pytest.mark.parametrize("are_own", [True, False])
+def test_the_threshold_of_classes_is_that_of_a_plain_loop(are_own: bool) -> None:
+    rng = np.random.default_rng(0)
+    labels = [*"aabbbccdde"]  # e is alone
+    vectors = rng.standard_normal((10, 6)).astype(np.float32) + 3 * np.eye(6)[[ord(each) - 97 for each in labels]]
+    store = PrototypeStore(pooled_dim=6, embedding_dim=6, metric="cosine")
+    store.add(labels, vectors, vectors)
+    unknown = []
+    for row in range(10):
+        means = {}
+        for label in set(labels) - {labels[row]}:
+            unit = [vectors[i] / np.linalg.norm(vectors[i]) for i in range(10) if labels[i] == label]
+            means[label] = np.mean(unit, axis=0)
+        mine = vectors[row] / np.linalg.norm(vectors[row])
+        far = sorted(1 - mine @ (mean / np.linalg.norm(mean)) for mean in means.values())
+        unknown.append(far[0] ** 2 / far[1])
+    codes = np.array([ord(each) - 97 for each in labels])
+    ids = np.arange(10, dtype=np.uint64) if are_own else None
+    found = class_threshold(store, Probes(vectors, codes, ids), "abcde", target=0.3)
+    assert found is not None
+    assert np.mean(np.array(unknown) <= found + 1e-6) <= 0.3
+    assert min(each for each in unknown if each > found + 1e-6) == pytest.approx(sorted(unknown)[3], rel=1e-4)
+    two = PrototypeStore(pooled_dim=6, embedding_dim=6, metric="cosine")
+    two.add(labels[:5], vectors[:5], vectors[:5])
+    assert class_threshold(two, Probes(vectors[:5], codes[:5]), "abcde", target=0.3) is None  # one class is left
+
+
+def test_distances_to_classes_leave_an_image_of_its_own_out() -> None:
+    vectors = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]], np.float32)
+    store = PrototypeStore(pooled_dim=2, embedding_dim=2, metric="l2")
+    store.add(["a", "a", "b", None], vectors, vectors)
+    assert store.distances(vectors[:1]) == pytest.approx(np.array([[0.5**0.5, 1.0]]))
+    own = store.distances(vectors, ["a", "a", "b", None])
+    assert own[0, 0] == pytest.approx(2**0.5)  # the other image of its class
+    assert own[2, 1] == np.inf
+    assert own[3] == pytest.approx(store.distances(vectors[3:])[0])
+
+
 def test_a_group_is_passed_over_and_a_foreign_label_is_unknown(photos: Path, small_encoder, tmp_path: Path) -> None:
     gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
     snapshot, vectors = gallery.snapshot, gallery.embeddings(gallery.ids[:2])
@@ -136,9 +182,20 @@ def test_a_manifest_from_before_there_were_thresholds_is_read(photos: Path, smal
     gallery.close()
     path = tmp_path / "g" / "manifest.json"
     content = json.loads(path.read_text())
+    known = {
+        "threshold": 0.1,
+        "target": 0.01,
+        "false_alarm_rate": 0.0,
+        "identification_rate": 1.0,
+        "closed_set_rate": 1.0,
+    }
+    known |= {"n_known": 9, "n_unknown": 9, "is_resolved": False, "source": "", "generation": 1}
     del content["rejection"], content["checksum"]
-    path.write_text(json.dumps({**content, "checksum": _checksum(content)}))
-    assert Gallery.open(tmp_path / "g").manifest.rejection is None
+    for rejection in ({}, {"rejection": known}):  # of versions without any, and without one for classes
+        older = {**content, **rejection}
+        path.write_text(json.dumps({**older, "checksum": _checksum(older)}))
+        found = Gallery.open(tmp_path / "g").manifest.rejection
+        assert (found and (found.threshold, found.class_threshold)) == ((0.1, None) if rejection else None)
 
 
 def test_the_command_calibrates_on_its_own_and_on_other_images(photos: Path, small_gallery, tmp_path: Path) -> None:
@@ -150,6 +207,10 @@ def test_the_command_calibrates_on_its_own_and_on_other_images(photos: Path, sma
     other = CliRunner().invoke(app, [*command, "--queries", str(photos)])
     assert json.loads(other.stdout)["source"] == f"24 images of {photos}"
     assert Gallery.open(folder).manifest.rejection.n_known == 24
+    rows = [f"{file},{box},{file.parent.name}" for file in photos.rglob("*.jpg") for box in ("0,0,40,64", "8,0,64,64")]
+    (tmp_path / "boxes.csv").write_text("path,x1,y1,x2,y2,label\n" + "\n".join(rows))
+    boxes = CliRunner().invoke(app, [*command, "--queries", str(tmp_path / "boxes.csv")])
+    assert json.loads(boxes.stdout)["n_known"] == 48
     wrong = CliRunner().invoke(app, [*command, "--exclude-same", "camera"])
     assert isinstance(wrong.exception, InputError)
     assert "camera" in str(wrong.exception)

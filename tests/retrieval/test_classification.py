@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from distcam import DistcamWarning, Gallery, Retriever
 from distcam.errors import InputError
+from distcam.images import read_image
+from distcam.images.given import remote
+from distcam.index.rejection import class_scores
 from distcam.retrieval.classification import ClassSpace
 
 
@@ -66,21 +72,72 @@ def test_an_unusable_image_has_its_place_its_reason_and_no_class(retriever, file
         retriever.classify([bad, files[0]], strict=True)
 
 
-def test_what_lies_beyond_the_gallerys_threshold_is_rejected(files, photos, small_encoder, tmp_path) -> None:
+def test_whatever_query_takes_has_its_answer_and_so_has_what_holds_images(retriever, files, monkeypatch) -> None:
+    content = {f"https://example.org/{n}.jpg": file.read_bytes() for n, file in enumerate(files[:1])}
+    fetched = []
+    monkeypatch.setattr(remote, "fetch", lambda url: fetched.append(url) or content[url])
+    image = read_image(files[0])
+    array, vector = np.array(image), retriever.gallery.embeddings([0])[0]
+    (expected,) = retriever.classify(files[:1])
+    for asked in (*content, image, array, torch.from_numpy(array).permute(2, 0, 1), vector, vector.tolist(), [vector]):
+        (found,) = retriever.classify(asked)
+        assert (found.label, found.matches[0].id) == (expected.label, 0)
+        assert found.confidence == pytest.approx(expected.confidence, abs=1e-5)
+    several = retriever.classify([vector, *content, array, files[1]])
+    assert [each.matches[0].id for each in several] == [0, 0, 0, 1]
+    assert [each.name for each in several] == ["vector 1", *content, "query 3", str(files[1])]
+    assert several[1].explain().to_arrays()
+    assert len(fetched) == 2  # once for each answer, however often it is explained
+    with pytest.raises(InputError, match="bare vector"):
+        several[0].explain()
+    for folder in (files[0].parent, str(files[0].parent / "*.jpg"), {"path": files[:6]}):
+        assert [each.name for each in retriever.classify(folder)] == list(map(str, files[:6]))
+    boxes = {"path": files[:1] * 2, "x1": [0, 8], "y1": [0, 0], "x2": [64, 40], "y2": [64, 64]}
+    whole, part = retriever.classify(boxes)
+    assert whole.matches[0].distance == pytest.approx(0, abs=1e-6)
+    assert part.name == f"{files[0]}#xywh=8,0,32,64"
+    with pytest.raises(InputError, match="got int"):
+        retriever.classify([files[0], 5])
+
+
+def test_a_gallery_answers_by_itself_and_keeps_its_calibration(small_gallery, files, small_encoder) -> None:
+    gallery = Gallery.open(small_gallery.folder)
+    found = gallery.classify(files[:3], k=3, weighting="uniform")
+    expected = Retriever(gallery).classify(files[:3], k=3, weighting="uniform")
+    assert [each.to_dict() for each in found] == [each.to_dict() for each in expected]
+    again = gallery.classify(files[3:4], k=3, weighting="uniform")
+    assert again[0].calibration is found[0].calibration
+    (other,) = gallery.classify(files[:1], small_encoder, k=1, by="knn")
+    assert other.decided_by == "rank:1"
+
+
+def test_what_lies_beyond_the_gallerys_threshold_is_rejected(
+    files, photos, small_encoder, tmp_path, monkeypatch
+) -> None:
     gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
     retriever = Retriever(gallery, small_encoder, precision="fp32")
     with pytest.raises(InputError, match="index calibrate"):
         retriever.classify(files[:1], reject=True)
     gallery.calibrate(false_alarm_rate=0.5)
-    limit = gallery.manifest.rejection.threshold
+    limit = gallery.manifest.rejection.class_threshold
     found = retriever.classify([files[0], files[0].read_bytes()], reject=True)
     assert [each.label for each in found] == [found[0].best] * 2  # itself, at distance 0
     from PIL import Image
 
     (far,) = retriever.classify([Image.new("RGB", (64, 64))], reject=True)
-    assert (far.label is None) == (far.matches[0].distance > limit)
+    distances = gallery.prototypes.distances(far.matches.query.encoding.embedding.numpy())
+    assert far.is_known is bool(class_scores(distances)[0] <= limit)
+    assert (far.label is not None) is far.is_known is far.to_dict()["is_known"]
     assert far.best is not None
-    assert far.to_dict()["is_known"] is (far.label is not None)
+    older = replace(gallery.manifest, rejection=replace(gallery.manifest.rejection, class_threshold=None))
+    monkeypatch.setattr(type(gallery), "manifest", older)  # of a version that had none: the distance decides
+    (far,) = retriever.classify([Image.new("RGB", (64, 64))], reject=True)
+    assert far.is_known is (far.matches[0].distance <= older.rejection.threshold)
+    monkeypatch.undo()
+    gallery.remove(where=f"label in {','.join(gallery.labels[1:])}")  # one class is left: no second one to divide by
+    with pytest.warns(DistcamWarning):
+        (left,) = retriever.classify(files[:1], reject=True)
+    assert left.is_known is (left.matches[0].distance <= gallery.manifest.rejection.threshold)
 
 
 def test_galleries_that_cannot_name_a_class_say_so(files, photos, small_encoder, tmp_path) -> None:

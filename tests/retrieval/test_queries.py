@@ -48,7 +48,7 @@ def test_a_url_is_fetched_and_explained_as_a_file_is(
     retriever: Retriever, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = min(photos.rglob("*.jpg"))
-    monkeypatch.setattr("distcam.retrieval.queries.fetch", lambda url: file.read_bytes())
+    monkeypatch.setattr(remote, "fetch", lambda url: file.read_bytes())
     matches = retriever.query("https://example.org/a.jpg", k=2)
     assert (matches.query.name, matches[0].id) == ("https://example.org/a.jpg", 0)
     assert matches.explain().to_arrays()

@@ -16,6 +16,7 @@ from serving import BEARER, TOKEN, image_bytes, search, served, upload
 from distcam.encoders import Encoder
 from distcam.explain import WEIGHTINGS
 from distcam.images import Box, Transform, image_size, read_image
+from distcam.images.given import remote
 from distcam.index import Gallery
 from distcam.retrieval import Retriever
 from distcam.server.answers import image_answer, shown_path, upright_size
@@ -46,6 +47,38 @@ def test_the_gallery_tells_what_is_in_it_and_what_can_be_asked(client, small_gal
     assert answer["columns"] == ["path", "label"]
     assert {weighting["name"]: weighting["is_signed"] for weighting in answer["weightings"]}["dot"] is True
     assert answer["limits"] == {"image_bytes": 20 << 20, "pixels": 64_000_000, "k": 100}
+
+
+def test_an_image_behind_a_url_is_searched_for_as_if_it_were_sent(client, small_gallery, monkeypatch):
+    url, data = "https://example.org/a.jpg", image_bytes()
+    asked = []
+    monkeypatch.setattr("distcam.server.service.fetch", lambda url, **options: asked.append(options) or data)
+    found = client.post("/api/v1/search", params={"url": url, "k": 3})
+    assert found.json()["matches"] == search(client, data, k=3)["matches"]
+    assert found.json()["query"]["name"] == url
+    assert client.post("/api/v1/explain", json={"token": found.json()["query"]["token"]}).status_code == 200
+    picture = client.post("/api/v1/fetch", params={"url": url})
+    assert (picture.content, picture.headers["content-type"]) == (data, "image/jpeg")
+    assert asked[0] == {"max_bytes": 20 << 20, "seconds": 10.0, "is_strangers": True}
+    monkeypatch.setattr("distcam.server.service.fetch", lambda _url, **_options: b"<html>")
+    assert client.post("/api/v1/fetch", params={"url": url}).status_code == 415
+    assert client.post("/api/v1/search", params={"url": url}).status_code == 415
+    assert client.post("/api/v1/search", params={"url": url}, files=upload(data)).status_code == 422
+    with served(small_gallery.folder, urls=False) as closed:
+        assert not closed.get("/api/v1/gallery").json()["fetches_urls"]
+        for route in ("fetch", "search"):
+            assert closed.post(f"/api/v1/{route}", params={"url": url}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.7/a.jpg", "http://127.0.0.1:8000/a.jpg", "file:///etc/passwd", "s3://b/a"]
+)
+def test_no_client_leads_the_server_into_a_private_network(client, monkeypatch, url):
+    monkeypatch.setenv(remote.PRIVATE_VARIABLE, "allow")  # which is for the user's own URLs
+    for route in ("fetch", "search"):
+        answer = client.post(f"/api/v1/{route}", params={"url": url})
+        assert answer.status_code == 422
+        assert remote.PRIVATE_VARIABLE not in answer.json()["detail"]
 
 
 def test_every_weighting_of_the_library_is_described(client):

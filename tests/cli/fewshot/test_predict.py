@@ -8,6 +8,8 @@ import shutil
 import pytest
 from commands import run
 
+from distcam.images.given import remote
+
 ENCODER = ["--encoder", "conv4", "--weights", "random", "--image-size", "64"]
 
 
@@ -38,6 +40,21 @@ def test_a_support_image_is_of_its_class_and_each_answer_has_its_map(support, ph
     status, _, said = run([*map(str, arguments[:4]), *ENCODER, "--strict"], capsys)
     assert status == 2
     assert "bad.jpg" in said
+
+
+def test_boxes_of_tables_are_cut_out_on_both_sides_and_urls_are_fetched(photos, tmp_path, monkeypatch, capsys) -> None:
+    files = [sorted(folder.iterdir())[0] for folder in sorted(photos.iterdir())[:2]]
+    monkeypatch.setattr(remote, "fetch", lambda _url: files[1].read_bytes())
+    rows = [f"{file},{box},{file.parent.name}" for file in files for box in ("0,0,40,64", "0,0,64,64")]
+    (tmp_path / "s.csv").write_text("path,x1,y1,x2,y2,label\n" + "\n".join(rows))
+    (tmp_path / "q.csv").write_text(f"path,x1,y1,x2,y2\n{files[0]},0,0,40,64\n")
+    asked = ["fewshot", "predict", tmp_path / "s.csv", tmp_path / "q.csv", "https://example.org/a.jpg", *ENCODER]
+    status, out, _ = run([*map(str, asked), "--method", "nn", "--explain", str(tmp_path / "why"), "--json"], capsys)
+    assert status == 0
+    answers = json.loads(out)["answers"]
+    assert [answer["label"] for answer in answers] == [file.parent.name for file in files]
+    assert [answer["nearest"] for answer in answers] == [f"{files[0]}#xywh=0,0,40,64", f"{files[1]}#xywh=0,0,64,64"]
+    assert len(list((tmp_path / "why").iterdir())) == 2
 
 
 def test_one_class_and_a_method_without_its_mean_are_refused(support, photos, capsys) -> None:

@@ -9,6 +9,7 @@ import pytest
 from commands import distcam, fails, run
 
 from distcam import DistcamWarning
+from distcam.images.given import remote
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,17 @@ def test_json_holds_the_calibration_and_the_answers(small_gallery, photos) -> No
     assert found["calibration"]["n"] == 24
     (answer,) = found["answers"]
     assert answer["best"] == next(iter(answer["probabilities"]))
+
+
+def test_each_box_of_a_table_has_its_answer_and_a_url_its_name(small_gallery, photos, tmp_path, monkeypatch) -> None:
+    file, url = next(photos.rglob("*.jpg")), "https://example.org/a.jpg"
+    monkeypatch.setattr(remote, "fetch", lambda _url: file.read_bytes())
+    table = tmp_path / "boxes.csv"
+    table.write_text(f"path,x1,y1,x2,y2\n{file},0,0,40,64\n{file},8,0,64,64\n")
+    found = json.loads(distcam("classify", small_gallery.folder, table, url, "--explain", tmp_path / "why", "--json"))
+    names = [answer["path"] for answer in found["answers"]]
+    assert names == [f"{file}#xywh=0,0,40,64", f"{file}#xywh=8,0,56,64", url]
+    assert len(list((tmp_path / "why").iterdir())) == 6
 
 
 def test_strict_refuses_what_cannot_be_read_and_so_does_a_folder_of_nothing_else(

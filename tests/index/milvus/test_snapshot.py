@@ -364,6 +364,29 @@ def test_the_maps_of_a_match_are_the_same(
         )
 
 
+def test_boxes_in_milvus_are_classified_inspected_and_drawn_as_those_of_a_folder(
+    place: Callable[[], str], photos: Path, small_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(photos.rglob("*.jpg"))[:12]
+    table: dict[str, Any] = {"path": [file for file in files for _ in "ab"], "x1": [0, 20] * 12, "y1": [0, 10] * 12}
+    table |= {"x2": [40, 64] * 12, "y2": [60, 64] * 12, "label": [file.parent.name for file in files for _ in "ab"]}
+    options: dict[str, Any] = {"precision": "fp32", "box_margin": 0.1}
+    local = Gallery.build(table, small_encoder, out=tmp_path / "local", **options)
+    remote = Gallery.build(table, small_encoder, out=tmp_path / "remote", backend=place(), **options)
+    asked = {key: values[:4] for key, values in table.items() if key != "label"}
+    known, found = ([each.to_dict() for each in gallery.classify(asked, k=3)] for gallery in (local, remote))
+    assert found == known
+    assert {answer["distance"] for answer in found} == {0}  # the boxes are cut with the gallery's margin
+    for question in ("duplicates", "outliers", "mislabels", "hard_negatives", "confusions"):
+        known, found = (getattr(gallery, question)().to_dict() for gallery in (local, remote))
+        assert found == known
+    assert remote.leaks(local).to_dict()["findings"] == local.leaks(local).to_dict()["findings"]
+    np.testing.assert_array_equal(remote.atlas().points, local.atlas().points)
+    np.testing.assert_allclose(remote.atlas().outliers, local.atlas().outliers, rtol=1e-6)
+    monkeypatch.setattr(IndexKind, "is_exact", False)
+    assert "finds a share that is not known of the true neighbours" in remote.confusions().note
+
+
 def test_a_collection_of_another_gallery_is_refused(
     place: Callable[[], str], photos: Path, small_encoder: Encoder, tmp_path: Path
 ) -> None:
