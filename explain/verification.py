@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import lru_cache
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..encoders.folding import fold
+from ..encoders.inference import Encodes
 from ..errors import ImageError, InputError, MissingExtraError
-from ..images import Transform, image_size, read_image
+from ..images import image_size, read_image
 from ..images.geometry import Box
 from ..metrics.distances import SearchSpec, comparable, distances_to
 from ..metrics.fusion import NULL_SHARES, USUAL_NULL, LineScale
@@ -29,25 +32,57 @@ from .places import image_in_view
 LEAST_SIMILAR = 3
 SAMPLE = 40
 """Images that a scale is measured on."""
+KEPT_IMAGES = 500  # places of so many images stay in memory, about 0.4 MB each
 
 
 class PlaceReader:
-    """Images of one gallery as lines see them, and the scale that a sample of them gives.
+    """Images of one gallery or data set as lines see them, and the scale that a sample of them gives.
 
     Attributes:
         metric: by which shares are divided: the gallery's, of l1 the cosine, as l1 does not divide.
+        scale: what lines are measured against, once `measure_files` or its owner has settled it.
     """
 
-    def __init__(self, transform: Transform, compared: Metric) -> None:
-        self._transform, self._compared = transform, compared
+    scale: LineScale
+
+    def __init__(self, inference: Encodes, compared: Metric) -> None:
+        self._inference, self._compared = inference, compared
         self.metric: Metric = "cosine" if compared == "l1" else compared
+        self._kept: OrderedDict[str, Places] = OrderedDict()
 
     def in_view(self, file: str | PathLike[str]) -> Box | None:
         """The place of an image on its map, from its header; None when it is gone."""
         try:
-            return image_in_view(self._transform, image_size(file))
+            return image_in_view(self._inference.encoder.transform, image_size(file))
         except ImageError:
             return None
+
+    def encoded(self, files: Sequence[str | PathLike[str]]) -> tuple[Tensor, Tensor, NDArray[np.float32]]:
+        """Fine maps, response maps and vectors of images whose layer is read, from one forward pass each."""
+        encoder, encoding = self._inference.encoder, self._inference.encode_images(files)
+        assert encoding.fine is not None
+        with torch.no_grad():
+            response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map
+        return encoding.fine.cpu(), response.cpu(), encoding.embedding.cpu().numpy()
+
+    def measure_files(self, files: Sequence[str | PathLike[str]]) -> None:
+        """Settle the layer and the scale on some images."""
+        layer = self._inference.fine.read()
+        self.scale = self.measure(files, *self.encoded(files), layer=layer)
+
+    def places_of_files(self, files: Sequence[str | PathLike[str]]) -> list[Places]:
+        """The places of images, which are encoded unless they were lately."""
+        missing = [file for file in dict.fromkeys(files) if str(file) not in self._kept]
+        if missing:
+            fine, response, _ = self.encoded(missing)
+            found = self.places(missing, fine, response, torch.tensor(self.scale.mean))
+            self._kept.update(zip(map(str, missing), found, strict=True))
+        for file in files:
+            self._kept.move_to_end(str(file))
+        places = [self._kept[str(file)] for file in files]
+        while len(self._kept) > KEPT_IMAGES:
+            self._kept.popitem(last=False)
+        return places
 
     def places(
         self,

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..encoders.inference import Encodes
 from ..errors import InputError
 from ..images.given.arrays import INTENSITIES, image_of_array, is_array, is_of_floats, numpy_of
 from ..images.given.inputs import IMAGE_KINDS, kind_of
 from ..images.given.remote import fetch, is_url
 from ..remarks import remark
-from .ranking import BareVector, Encodes, Query
+from .ranking import BareVector, Query
 
 
 def queries_of(images: Any, inference: Encodes, *, width: int) -> tuple[list[Query], bool]:

@@ -19,13 +19,14 @@ from ..encoders import Encoder
 from ..encoders.fine import SAYS, Detail
 from ..encoders.folding import Response, fold
 from ..encoders.heads import Identity
+from ..encoders.inference import Encodes
 from ..encoders.regions import MaskPooling, weights_of
 from ..errors import ImageError, InputError
 from ..explain import Surroundings
 from ..explain.weightings import NEEDS_MEAN
 from ..images.masks import read_mask
 from ..index.storage.segments import MASK_COLUMN, NO_MASK
-from .ranking import Encodes, Match, Ranking, TextEncoding
+from .ranking import Match, Ranking, TextEncoding
 
 if TYPE_CHECKING:
     from ..index import Gallery, PrototypeStore, Record

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from jaxtyping import Float
@@ -220,17 +220,6 @@ class Match:
         names = (*always, *(name for name in ("is_accepted", "inliers", "same") if getattr(self, name) is not None))
         columns = {"columns": dict(self.columns)} if self.columns else {}
         return {name: getattr(self, name) for name in names} | columns
-
-
-class Encodes(Protocol):
-    """An encoder of images: an `Inference`, or in a server the queue that stands before one."""
-
-    encoder: Encoder
-    device: torch.device
-    fine: FineTap
-
-    def encode_images(self, images: Sequence[Any]) -> Encoding:
-        """The encoding of files, bytes or Pillow images."""
 
 
 class UnknownInference:

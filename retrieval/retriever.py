@@ -14,7 +14,7 @@ import torch
 
 from ..encoders import Encoder, Encoding, Inference
 from ..encoders.fine import Detail, with_detail
-from ..encoders.inference import ImageSource, whole_encoder
+from ..encoders.inference import Encodes, ImageSource, whole_encoder
 from ..encoders.readouts import has_constant
 from ..encoders.regions import Region, pool_region, weights_of
 from ..errors import GalleryError, ImageError, InputError
@@ -32,7 +32,7 @@ from .classification import Classed, Classifier, Prediction, classified
 from .evidence import gallery_weights
 from .lines import LineFinder, sorted_by_lines
 from .matches import Matches
-from .ranking import BareVector, Encodes, Match, Query, StoredEncoding, TextEncoding
+from .ranking import BareVector, Match, Query, StoredEncoding, TextEncoding
 from .texts import Asked, Ranked, text_queries, with_text
 
 Regions = Region | Sequence[Region | None] | None

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..encoders import Encoding
+from ..encoders.inference import Encodes
 from ..errors import InputError
-from .ranking import Encodes, Query, StoredEncoding, TextEncoding
+from .ranking import Query, StoredEncoding, TextEncoding
 
 if TYPE_CHECKING:
     from .retriever import Retriever
