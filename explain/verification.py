@@ -129,8 +129,7 @@ def count_alike(method: str, query: Any, matches: Sequence[Any], *, metric: Metr
     """The number of places that lie alike on a query and each match: `Places`, or images for kornia's matchers."""
     if method == "lines":
         return [found.inliers for found in lines_to_each(query, matches, metric=metric)]
-    matcher = matcher_of(method)
-    return [matcher(query, match) for match in matches]
+    return [count_inliers(matcher_of(method), query, match) for match in matches]
 
 
 def parse_verify(value: int | str) -> tuple[str, int]:
@@ -161,33 +160,21 @@ _CELL = 8.0  # pixels that count as one cell: the tolerance is that of lines
 _FEATURES = 1024
 
 
-class KorniaMatcher:
+@torch.no_grad()
+def count_inliers(network: Any, query: Any, match: Any) -> int:
     """The number of places, of the hundred surest pairs, that one similarity transform explains.
 
-    A network goes from two images (1, 3, h, w) in [0, 1] to points (n, 2), partners (n, 2) and confidences; by default
-    it is kornia's, with published weights that it downloads once.
+    A network goes from two images (1, 3, h, w) in [0, 1] to points (n, 2), partners (n, 2) and confidences.
     """
-
-    def __init__(self, name: str, network: Any = None) -> None:
-        self.name = name
-        self._match = network or _published(name)
-
-    @torch.no_grad()
-    def __call__(self, query: Any, match: Any) -> int:
-        """The count for two files or Pillow images."""
-        points, partners, confidence = self._match(_pixels(query), _pixels(match))
-        order = confidence.argsort(descending=True, stable=True)[:STRONGEST]
-        found = fit_similarity(points[order] / _CELL, partners[order] / _CELL, confidence[order])
-        return 0 if found is None else int(found.is_inlier.sum())
+    points, partners, confidence = network(_pixels(query), _pixels(match))
+    order = confidence.argsort(descending=True, stable=True)[:STRONGEST]
+    found = fit_similarity(points[order] / _CELL, partners[order] / _CELL, confidence[order])
+    return 0 if found is None else int(found.is_inlier.sum())
 
 
 @lru_cache(maxsize=2)
-def matcher_of(name: str) -> KorniaMatcher:
-    """The matcher of this name, made once."""
-    return KorniaMatcher(name)
-
-
-def _published(name: str) -> Any:
+def matcher_of(name: str) -> Any:
+    """Kornia's network of this name, made once, with published weights that it downloads once."""
     try:
         import kornia.feature as features
     except ImportError as error:
@@ -204,7 +191,7 @@ def _published(name: str) -> Any:
 
 
 def loftr(network: Any) -> Any:
-    """Kornia's LoFTR as a network of `KorniaMatcher`."""
+    """Kornia's LoFTR as a network of `count_inliers`."""
 
     def match(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = network({"image0": one.mean(1, keepdim=True), "image1": other.mean(1, keepdim=True)})
