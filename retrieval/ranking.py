@@ -124,6 +124,7 @@ class Query:
         weights: of the positions of the feature map, with mean 1, where there is a region. Pooled vector and embedding
             are then those of the region; the feature map is the whole image's.
         known_size: width and height of the upright image, where they are known without reading it.
+        enlarged: its pixels for detail "finer", of an elongated image without a source.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Query:
     region: Region | None = field(default=None, repr=False, compare=False)
     weights: Tensor | None = field(default=None, repr=False, compare=False)
     known_size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
+    enlarged: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def has_image(self) -> bool:
