@@ -206,18 +206,22 @@ def lines_to_each(
         return
     responses = torch.stack([match.response for match in matches])
     shares = pairwise_shares(query.response[None], responses, metric=metric).float().cpu().flatten(3).flatten(1, 2)
-    ours, work = query.cells.cpu() / tau, torch.empty(0)
-    seen, one = query.is_seen.numpy(force=True), _bilinear(query.response.shape[-2:], query.shape)
+    own = np.flatnonzero(query.is_seen.numpy(force=True))
+    work = torch.empty(len(own) * max(len(match.cells) for match in matches))
+    ours, one = query.cells.cpu()[own] / tau, _bilinear(query.response.shape[-2:], query.shape)
     for match, share in zip(matches, shares.numpy(), strict=True):
         if query.cells.shape[1] != match.cells.shape[1]:
             raise ShapeError(
                 "two fine maps of one layer have the same channels, "
                 f"got {query.cells.shape[1]} and {match.cells.shape[1]}"
             )
-        place, partner, sharp = _mutual_best(torch.mm(ours, match.cells.cpu().T, out=work.resize_(0)))
+        theirs = np.flatnonzero(match.is_seen.numpy(force=True))
+        likeness = work[: len(own) * len(theirs)].view(len(own), len(theirs))
+        torch.mm(ours, match.cells.cpu()[theirs].T, out=likeness)
+        place, partner, sharp = _mutual_best(likeness, (len(query.cells), len(match.cells)))
+        place, partner = own[place], theirs[partner]
         other = _bilinear(match.response.shape[-2:], match.shape)
         strength = sharp * np.maximum(((one[place] @ share) * other[partner]).sum(1), 0)
-        strength = strength * (seen[place] & match.is_seen.numpy(force=True)[partner])
         order = (-strength).argsort(kind="stable")[:strongest]
         order = order[strength[order] > 0]
         sides = (place[order], query.shape), (partner[order], match.shape)
@@ -227,14 +231,27 @@ def lines_to_each(
         yield Lines(cells[0], cells[1], kept, transform, query.shape, match.shape)
 
 
-def _mutual_best(likeness: Float[Tensor, "n m"]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """Cells that are each other's best in D, the first in reading order of equals, and D there; F·G / τ is used up."""
-    raised = likeness.exp_()  # at most e^(1/τ): no overflow down to τ = .012
-    across, down = raised.sum(1).rsqrt_(), raised.sum(0).rsqrt_()
+def _mutual_best(
+    likeness: Float[Tensor, "n m"], cells: tuple[int, int]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Cells that are each other's best in D, the first in reading order of equals, and D there; F·G / τ is used up.
+
+    Of so many cells on both sides those that are missing are margins: a likeness of 0 to all, whose e⁰ counts.
+    """
+    if not likeness.numel():
+        return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32)
+    raised, margins = likeness.exp_(), [whole - shown for whole, shown in zip(cells, likeness.shape, strict=True)]
+    across = (raised.sum(1) + margins[1]).rsqrt_()  # at most e^(1/τ): no overflow down to τ = .012
+    down = (raised.sum(0) + margins[0]).rsqrt_()
     root = raised.mul_(across[:, None]).mul_(down).numpy()  # √D; numpy looks for the largest ten times as fast
     answer = root.argmax(1)  # the first of equals
     best = np.take_along_axis(root, answer[:, None], 1)[:, 0]
-    place = np.flatnonzero(best == root.max(0)[answer])
+    is_mutual = best == root.max(0)[answer]
+    if margins[1]:  # as good an answer
+        is_mutual &= best > across.numpy() / math.sqrt(cells[0])
+    if margins[0]:
+        is_mutual &= best > down.numpy()[answer] / math.sqrt(cells[1])
+    place = np.flatnonzero(is_mutual)
     first = np.unique(answer[place], return_index=True)[1]  # likewise on the other side
     place = place[np.sort(first)]
     return place, answer[place], best[place] ** 2
