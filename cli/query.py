@@ -69,10 +69,11 @@ def query(
         "What `root_ratio` takes off: the gallery's mean, the mean of its images' borders, the larger of both (max), "
         "or half of each; auto chooses by what is explained.",
     ),
-    detail: Literal["plain", "fine", "finer"] = option(
-        "plain",
+    detail: Literal["auto", "plain", "fine", "finer"] = option(
+        "auto",
         "Rows and columns of the maps: fine dilates the last stage of a CNN (twice as many, 1.3 to 1.5 passes more), "
-        "finer takes a larger image, whose vector differs a little.",
+        "finer takes a larger image, whose vector differs a little; auto does that for elongated images, without their "
+        "margins, and else explains the pass that ranks, as plain does for all.",
     ),
     space: Literal["metric", "backbone"] = option(
         "metric", "Explain the space that ranks, or the features before the head."

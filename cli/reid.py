@@ -122,6 +122,9 @@ def evaluate(
     verify: str | None = option(
         None, "Sort the first K of each query anew by lines: `20`, `lines:20`, `lightglue:20`."
     ),
+    calibration: Path | None = option(
+        None, "With --verify by lines: a gallery on which `index calibrate --verify` has measured what lines tell."
+    ),
     aqe: str | None = option(None, "Query expansion: NEIGHBOURS,ALPHA; alpha 0 is plain AQE."),
     camera_norm: Literal["mean", "standard"] | None = option(None, "Take out what images of one camera share."),
     flip: bool = option(False, "Average each image with its mirror image.", "--flip"),
@@ -145,10 +148,13 @@ def evaluate(
     if features is None:
         loading.require(encoder)
     read = written_as.read(data)
+    from functools import partial
+
     from ..explain.verification import parse_verify
+    from ..metrics.fusion import USUAL_FUSION
     from ..reid.assessment import assess
     from ..reid.features import encode_data, read_features, write_features
-    from ..reid.line_verification import verifier
+    from ..reid.line_verification import VerifiedDistances, fusion_of
     from ..reid.policies import changed_protocol, remark_on_placeholders
     from ..reid.refinement import Refinement
 
@@ -164,6 +170,8 @@ def evaluate(
         if rerank is not None or features is not None:
             raise InputError("--verify looks at images in order of their distances; leave out --rerank and --features")
         parse_verify(verify)  # before anything is encoded
+    if verify is None or parse_verify(verify)[0] != "lines":
+        refuse_unused("without --verify by lines", "calibration")
     refinement = Refinement(camera_norm, multi_query, expansion, reranking)
     rule = changed_protocol(read.protocol, protocol)
     remark_on_placeholders(read, rule)
@@ -175,6 +183,7 @@ def evaluate(
         vectors = read_features(features, read)
     else:
         loaded = loading.load(encoder)
+        fusion = USUAL_FUSION if calibration is None else fusion_of(calibration, loaded)
         nobody = set(map(str, rule.junk))
         tested = [image for image in (*read.queries, *read.gallery) if str(image.identity) not in nobody]
         views = read.of("multi_query") if multi_query else ()
@@ -195,7 +204,16 @@ def evaluate(
             refinement=refinement,
             single_gallery_shot=single_gallery_shot,
             device=neighbours_on,
-            verified=None if verify is None else verifier(loaded, verify, device=running.device, progress=progress),
+            verified=None
+            if verify is None
+            else partial(
+                VerifiedDistances,
+                encoder=loaded,
+                verify=verify,
+                fusion=fusion,
+                device=running.device,
+                progress=progress,
+            ),
         )
     if out is not None:
         results = found.to_dict(per_query=True)

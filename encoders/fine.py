@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
+from ..images import Transform
 from .encoder import Encoder
 from .encoding import Encoding
 from .layers import as_feature_map, closest, eagerly, plain_name, run_watched, watch_parts
@@ -110,11 +111,10 @@ class FineReader:
 
 # --- Detail of a copy: the last stage dilated, which keeps every value it had, or a larger image ----------------------
 
-Detail = Literal["plain", "fine", "finer"]
+Detail = Literal["auto", "plain", "fine", "finer"]
 DETAILS: tuple[Detail, ...] = get_args(Detail)
 LARGER = 1.43  # of the input's sides for "finer", as measured in docs/results/
 SAYS: dict[Detail, str] = {
-    "plain": "",
     "fine": "The last stage of the network steps by one, so the map has twice the rows and columns and holds the usual "
     "one at every second.",
     "finer": "The map is that of a larger image, whose vector differs a little from the one that ranked.",
@@ -149,23 +149,29 @@ def _span(is_shown: Tensor) -> tuple[int, int]:
     return found[0] // _ALIGNED * _ALIGNED, min(len(is_shown), -(-(found[-1] + 1) // _ALIGNED) * _ALIGNED)
 
 
+def larger(transform: Transform) -> Transform:
+    """The transform of "finer"."""
+    sides = transform.height, transform.width
+    rows, columns = (max(round(LARGER * side / 32) * 32, side + 32) for side in sides)
+    return transform.adapted(size=(rows, columns))
+
+
 def with_detail(encoder: Encoder, detail: Detail) -> Encoder:
-    """A copy of an encoder whose feature maps have more rows and columns; the encoder itself for "plain".
+    """A copy of an encoder whose feature maps have more rows and columns; the encoder itself for "plain" and "auto".
 
     "fine" dilates the last stage, see `dilate_last_stage`; "finer" enlarges the input by `LARGER`, in multiples of 32,
     and leaves out the margins of elongated images, where the network takes inputs that are no square.
     """
     if detail not in DETAILS:
         raise InputError(f"detail={detail!r} is not known; choose one of {', '.join(DETAILS)}")
-    if detail == "plain":
+    if detail in ("auto", "plain"):
         return encoder
     copy = deepcopy(encoder).eval()
-    height, width = encoder.transform.height, encoder.transform.width
     if detail == "fine":
-        dilate_last_stage(copy.backbone, (height, width), name=encoder.architecture)
+        size = encoder.transform.height, encoder.transform.width
+        dilate_last_stage(copy.backbone, size, name=encoder.architecture)
         return copy
-    rows, columns = (round(LARGER * side / 32) * 32 for side in (height, width))
-    copy.transform = encoder.transform.adapted(size=(max(rows, height + 32), max(columns, width + 32)))
+    copy.transform = larger(encoder.transform)
     zeros = next(copy.parameters()).new_zeros(1, 3, copy.transform.height, copy.transform.width)
     try:
         with torch.no_grad():

@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -53,6 +53,18 @@ class EncodedBatch(NamedTuple, Generic[T]):
     items: list[T]
     failures: list[Failure[T]]
     encoding: Encoding | None
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """An encoder of images: an `Inference`, or in a server the queue that stands before one."""
+
+    encoder: Encoder
+    device: torch.device
+    fine: FineReader
+
+    def encode_images(self, images: Sequence[Any]) -> Encoding:
+        """The encoding of files, bytes or Pillow images."""
 
 
 class Inference:

@@ -31,6 +31,12 @@ def image_in_view(transform: Transform, size: tuple[int, int] | None) -> Box | N
     return Box(0, 0, *size).shifted(-view.left, -view.top).scaled(1 / view.width, 1 / view.height)
 
 
+def share_of_view(transform: Transform, size: tuple[int, int] | None) -> float:
+    """How much of what the network sees an image takes, the rest being margin; 1 where the size is not known."""
+    place = image_in_view(transform, size)
+    return 1.0 if place is None else min(1.0, place.area)
+
+
 def point_in_input(point: tuple[float, float], transform: Transform, size: tuple[int, int]) -> tuple[int, int]:
     """The (row, column) of the network's input in which a point (x, y) of an image of `size` (width, height) lies.
 

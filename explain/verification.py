@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import lru_cache
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..encoders.encoding import fold
+from ..encoders.inference import Encodes
 from ..errors import ImageError, InputError, MissingExtraError
-from ..images import Transform, image_size, read_image
+from ..images import image_size, read_image
 from ..images.geometry import Box
 from ..metrics.distances import SearchSpec, comparable, distances_to
 from ..metrics.fusion import NULL_SHARES, USUAL_NULL, LineScale
@@ -29,25 +32,57 @@ from .places import image_in_view
 LEAST_SIMILAR = 3
 SAMPLE = 40
 """Images that a scale is measured on."""
+KEPT_IMAGES = 500  # places of so many images stay in memory, about 0.4 MB each
 
 
 class PlaceReader:
-    """Images of one gallery as lines see them, and the scale that a sample of them gives.
+    """Images of one gallery or data set as lines see them, and the scale that a sample of them gives.
 
     Attributes:
         metric: by which shares are divided: the gallery's, of l1 the cosine, as l1 does not divide.
+        scale: what lines are measured against, once `measure_files` or its owner has settled it.
     """
 
-    def __init__(self, transform: Transform, compared: Metric) -> None:
-        self._transform, self._compared = transform, compared
+    scale: LineScale
+
+    def __init__(self, inference: Encodes, compared: Metric) -> None:
+        self._inference, self._compared = inference, compared
         self.metric: Metric = "cosine" if compared == "l1" else compared
+        self._kept: OrderedDict[str, Places] = OrderedDict()
 
     def in_view(self, file: str | PathLike[str]) -> Box | None:
         """The place of an image on its map, from its header; None when it is gone."""
         try:
-            return image_in_view(self._transform, image_size(file))
+            return image_in_view(self._inference.encoder.transform, image_size(file))
         except ImageError:
             return None
+
+    def encoded(self, files: Sequence[str | PathLike[str]]) -> tuple[Tensor, Tensor, NDArray[np.float32]]:
+        """Fine maps, response maps and vectors of images whose layer is read, from one forward pass each."""
+        encoder, encoding = self._inference.encoder, self._inference.encode_images(files)
+        assert encoding.fine is not None
+        with torch.no_grad():
+            response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map
+        return encoding.fine.cpu(), response.cpu(), encoding.embedding.cpu().numpy()
+
+    def measure_files(self, files: Sequence[str | PathLike[str]]) -> None:
+        """Settle the layer and the scale on some images."""
+        layer = self._inference.fine.read()
+        self.scale = self.measure(files, *self.encoded(files), layer=layer)
+
+    def places_of_files(self, files: Sequence[str | PathLike[str]]) -> list[Places]:
+        """The places of images, which are encoded unless they were lately."""
+        missing = [file for file in dict.fromkeys(files) if str(file) not in self._kept]
+        if missing:
+            fine, response, _ = self.encoded(missing)
+            found = self.places(missing, fine, response, torch.tensor(self.scale.mean))
+            self._kept.update(zip(map(str, missing), found, strict=True))
+        for file in files:
+            self._kept.move_to_end(str(file))
+        places = [self._kept[str(file)] for file in files]
+        while len(self._kept) > KEPT_IMAGES:
+            self._kept.popitem(last=False)
+        return places
 
     def places(
         self,
@@ -94,8 +129,7 @@ def count_alike(method: str, query: Any, matches: Sequence[Any], *, metric: Metr
     """The number of places that lie alike on a query and each match: `Places`, or images for kornia's matchers."""
     if method == "lines":
         return [found.inliers for found in lines_to_each(query, matches, metric=metric)]
-    matcher = matcher_of(method)
-    return [matcher(query, match) for match in matches]
+    return [count_inliers(matcher_of(method), query, match) for match in matches]
 
 
 def parse_verify(value: int | str) -> tuple[str, int]:
@@ -126,33 +160,21 @@ _CELL = 8.0  # pixels that count as one cell: the tolerance is that of lines
 _FEATURES = 1024
 
 
-class KorniaMatcher:
+@torch.no_grad()
+def count_inliers(network: Any, query: Any, match: Any) -> int:
     """The number of places, of the hundred surest pairs, that one similarity transform explains.
 
-    A network goes from two images (1, 3, h, w) in [0, 1] to points (n, 2), partners (n, 2) and confidences; by default
-    it is kornia's, with published weights that it downloads once.
+    A network goes from two images (1, 3, h, w) in [0, 1] to points (n, 2), partners (n, 2) and confidences.
     """
-
-    def __init__(self, name: str, network: Any = None) -> None:
-        self.name = name
-        self._match = network or _published(name)
-
-    @torch.no_grad()
-    def __call__(self, query: Any, match: Any) -> int:
-        """The count for two files or Pillow images."""
-        points, partners, confidence = self._match(_pixels(query), _pixels(match))
-        order = confidence.argsort(descending=True, stable=True)[:STRONGEST]
-        found = fit_similarity(points[order] / _CELL, partners[order] / _CELL, confidence[order])
-        return 0 if found is None else int(found.is_inlier.sum())
+    points, partners, confidence = network(_pixels(query), _pixels(match))
+    order = confidence.argsort(descending=True, stable=True)[:STRONGEST]
+    found = fit_similarity(points[order] / _CELL, partners[order] / _CELL, confidence[order])
+    return 0 if found is None else int(found.is_inlier.sum())
 
 
 @lru_cache(maxsize=2)
-def matcher_of(name: str) -> KorniaMatcher:
-    """The matcher of this name, made once."""
-    return KorniaMatcher(name)
-
-
-def _published(name: str) -> Any:
+def matcher_of(name: str) -> Any:
+    """Kornia's network of this name, made once, with published weights that it downloads once."""
     try:
         import kornia.feature as features
     except ImportError as error:
@@ -169,7 +191,7 @@ def _published(name: str) -> Any:
 
 
 def loftr(network: Any) -> Any:
-    """Kornia's LoFTR as a network of `KorniaMatcher`."""
+    """Kornia's LoFTR as a network of `count_inliers`."""
 
     def match(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = network({"image0": one.mean(1, keepdim=True), "image1": other.mean(1, keepdim=True)})

@@ -5,6 +5,7 @@ Regions are identical to those of `scipy.ndimage.label` and several times faster
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,9 +32,24 @@ def upsample(maps: Float[Tensor, "*b h w"], size: int | tuple[int, int]) -> Floa
         raise InputError(f"a map cannot be resized to {rows}×{columns}; both sides are 1 or more")
     if maps.ndim < 2 or 0 in maps.shape[-2:]:
         raise ShapeError(f"maps have shape (…, rows, columns), none of these two 0; got {tuple(maps.shape)}")
+    if maps.device.type == "cpu" and maps.dtype == torch.float32 and max(maps.shape[-2:]) <= _FEW:
+        down, across = _weights(maps.shape[-2], rows), _weights(maps.shape[-1], columns)
+        with torch.autocast("cpu", enabled=False):
+            return down @ (maps @ across.T)
     images = maps.reshape(-1, 1, *maps.shape[-2:])
     resized = functional.interpolate(images, (rows, columns), mode="bilinear", align_corners=False)
     return resized.reshape(*maps.shape[:-2], rows, columns)
+
+
+_FEW = 16  # cells of a side: up to there two matrix products take half the time of interpolation on a CPU
+
+
+@lru_cache(maxsize=16)
+def _weights(cells: int, pixels: int) -> Float[Tensor, "pixels cells"]:
+    """How much of each cell of a side is in each of its pixels."""
+    with torch.inference_mode(False):  # kept: it may meet gradients later
+        each = torch.eye(cells, dtype=torch.float32)[None]
+        return functional.interpolate(each, pixels, mode="linear")[0].T.contiguous()
 
 
 def normalise(maps: Float[Tensor, "*b h w"], *, shared: bool = False, centred: bool = False) -> Float[Tensor, "*b h w"]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,23 +15,27 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..encoders import Encoder
+from ..encoders import Encoder, Inference
 from ..encoders.encoding import Response, fold
-from ..encoders.fine import SAYS, Detail
+from ..encoders.fine import SAYS, Detail, WithoutMargins, with_detail
 from ..encoders.heads import IdentityHead
+from ..encoders.inference import Encodes
 from ..encoders.regions import MaskPooling, weights_of
 from ..errors import ImageError, InputError
 from ..explain import Surroundings
+from ..explain.places import share_of_view
 from ..explain.weightings import NEEDS_MEAN
+from ..images import image_size
 from ..images.masks import read_mask
 from ..index.storage.segments import MASK_COLUMN, NO_MASK
-from .ranking import Encodes, Match, Ranking, TextEncoding
+from .ranking import Match, Ranking, TextEncoding
 
 if TYPE_CHECKING:
     from ..index import Gallery, PrototypeStore, Record
+    from .retriever import Retriever
 
 Space = Literal["metric", "backbone"]
-LITTLE = 0.6  # of the network's input: where an image covers less, an explanation says so
+LITTLE = 0.6  # of the network's input: where an image covers less, its map is that of a closer look
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,28 @@ class Evidence:
     _matched: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.detail != "plain" and self.ranking.query.weights is not None:
+        if self.detail in SAYS and self.ranking.query.weights is not None:
             raise InputError("a region of the query is explained in plain detail only; leave `detail` out")
         if self.space not in ("metric", "backbone"):
             raise InputError(f"space must be 'metric' or 'backbone', got {self.space!r}")
+
+    @cached_property
+    def plain(self) -> Evidence:
+        """The evidence of the pass that ranks, which lines are read from."""
+        is_plain = self.space == "metric" and self.detail == "plain"
+        return self if is_plain else Evidence(self.ranking, "metric")
 
     @cached_property
     def query_response(self) -> Response:
         """The query's response map "1 d h w"; of a region query 0 outside the region."""
         query = self.ranking.query
         encoding = query.encoding
-        if self.detail != "plain":
-            if isinstance(encoding, TextEncoding):
-                raise InputError("a text is explained on its matches, where detail is plain; leave `detail` out")
-            detailed = self.ranking.retriever.detailed(self.detail).encode_images([query.image])
+        if self.detail in SAYS and isinstance(encoding, TextEncoding):
+            raise InputError("a text is explained on its matches, where detail is plain; leave `detail` out")
+        if (detail := "finer" if self.looks_closer else self.detail) in SAYS:
+            inference = self.ranking.retriever.detailed(detail)
+            pixels = inference.read(query.image) if query.enlarged is None or detail == "fine" else query.enlarged
+            detailed = inference(pixels[None])
             return self._folded(detailed.feature_map, None, detailed.constant)
         if not isinstance(encoding, TextEncoding):
             return self._folded(encoding.feature_map, query.weights, encoding.constant)
@@ -87,10 +99,7 @@ class Evidence:
         if ranks not in self._matched:
             source = self.ranking.retriever
             matches = [self.ranking.at_rank(rank) for rank in ranks]
-            if self.detail == "plain":
-                maps = self.ranking.feature_maps[[rank - 1 for rank in ranks]]
-            else:
-                maps = source.detailed(self.detail).encode_images([match.item for match in matches]).feature_map
+            maps = self._maps_of(matches)
             shape = (maps.shape[-2], maps.shape[-1])
             weights = gallery_weights(source.gallery, source.encoder, matches, shape=shape)
             self._matched[ranks] = self._folded(maps, None if weights is None else torch.stack(weights)).map
@@ -100,20 +109,66 @@ class Evidence:
         """The map "n d h w", on the CPU, whose spatial mean is what is compared."""
         return folded(self.ranking.retriever.inference, feature_maps, weights, space=self.space, constant=constant)
 
-    @property
-    def remarks(self) -> list[str]:
-        """What detail shows; in plain detail, of an elongated image, that another would show more of it."""
-        query, transform = self.ranking.query, self.ranking.retriever.encoder.transform
-        if self.detail != "plain" or transform.fit != "pad" or not query.has_image or query.weights is not None:
-            return [SAYS[self.detail]] if self.detail != "plain" else []
-        try:
-            width, height = query.size
-        except (ImageError, InputError):  # the file is gone, or there was none
-            return []
-        view = transform.view(width, height)
-        share = width * height / (view.width * view.height)
-        said = f"The image takes {share:.0%} of what the network sees, the rest is margin; detail finer looks closer."
-        return [said] if share < LITTLE else []
+    def _maps_of(self, matches: Sequence[Match]) -> Tensor:
+        """The feature maps of matches; where some are of a closer look, the others are spread over as many cells."""
+        source, rows = self.ranking.retriever, [match.rank - 1 for match in matches]
+        if self.detail in SAYS:
+            return source.detailed(self.detail).encode_images([match.item for match in matches]).feature_map
+        closer = [place for place, match in enumerate(matches) if match.rank in self.closer_ranks]
+        if not closer:
+            return self.ranking.feature_maps[rows]
+        found = source.detailed("finer").encode_images([matches[place].item for place in closer]).feature_map.cpu()
+        if len(closer) == len(matches):
+            return found
+        maps = self.ranking.feature_maps[rows].to(found)
+        down, across = (_spread(*sides) for sides in zip(maps.shape[2:], found.shape[2:], strict=True))
+        maps = down.to(maps) @ maps @ across.T.to(maps)
+        maps[closer] = found
+        return maps
+
+    @cached_property
+    def looks_closer(self) -> bool:
+        """True if `auto` takes the query's map from a closer look: at an elongated image, as a whole."""
+        query, retriever = self.ranking.query, self.ranking.retriever
+        if self.detail != "auto" or query.weights is not None or isinstance(query.encoding, TextEncoding):
+            return False
+        is_at_hand = query.source is not None or query.enlarged is not None
+        return is_at_hand and self.share < LITTLE and retriever.detailed.leaves_margins_out
+
+    @cached_property
+    def closer_ranks(self) -> frozenset[int]:
+        """The matches whose maps `auto` takes from a closer look."""
+        source, found = self.ranking.retriever, []
+        for match in self.ranking.matches if self.detail == "auto" else ():
+            with suppress(ImageError):  # the file is gone
+                found += [match.rank] * (share_of_view(source.encoder.transform, image_size(match.item)) < LITTLE)
+        return frozenset(found if found and source.detailed.leaves_margins_out else ())
+
+    @cached_property
+    def share(self) -> float:
+        """How much of the network's input the query's image takes; 1 where that is not known."""
+        query = self.ranking.query
+        with suppress(ImageError, InputError):  # the file is gone, or there was no image
+            is_file = isinstance(query.source, str | os.PathLike)
+            size = image_size(query.source) if is_file else query.size if query.has_image else None
+            return share_of_view(self.ranking.retriever.encoder.transform, size)
+        return 1.0
+
+    def remarks(self, ranks: Sequence[int]) -> list[str]:
+        """What detail shows on the query and on these matches; where margins take much and it is plain, that too."""
+        if self.detail in SAYS:
+            return [SAYS[self.detail]]
+        closer = ["the query"] * self.looks_closer
+        if matches := len(self.closer_ranks.intersection(ranks)):
+            closer.append("1 match" if matches == 1 else f"{matches} matches")
+        said = [
+            f"Looked at closer, without margins, which take much of what the network sees: {' and '.join(closer)}. "
+            "The vector of such a look differs a little from the one that ranks."
+        ] * bool(closer)
+        if self.share < LITTLE and not self.looks_closer and self.ranking.query.weights is None:
+            more = "detail finer looks closer" if self.detail == "plain" else "no closer look at it is possible here"
+            said.append(f"The image takes {self.share:.0%} of what the network sees, the rest is margin; {more}.")
+        return said
 
     @cached_property
     def query_vector(self) -> Tensor:
@@ -200,6 +255,35 @@ class Evidence:
         return torch.from_numpy(gallery.embeddings(rows) if self.space == "metric" else gallery.pooled(rows))
 
 
+class Detailed:
+    """The inferences of a retriever whose feature maps have more rows and columns, made when they are asked for."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+        self._made: dict[Detail, Inference] = {}
+
+    def __call__(self, detail: Detail) -> Inference:
+        """An inference like the retriever's, see `with_detail`."""
+        if detail not in self._made:
+            retriever = self._retriever
+            encoder, precision = with_detail(retriever.encoder, detail), retriever.gallery.manifest.encoder.precision
+            self._made[detail] = Inference(encoder, device=retriever.inference.device, precision=precision or "auto")
+        return self._made[detail]
+
+    @cached_property
+    def leaves_margins_out(self) -> bool:
+        """True if "finer" does not show the network the margins of elongated images, which it then costs little for."""
+        try:
+            return isinstance(self("finer").encoder.backbone, WithoutMargins)
+        except InputError:
+            return False
+
+
+def _spread(cells: int, onto: int) -> Float[Tensor, "onto cells"]:
+    """The share of each of so many cells in each of others on the same length: means stay as they are."""
+    return torch.eye(cells).repeat_interleave(onto, 0).reshape(onto, cells, cells).mean(1)
+
+
 def folded(
     inference: Encodes,
     feature_maps: Tensor,
@@ -227,7 +311,7 @@ def surroundings_of(store: PrototypeStore, background: NDArray[np.float32] | Non
     )
 
 
-def region_of_file(file: str | PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
+def region_of_file(file: str | os.PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
     """A mask file as the region of a query: everything that is not black, or the pixels with a class's number."""
     mask = read_mask(file, category=category)
     if not mask.any():

@@ -172,7 +172,7 @@ class Explanation:
         choice = self.matches.retriever.gallery.map_choice
         if choice is not None and (choice.weighting, choice.mean) == (self.weighting, self.mean):
             said.append(f"Measured on this gallery: {choice}.")
-        said += self._evidence.remarks
+        said += self._evidence.remarks([each.match.rank for each in self.references if each.match])
         if not self.is_exact:
             said.append("What lies behind the pooling is not linear: the maps hold to first order.")
         return tuple(said)
@@ -246,11 +246,9 @@ class Explanation:
 
     def lines(self, index: int) -> MatchLines | None:
         """The lines to a matched gallery image; None for a prototype, or where an image is gone or damaged."""
-        match, own = self.references[index].match, self._evidence
-        if own.space != "metric" or own.detail != "plain":
-            own = Evidence(self.matches, "metric")
+        match = self.references[index].match
         try:
-            return None if match is None else lines_of(own, match.rank)
+            return None if match is None else lines_of(self._evidence.plain, match.rank)
         except ImageError:
             return None
 

@@ -195,7 +195,7 @@ class LineFinder:
     @cached_property
     def reader(self) -> PlaceReader:
         """The reader of places; made when lines are asked for, as a gallery's encoder may be unknown."""
-        return PlaceReader(self._retriever.encoder.transform, self._retriever.gallery.metric)
+        return PlaceReader(self._retriever.inference, self._retriever.gallery.metric)
 
     @cached_property
     def layer(self) -> str:

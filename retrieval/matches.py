@@ -231,7 +231,7 @@ class Matches(Ranking):
         space: Space = "metric",
         tau: float = 1.0,
         norm: Norm = "sum",
-        detail: Detail = "plain",
+        detail: Detail = "auto",
     ) -> Explanation:
         """Maps of what on the query speaks for each reference, from the one forward pass the query already had.
 
@@ -249,6 +249,8 @@ class Matches(Ranking):
             norm: normalisation of the weights.
             detail: "fine" dilates the network's last stage: twice the rows and columns, for another pass of 1.3 to 1.5
                 times the usual cost for the query and each match; "finer" takes a larger image, and so another vector.
+                "auto" does so, without their margins, for images that `pad` leaves little of the network's input, as
+                of twice as wide as high, for 1.2 passes each; of all others, and of regions, it is "plain".
 
         Raises:
             InputError: an unknown label or rank, a gallery without labels, an empty ranking, a `mean` that is not kept.

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..encoders import Encoding
+from ..encoders.inference import Encodes
 from ..errors import InputError
 from ..images.given.arrays import INTENSITIES, image_of_array, is_array, is_of_floats, numpy_of
 from ..images.given.inputs import IMAGE_KINDS, kind_of
 from ..images.given.remote import fetched, is_url
 from ..images.queries import list_queries
 from ..remarks import remark
-from .ranking import BareVector, Encodes, Query, StoredEncoding, TextEncoding
+from .ranking import BareVector, Query, StoredEncoding, TextEncoding
 
 if TYPE_CHECKING:
     from .retriever import Retriever

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from jaxtyping import Float
@@ -124,6 +124,7 @@ class Query:
         weights: of the positions of the feature map, with mean 1, where there is a region. Pooled vector and embedding
             are then those of the region; the feature map is the whole image's.
         known_size: width and height of the upright image, where they are known without reading it.
+        enlarged: its pixels for detail "finer", of an elongated image without a source.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Query:
     region: Region | None = field(default=None, repr=False, compare=False)
     weights: Tensor | None = field(default=None, repr=False, compare=False)
     known_size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
+    enlarged: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def has_image(self) -> bool:
@@ -220,17 +222,6 @@ class Match:
         names = (*always, *(name for name in ("is_accepted", "inliers", "same") if getattr(self, name) is not None))
         columns = {"columns": dict(self.columns)} if self.columns else {}
         return {name: getattr(self, name) for name in names} | columns
-
-
-class Encodes(Protocol):
-    """An encoder of images: an `Inference`, or in a server the queue that stands before one."""
-
-    encoder: Encoder
-    device: torch.device
-    fine: FineReader
-
-    def encode_images(self, images: Sequence[Any]) -> Encoding:
-        """The encoding of files, bytes or Pillow images."""
 
 
 class UnknownInference:

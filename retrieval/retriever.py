@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from ..encoders import Encoder, Encoding, Inference
-from ..encoders.fine import Detail, with_detail
-from ..encoders.inference import whole_encoder
+from ..encoders.inference import Encodes, whole_encoder
 from ..encoders.readouts import has_constant
 from ..encoders.regions import Region, pool_region, weights_of
 from ..errors import GalleryError, ImageError, InputError
@@ -28,11 +27,11 @@ from ..index.search import Hits, Ids
 from ..metrics.distances import Distances, comparable, distances_to
 from ..remarks import remark
 from .classification import Classed, GalleryClassifier, Prediction, classified
-from .evidence import gallery_weights
+from .evidence import Detailed, gallery_weights
 from .lines import LineFinder, sorted_by_lines
 from .matches import Matches
 from .queries import Asked, Ranked, queries_of, text_queries, with_text
-from .ranking import BareVector, Encodes, Match, Query, StoredEncoding, TextEncoding
+from .ranking import BareVector, Match, Query, StoredEncoding, TextEncoding
 
 Areas = Region | Sequence[Region | None] | None
 _Prototypes = tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]
@@ -81,19 +80,10 @@ class Retriever:
         self.lines = LineFinder(self, fine_layer)
         if inference is None and not self.gallery.snapshot.is_remote:
             note_search_on_cpu(device)
-        self._detailed: dict[Detail, Inference] = {}
+        self.detailed = Detailed(self)
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
         self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None
         self.kept_classifier: tuple[tuple[Any, ...], GalleryClassifier] | None = None
-
-    def detailed(self, detail: Detail) -> Inference:
-        """An inference like this one whose feature maps have more rows and columns, see `with_detail`."""
-        if detail not in self._detailed:
-            precision = self.gallery.manifest.encoder.precision or "auto"
-            self._detailed[detail] = Inference(
-                with_detail(self.encoder, detail), device=self.inference.device, precision=precision
-            )
-        return self._detailed[detail]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as its gallery's folder and its settings, with the encoder unless the gallery keeps it."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..encoders import Encoder, Encoding
+from ..encoders.inference import Encodes
 from ..errors import CorruptGalleryError, DistcamError, FingerprintMismatchError, GalleryError
 from ..index import Gallery, Record
 from ..index.backends import is_root_of_this_user, open_snapshot, opened_for_writing
@@ -19,7 +20,6 @@ from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
 from ..index.storage.manifest import MANIFEST_NAME
 from ..index.storage.segments import stored_path
 from ..retrieval import Retriever
-from ..retrieval.ranking import Encodes
 from .refusals import ApiError
 from .settings import ServerSettings
 

@@ -272,9 +272,9 @@ class ExplainRequest(_Named, _Worded):
     space: Literal["metric", "backbone"] = "metric"
     tau: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     detail: Annotated[
-        Literal["plain", "fine", "finer"],
-        Field(description="More places; for queries by `id`, a token keeps no image."),
-    ] = "plain"
+        Literal["auto", "plain", "fine", "finer"],
+        Field(description="More places: auto of elongated images, fine of queries by `id`, as a token keeps no image."),
+    ] = "auto"
     both_sides: bool = True
 
 

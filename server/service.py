@@ -20,10 +20,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from torch import Tensor
 
 from ..encoders import Encoder, Encoding, Inference
+from ..encoders.fine import larger
 from ..errors import ImageError
+from ..explain.places import share_of_view
 from ..images.given.remote import fetch
 from ..index import Gallery
 from ..retrieval import Retriever
+from ..retrieval.evidence import LITTLE
 from ..retrieval.ranking import UnknownInference
 from .live_gallery import LiveGallery
 from .queues import Batcher, Done, Ledger, Threads
@@ -81,11 +84,12 @@ class CachedQuery:
     encoding: Encoding
     size: tuple[int, int]
     used: float
+    enlarged: Tensor | None = None  # the pixels of an elongated image for a closer look
 
     @property
     def nbytes(self) -> int:
         """Memory that goes with the query, in bytes: whole storages, however little of one its tensors show."""
-        parts = self.encoding.parts()
+        parts = [*self.encoding.parts(), *([] if self.enlarged is None else [self.enlarged])]
         storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
         return sum(storages.values()) + _OBJECT_BYTES
 
@@ -101,9 +105,9 @@ class EncodingCache:
         self._lock = threading.Lock()
         self.nbytes = 0
 
-    def keep(self, key: Hashable, encoding: Encoding, size: tuple[int, int]) -> None:
+    def keep(self, key: Hashable, encoding: Encoding, size: tuple[int, int], *, enlarged: Tensor | None = None) -> None:
         """Remember a batch of one. It is copied, so that the rest of its batch is let go."""
-        query = CachedQuery(encoding.changed(Tensor.clone), size, self._clock())
+        query = CachedQuery(encoding.changed(Tensor.clone), size, self._clock(), enlarged)
         with self._lock:
             if (before := self._queries.pop(key, None)) is not None:
                 self.nbytes -= before.nbytes
@@ -134,10 +138,10 @@ class EncodingCache:
 class QueryCache(EncodingCache):
     """Queries by unguessable tokens."""
 
-    def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
+    def put(self, encoding: Encoding, size: tuple[int, int], *, enlarged: Tensor | None = None) -> str:
         """Remember a query; its token."""
         token = secrets.token_urlsafe(18)
-        self.keep(token, encoding, size)
+        self.keep(token, encoding, size, enlarged=enlarged)
         return token
 
     def get(self, token: str) -> CachedQuery:
@@ -149,11 +153,15 @@ class QueryCache(EncodingCache):
 
 @dataclass(frozen=True)
 class EncodedUpload:
-    """An uploaded image: (width, height) upright, seconds for decoding and waiting for a decoder, its encoding."""
+    """An uploaded image: (width, height) upright, seconds for decoding and waiting for a decoder, its encoding.
+
+    Of an elongated image the pixels for a closer look as well.
+    """
 
     size: tuple[int, int]
     decode_s: float
     done: Done[Encoding]
+    enlarged: Tensor | None = None
 
 
 class QueuedInference:
@@ -285,11 +293,13 @@ class Service:
         start, transform = time.perf_counter(), self.inference.encoder.transform
         with self._batcher.expecting():
             size, pixels = await self._decoders.decode(data, transform)
+        is_elongated = share_of_view(transform, size) < LITTLE
+        enlarged = (await self._decoders.decode(data, larger(transform)))[1] if is_elongated else None
         seconds = time.perf_counter() - start
         self.metrics.steps.labels("decode").observe(seconds)
         done = await self._batcher.submit(pixels)
         self.metrics.steps.labels("queue").observe(done.queue_s)
-        return EncodedUpload(size, seconds, done)
+        return EncodedUpload(size, seconds, done, enlarged)
 
     async def read(self, work: Callable[[Retriever], T], *, step: str = "read") -> T:
         """Do some work on the newest generation, in a thread."""

@@ -2,6 +2,7 @@
 
     python benchmarks explanations/lines crops FOLDER [--images 40]
     python benchmarks explanations/lines verify FOLDER [--queries 150]
+    python benchmarks explanations/lines cost FOLDER [--rounds 9]
 
 FOLDER holds `imagenette/`, `caltech101/`, `nyala/`, `camvid/`, and `weights/` with MobileNetV2, EfficientNet-Lite0 and
 -Lite2 (timm's keys), and ResNet-18 up to layer3.
@@ -12,6 +13,7 @@ without the transform, by mutual pairs of shares, by PAIR-X (see `pairx`) on the
 16, and the time of a pair beside that of a forward pass.
 `verify`: R@1 and mAP before and after the first 20 are sorted anew by lines, on nyala (query and gallery of different
 photographs) and on two sets that took no part in any choice: synthetic walkers and crops of street scenes.
+`cost`: what matching one image to twenty takes, whose maps are at hand, beside forward passes.
 Intervals are 95 % bootstrap intervals over photographs or queries.
 """
 
@@ -26,6 +28,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +36,14 @@ import numpy as np
 import torch
 from explanations.pairx import PairX
 from explanations.pairx import lines as pairx_lines
-from machine import describe_machine
+from machine import describe_machine, interleave
 from PIL import Image
 from torch import Tensor
 
 from distcam.encoders import Encoder, Inference
 from distcam.explain import correspondence, fold
 from distcam.explain.methods.lines import Places, find_lines
+from distcam.explain.verification import PlaceReader, count_alike
 from distcam.images import Transform, read_image
 from distcam.index import Gallery
 from distcam.retrieval import Retriever
@@ -253,6 +257,28 @@ def row_of(title: str, encoder: Encoder, gallery: list[Any], queries: list[Any],
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def cost(folder: Path, count: int, names: list[str]) -> None:
+    """What matching one image to twenty costs, in forward passes of its encoder and of ResNet-50."""
+    large = Inference(Encoder.load("resnet50", weights="random"), precision="fp32")
+    files = sorted((folder / "nyala").rglob("*.jpg"))[:21]
+    print("twenty pairs of images of nyala with stored maps; processor time, median [least, most]")
+    print("| encoder | ms | forward passes of its own | of ResNet-50 |\n|---|---|---|---|")
+    for name in names:
+        inference = Inference(encoder_of(name, folder / "weights"), precision="fp32")
+        reader = PlaceReader(inference, "cosine")
+        reader.measure_files(files)
+        query, *matches = reader.places_of_files(files)
+        ways: dict[str, Callable[[], object]] = {
+            "own": partial(inference, inference.read(files[0])[None]),
+            "large": partial(large, large.read(files[0])[None]),
+            "pairs": partial(count_alike, "lines", query, matches),
+        }
+        seconds = {way: np.array(each) for way, each in interleave(ways, rounds=count).items()}
+        shown = [1000 * seconds["pairs"], seconds["pairs"] / seconds["own"], seconds["pairs"] / seconds["large"]]
+        cells = [f"{np.median(each):.3g} [{each.min():.3g}, {each.max():.3g}]" for each in shown]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def scores(is_right: list[bool]) -> tuple[float, float]:
     """Whether the first is right, and the average precision among those that were sorted."""
     right = np.asarray(is_right, float)
@@ -262,7 +288,8 @@ def scores(is_right: list[bool]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["crops", "verify"])
+    parser.add_argument("what", choices=["crops", "verify", "cost"])
+    parser.add_argument("--rounds", type=int, default=9, help="of `cost`")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--pairx", type=int, default=10, help="of the photographs for `crops`; 0: none")
@@ -271,7 +298,9 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=["mobilenet_v2", "lite0"], choices=ENCODERS)
     options = parser.parse_args()
     print(f"{describe_machine('torch', 'timm')}, {torch.get_num_threads()} threads")
-    if options.what == "crops":
+    if options.what == "cost":
+        cost(options.folder, options.rounds, options.encoders)
+    elif options.what == "crops":
         crops(options.folder, options.images, options.seed, peer=options.pairx)
     else:
         verify(options.folder, options.queries, options.seed, options.encoders)

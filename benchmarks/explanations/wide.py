@@ -5,14 +5,17 @@
 FOLDER (else DISTCAM_DATA) is that of `explanations.py`. Two photographs of imagenette are joined to one of 448×224, and
 asked for by class prototypes and by the nearest image of each class. The vector that ranks is always that of the padded
 image; the map is that of the same pass, of the passes of `detail`, or of the photograph without margins at its own
-proportions. Passes are processor time beside that of the padded image; intervals are paired 95 % bootstrap intervals.
+proportions; "no options" is what `Matches.explain` answers from a gallery of the same images. Passes are the map's own,
+processor time beside that of the padded image; intervals are paired 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +29,13 @@ from distcam.encoders import Encoder, Inference
 from distcam.encoders.fine import WithoutMargins, with_detail
 from distcam.explain import fold, ratio_maps
 from distcam.images import list_images
-from distcam.retrieval import References
-from distcam.retrieval.localisation.composites import TWO, draw_composites, pointing, split_off
+from distcam.index import Gallery
+from distcam.retrieval import References, Retriever
+from distcam.retrieval.localisation.composites import TWO, Photograph, draw_composites, pointing, split_off
 from distcam.retrieval.localisation.references import photographs
 
 SIDE = 224  # of a photograph
+DEFAULT = "no options"
 
 
 def variants(encoder: Encoder) -> dict[str, Encoder]:
@@ -57,14 +62,33 @@ def halves(encoder: Encoder) -> Tensor:
     return cells
 
 
+def gallery_of(photographs: Sequence[Photograph], encoder: Encoder, folder: Path) -> Retriever:
+    """A gallery of these photographs, with its retriever."""
+    for photograph in photographs:
+        file = folder / "set" / photograph.label / photograph.file.name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.symlink_to(photograph.file.absolute())
+    return Retriever(Gallery.build(folder / "set", encoder, out=folder / "gallery", precision="fp32"), encoder)
+
+
+def explained(retriever: Retriever, image: Image.Image, labels: Sequence[str], kind: str) -> Tensor:
+    """The maps (1, 2, h, w) that the library answers without options, for prototypes or nearest images of labels."""
+    matches = retriever.query(image, k=len(retriever.gallery))
+    first = {match.label: match.rank for match in reversed(matches.matches)}
+    asked = [f"label:{label}" if kind == "prototypes" else first[label] for label in labels]
+    return torch.stack([matches.explain(against=each).query_maps[0] for each in asked])[None]
+
+
 def measure(encoder: Encoder, data: Path, count: int, seed: int) -> None:
     """Print the table."""
     generator = torch.Generator().manual_seed(seed)
     kept, _ = split_off(photographs(list_images(data / "imagenette/gallery")), 200, generator=generator)
     references = References.encode(kept, Inference(encoder, precision="fp32"))
+    folder = tempfile.TemporaryDirectory()
+    retriever = gallery_of(kept, encoder, Path(folder.name))
     asked = photographs(list_images(data / "imagenette/query"))
     seen, kinds = variants(encoder), ("prototypes", "nearest")
-    found: dict[str, list[list[float]]] = {name: [] for name in seen}
+    found: dict[str, list[list[float]]] = {name: [] for name in (*seen, DEFAULT)}
     seconds: dict[str, list[float]] = {name: [] for name in seen}
     for composite in draw_composites(asked, count, TWO, generator=generator):
         wide = Image.new("RGB", (2 * SIDE, SIDE))
@@ -85,11 +109,16 @@ def measure(encoder: Encoder, data: Path, count: int, seed: int) -> None:
                 maps = ratio_maps(response, vectors, around, metric="cosine", is_class=is_class).maps
                 row += [float(part.mean()) for part in pointing(maps, halves(each))]
             found[name].append(row)
+        labels = [photograph.label for photograph in composite]
+        maps = [explained(retriever, wide, labels, kind) for kind in kinds]
+        found[DEFAULT].append([float(part.mean()) for each in maps for part in pointing(each, halves(encoder))])
+    folder.cleanup()
     plain, draws = next(iter(found.values())), np.random.default_rng(0)
+    base = np.mean(next(iter(seconds.values())))
     print("| map of | passes | right, prototypes | − the first | energy | right, nearest | − the first | energy |")
     print("|---|--:|--:|---|--:|--:|---|--:|")
     for name, rows in found.items():
-        values, cells = np.array(rows), [f"{np.mean(seconds[name]) / np.mean(next(iter(seconds.values()))):.2f}"]
+        values, cells = np.array(rows), [f"{np.mean(seconds.get(name, seconds['detail finer'])) / base:.2f}"]
         for column in (0, 2):
             gain = values[:, column] - np.array(plain)[:, column]
             low, high = np.quantile(draws.choice(gain, (2000, len(gain))).mean(1), [0.025, 0.975])

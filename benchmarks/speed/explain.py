@@ -5,10 +5,11 @@
 
 One process, one thread, random weights, 224×224.
 
-1. ResNet-50, one query, ten stored gallery vectors; every method returns ten maps of 224×224. The peers explain the
-   cosine similarity to each stored vector with Grad-CAM at `layer4`, each in the fastest way that its documentation
-   shows (batch of copies, or one forward and ten gradients); xaitk-saliency by its sliding window of 144 masks, which
-   serve all ten.
+1. ResNet-50, one query, ten stored gallery vectors; every method returns ten maps of 224×224, and what is shown without
+   options ten of Dist-CAM beside them. The peers explain the cosine similarity to each stored vector with Grad-CAM at
+   `layer4`, each in the fastest way that its documentation shows (batch of copies, or one forward and ten gradients);
+   xaitk-saliency by its sliding window of 144 masks, which serve all ten. `--encoder` names another network, without
+   peers.
 2. A classifier (`--classifier`) and a batch of 32 images, each with a class of its own: one map each, in forward and
    backward passes of that batch.
 3. Peak memory of each method, in a process of its own, beyond what the process held when the networks were built.
@@ -26,11 +27,11 @@ import torch
 import torch.nn.functional as F
 from machine import command_of, describe_machine, interleave, ratio_table
 from torch import Tensor, nn
-from torchvision.models import resnet50
+from torchvision.models import get_model
 
 from distcam.encoders import Encoder
 from distcam.encoders.backbones.networks import load_network
-from distcam.explain import WEIGHTINGS, ClassScore, dist_cam, explain_image, upsample
+from distcam.explain import WEIGHTINGS, ClassScore, Surroundings, dist_cam, explain_image, ratio_maps, upsample
 
 GRADIENT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam", "hirescam", "segxrescam")
 Methods = dict[str, Callable[[], object]]
@@ -46,10 +47,10 @@ class CosineTo:
         return F.cosine_similarity(output, self.reference, dim=-1)
 
 
-def plain_model() -> nn.Module:
-    """torchvision's ResNet-50 with its pooled 2,048-d vector as output."""
-    model = resnet50()
-    model.fc = nn.Identity()
+def plain_model(name: str) -> nn.Module:
+    """A network of torchvision with its pooled vector as output."""
+    model = get_model(name)
+    setattr(model, "fc" if hasattr(model, "fc") else "classifier", nn.Identity())
     return model.eval()
 
 
@@ -62,6 +63,20 @@ def ours(encoder: Encoder, image: Tensor, references: Tensor, weighting: str) ->
         encoding = encoder(image)
         maps = dist_cam(encoding.feature_map, references[None], weighting=weighting, mean=F.normalize(mean, dim=0))
         return upsample(maps, (224, 224))
+
+    return run
+
+
+def shown(encoder: Encoder, image: Tensor, references: Tensor) -> Callable[[], Tensor]:
+    """Forward pass, the ten maps that are shown without options, and those of Dist-CAM beside them."""
+    vectors = F.normalize(references, dim=1)
+    around = Surroundings(vectors.mean(0), border=vectors.mean(0).flip(0), images=len(references))
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        response = encoder(image).feature_map
+        maps = ratio_maps(response, references[None], around, is_class=False).maps
+        return upsample(torch.cat([maps, dist_cam(response, references[None])], 1), (224, 224))
 
     return run
 
@@ -126,18 +141,20 @@ def peers(model: nn.Module, image: Tensor, references: Tensor) -> Methods:
 
 def for_matches(options: argparse.Namespace) -> Methods:
     """One query and ten matches; the plain forward pass first."""
-    model = plain_model()
-    encoder = Encoder.load("resnet50", weights="random", seed=options.seed).eval()
+    model = plain_model(options.encoder)
+    encoder = Encoder.load(options.encoder, weights="random", seed=options.seed).eval()
     image = torch.randn(1, 3, 224, 224)
-    references = torch.rand(options.matches, 2048)
+    with torch.no_grad():
+        references = torch.rand(options.matches, model(image).shape[1])
 
     @torch.inference_mode()
     def plain() -> Tensor:
         return model(image)
 
     own = {f"distcam `{weighting}`": ours(encoder, image, references, weighting) for weighting in WEIGHTINGS}
-    others = {} if options.no_peers else peers(model, image, references)
-    return {"plain forward": plain, **own, **others}
+    others = {} if options.no_peers or options.encoder != "resnet50" else peers(model, image, references)
+    default = {"distcam without options, Dist-CAM beside": shown(encoder, image, references)}
+    return {"plain forward": plain, **default, **own, **others}
 
 
 def for_classes(options: argparse.Namespace) -> Methods:
@@ -172,6 +189,8 @@ def memory_table(options: argparse.Namespace, tables: dict[str, Methods]) -> str
                 str(options.matches),
                 "--methods",
                 options.methods,
+                "--encoder",
+                options.encoder,
             ]
             command = [*command_of(__name__), *given, "--memory-of", table, name]
             run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -193,6 +212,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--classifier", default="resnet50")
     parser.add_argument("--methods", default=",".join(GRADIENT_METHODS), help="of part 2, with commas between them")
+    parser.add_argument("--encoder", default="resnet50", help="of part 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-peers", action="store_true", help="part 1 with our methods alone, for more rounds")
     parser.add_argument("--only", choices=["matches", "classes", "memory"], nargs="+")

@@ -123,13 +123,13 @@ def pairwise_shares(
         if 0 in given.shape[-2:]:
             raise ShapeError(f"{name} has no positions; its shape is {tuple(given.shape)}")
         flat.append(at_least_float32(name, given).flatten(-2))
-    one, other = (positions / positions.shape[-1] for positions in flat)  # sums, not means, are the embeddings now
-    shares = one.mT @ other
-    e, f = one.sum(-1, keepdim=True), other.sum(-1, keepdim=True)
+    one, other = flat
+    e, f, pairs = one.mean(-1, keepdim=True), other.mean(-1, keepdim=True), one.shape[-1] * other.shape[-1]
+    shares = (one.mT @ other) / pairs
     if metric == "cosine":
         shares = shares / (length(e.mT) * length(f.mT))
     elif metric == "l2":
-        shares = 2 * shares - (one.mT @ e) / other.shape[-1] - (other.mT @ f).mT / one.shape[-1]
+        shares = 2 * shares - (one.mT @ e) / pairs - (other.mT @ f).mT / pairs
     return shares.reshape(*shares.shape[:-2], *query_map.shape[-2:], *match_map.shape[-2:])
 
 

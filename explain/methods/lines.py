@@ -205,44 +205,60 @@ def lines_to_each(
     if not matches:
         return
     responses = torch.stack([match.response for match in matches])
-    shares = pairwise_shares(query.response[None], responses, metric=metric).cpu()
-    ours, work = query.cells.cpu() / tau, torch.empty(0)
-    for match, share in zip(matches, shares.flatten(3).flatten(1, 2), strict=True):
+    shares = pairwise_shares(query.response[None], responses, metric=metric).float().cpu().flatten(3).flatten(1, 2)
+    own = np.flatnonzero(query.is_seen.numpy(force=True))
+    work = torch.empty(len(own) * max(len(match.cells) for match in matches))
+    ours, one = query.cells.cpu()[own] / tau, _bilinear(query.response.shape[-2:], query.shape)
+    for match, share in zip(matches, shares.numpy(), strict=True):
         if query.cells.shape[1] != match.cells.shape[1]:
             raise ShapeError(
                 "two fine maps of one layer have the same channels, "
                 f"got {query.cells.shape[1]} and {match.cells.shape[1]}"
             )
-        place, partner, sharp = _mutual_best(torch.mm(ours, match.cells.cpu().T, out=work.resize_(0)))
-        sides = ((query, place), (match, partner))
-        one, other = (_bilinear(side.response.shape[-2:], side.shape).to(share)[at] for side, at in sides)
-        strength = sharp * ((one @ share) * other).sum(1).clamp(min=0)
-        strength = strength * (query.is_seen[place] & match.is_seen[partner])
-        order = strength.argsort(descending=True, stable=True)[:strongest]
+        theirs = np.flatnonzero(match.is_seen.numpy(force=True))
+        likeness = work[: len(own) * len(theirs)].view(len(own), len(theirs))
+        torch.mm(ours, match.cells.cpu()[theirs].T, out=likeness)
+        place, partner, sharp = _mutual_best(likeness, (len(query.cells), len(match.cells)))
+        place, partner = own[place], theirs[partner]
+        other = _bilinear(match.response.shape[-2:], match.shape)
+        strength = sharp * np.maximum(((one[place] @ share) * other[partner]).sum(1), 0)
+        order = (-strength).argsort(kind="stable")[:strongest]
         order = order[strength[order] > 0]
-        cells = [torch.stack([at[order] // side.shape[1], at[order] % side.shape[1]], 1) for side, at in sides]
-        transform = fit_similarity(cells[0].flip(1).float(), cells[1].flip(1).float(), strength[order])
-        yield Lines(cells[0], cells[1], strength[order], transform, query.shape, match.shape)
+        sides = (place[order], query.shape), (partner[order], match.shape)
+        cells = [torch.from_numpy(np.stack(np.divmod(at, shape[1]), 1)) for at, shape in sides]
+        kept = torch.from_numpy(strength[order])
+        transform = fit_similarity(cells[0].flip(1).float(), cells[1].flip(1).float(), kept)
+        yield Lines(cells[0], cells[1], kept, transform, query.shape, match.shape)
 
 
-def _mutual_best(likeness: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
-    """Cells that are each other's best in D, the first in reading order of equals, and D there; F·G / τ is used up."""
-    raised = likeness.exp_()  # at most e^(1/τ): no overflow down to τ = .012
-    across, down = raised.sum(1).rsqrt_(), raised.sum(0).rsqrt_()
-    root = raised.mul_(across[:, None]).mul_(down)  # √D
-    answer = torch.from_numpy(root.numpy().argmax(1))  # the first of equals, and ten times as fast as torch's
-    best = root.gather(1, answer[:, None])[:, 0]
-    place = (best == root.amax(0)[answer]).nonzero()[:, 0]
-    first = np.unique(answer[place].numpy(), return_index=True)[1]  # likewise on the other side
+def _mutual_best(
+    likeness: Float[Tensor, "n m"], cells: tuple[int, int]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Cells that are each other's best in D, the first in reading order of equals, and D there; F·G / τ is used up.
+
+    Of so many cells on both sides those that are missing are margins: a likeness of 0 to all, whose e⁰ counts.
+    """
+    if not likeness.numel():
+        return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32)
+    raised, margins = likeness.exp_(), [whole - shown for whole, shown in zip(cells, likeness.shape, strict=True)]
+    across = (raised.sum(1) + margins[1]).rsqrt_()  # at most e^(1/τ): no overflow down to τ = .012
+    down = (raised.sum(0) + margins[0]).rsqrt_()
+    root = raised.mul_(across[:, None]).mul_(down).numpy()  # √D; numpy looks for the largest ten times as fast
+    answer = root.argmax(1)  # the first of equals
+    best = np.take_along_axis(root, answer[:, None], 1)[:, 0]
+    is_mutual = best == root.max(0)[answer]
+    if margins[1]:  # as good an answer
+        is_mutual &= best > across.numpy() / math.sqrt(cells[0])
+    if margins[0]:
+        is_mutual &= best > down.numpy()[answer] / math.sqrt(cells[1])
+    place = np.flatnonzero(is_mutual)
+    first = np.unique(answer[place], return_index=True)[1]  # likewise on the other side
     place = place[np.sort(first)]
-    return place, answer[place], best[place].square()
+    return place, answer[place], best[place] ** 2
 
 
 @lru_cache(maxsize=16)
-def _bilinear(coarse: tuple[int, ...], fine: tuple[int, int]) -> Float[Tensor, "n m"]:
-    """The weights by which each of m coarse positions enters each of n fine ones."""
-    return (
-        interpolate(torch.eye(math.prod(coarse)).reshape(1, -1, *coarse), fine, mode="bilinear")[0]
-        .flatten(1)
-        .T.contiguous()
-    )
+def _bilinear(coarse: tuple[int, ...], fine: tuple[int, int]) -> NDArray[np.float32]:
+    """The weights (n, m) by which each of m coarse positions enters each of n fine ones."""
+    each = interpolate(torch.eye(math.prod(coarse)).reshape(1, -1, *coarse), fine, mode="bilinear")[0]
+    return each.flatten(1).T.contiguous().numpy()

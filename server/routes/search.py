@@ -80,8 +80,9 @@ async def search(
         if upload is None:
             return _Ranking(retriever, None, asked).answer(start)
         query = ImageQuery(asked.url or "the image", None, upload.done.result, known_size=upload.size)
-        ranking = _Ranking(retriever, query, asked)
-        return ranking.answer(start, upload=upload, token=service.queries.put(upload.done.result, upload.size))
+        ranking, made = _Ranking(retriever, query, asked), upload.done.result
+        token = service.queries.put(made, upload.size, enlarged=upload.enlarged)
+        return ranking.answer(start, upload=upload, token=token)
 
     return await service.read(answer, step="search")
 
@@ -173,7 +174,8 @@ def _named(
 
     def query_of(retriever: Retriever) -> ImageQuery | None:
         if cached is not None:
-            return ImageQuery("the image", None, cached.encoding, known_size=cached.size)
+            size, pixels = cached.size, cached.enlarged
+            return ImageQuery("the image", None, cached.encoding, known_size=size, enlarged=pixels)
         return None if asked.id is None else _stored(retriever, asked.id)
 
     return query_of

@@ -38,6 +38,7 @@ BRANCHES = [
     ("query {gallery} {photo} --explain why.html --against prototype", "by --against prototype", "--lines"),
     ("query {gallery} {photo}", "without --mask", "--mask-class 3"),
     ("query {gallery} {photo}", "without --lines or --verify", "--fine-layer layer2"),
+    ("reid evaluate {walkers} --encoder conv4 --verify loftr", "without --verify by lines", "--calibration {gallery}"),
     ("query {gallery} {photo} --explain why.html --weighting dist", "by the weighting dist", "--mean half"),
     ("query {gallery} {photo}", "without an image to join with --text", "--text-weight 0.3"),
     ("query {gallery} {photo}", "where no image of the gallery is opened", "--root ."),
@@ -205,8 +206,8 @@ ALWAYS = {
     "fewshot train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "reid audit": "format_name option least_images quick as_json",
     "reid walkers": "identities cameras images_per_camera look_alikes distractors junk masks seed as_json",
-    "reid evaluate": "verify strict features format_name option metric protocol rerank aqe camera_norm multi_query "
-    "single_gallery_shot html out as_json",
+    "reid evaluate": "verify strict features format_name option metric protocol rerank aqe camera_norm "
+    "multi_query single_gallery_shot html out as_json",
     "reid explain": "max_pixels strict different encoder weights layer readout fit image_size parts out_path "
     "device as_json",
     "reid train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",

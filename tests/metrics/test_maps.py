@@ -33,6 +33,17 @@ def test_upsampling_reads_at_pixel_centres() -> None:
     torch.testing.assert_close(enlarged, torch.tensor([[0.0, 0.0, 2.0, 4.0, 6.0, 6.0]]))
 
 
+@pytest.mark.parametrize("side", [1, 7, maps_module._FEW, maps_module._FEW + 1])
+def test_upsampling_is_bilinear_interpolation_with_its_gradient_however_it_is_computed(side: int) -> None:
+    maps, pull = random_maps(2, 3, side, 5).requires_grad_(), random_maps(2, 3, 40, 33)
+    with torch.autocast("cpu"):
+        found = upsample(maps, (40, 33))
+    expected = torch.nn.functional.interpolate(maps, (40, 33), mode="bilinear")
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(each, maps, pull)[0] for each in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_upsampling_keeps_raw_values_and_leading_dimensions() -> None:
     maps = random_maps(2, 3, 7, 7)
     enlarged = upsample(maps, 224)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from distcam.cli.app import app
 from distcam.encoders import Encoder
+from distcam.errors import InputError
+from distcam.explain.verification import PlaceReader
 from distcam.images import Transform
-from distcam.metrics.fusion import USUAL_FUSION, USUAL_NULL, LineScale
+from distcam.index import Gallery
+from distcam.metrics.fusion import USUAL_FUSION, USUAL_NULL, Fusion, LineScale, Logistic, VerifyGain
 from distcam.reid import assess, encode_data, line_verification, read_data, write_walkers
+from distcam.reid.line_verification import VerifiedDistances
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +47,18 @@ def test_the_nearest_that_may_meet_are_handed_out_anew(walkers, encoder, vectors
 
     monkeypatch.setattr(line_verification, "count_alike", count)
     scale = LineScale("", (0.0,) * 64, USUAL_NULL, 30, (0.5, 0.1))
-    monkeypatch.setattr(line_verification._LineReader, "measure", lambda eye, _images: setattr(eye, "scale", scale))
+    monkeypatch.setattr(PlaceReader, "measure_files", lambda reader, _files: setattr(reader, "scale", scale))
+    monkeypatch.setattr(PlaceReader, "places_of_files", lambda _reader, files: files)
     found = assess(
         walkers,
         vectors,
-        verified=line_verification.verifier(encoder, verify, device="cpu", progress=lambda *each: calls.append(each)),
+        verified=partial(
+            VerifiedDistances,
+            encoder=encoder,
+            verify=verify,
+            device="cpu",
+            progress=lambda *each: calls.append(each),
+        ),
     )
     before, after = (each.rows(0, len(found.queries)) for each in (found._not_reranked, found._source))
     most = int(str(verify).removeprefix("lines:"))
@@ -65,22 +78,38 @@ def test_the_nearest_that_may_meet_are_handed_out_anew(walkers, encoder, vectors
 
 def test_images_that_answer_themselves_come_first(walkers, encoder, vectors) -> None:
     """With its own image in the gallery every query has as many places alike there as anywhere."""
-    eye = line_verification._LineReader(walkers, line_verification.Inference(encoder, device="cpu"), "cosine")
-    eye.measure(walkers.gallery[:8])
-    first, *others = walkers.gallery[:6]
-    alike = eye.alike(first, [first, *others], "lines")
+    reader = PlaceReader(line_verification.Inference(encoder, device="cpu"), "cosine")
+    files = [walkers.file(image) for image in walkers.gallery[:8]]
+    reader.measure_files(files)
+    places = reader.places_of_files([files[0], *files[:6]])
+    alike = line_verification.count_alike("lines", places[0], places[1:])
     assert alike[0] == max(alike) > 0
+    assert reader.places_of_files(files[:1])[0] is places[0]  # seen lately
 
 
 def test_similarities_are_measured_as_distances_are_ranked(walkers, encoder) -> None:
     """By l1 too, of which lines divide no shares: they take the cosine's."""
     inference = line_verification.Inference(encoder, device="cpu")
-    eye, images = line_verification._LineReader(walkers, inference, "l1"), walkers.gallery[:3]
-    eye.measure(images)
-    vectors = inference.encode_images([walkers.file(image) for image in images]).embedding.numpy().astype(float)
+    reader, files = PlaceReader(inference, "l1"), [walkers.file(image) for image in walkers.gallery[:3]]
+    reader.measure_files(files)
+    vectors = inference.encode_images(files).embedding.numpy().astype(float)
     apart = [-np.abs(vectors[i] - vectors[j]).sum() for i in range(3) for j in range(3) if i != j]
-    assert eye.scale.similarity == pytest.approx((np.mean(apart), np.std(apart)))
-    assert eye._reader.metric == "cosine"
+    assert reader.scale.similarity == pytest.approx((np.mean(apart), np.std(apart)))
+    assert reader.metric == "cosine"
+
+
+def test_a_gallery_s_own_calibration_joins_the_probabilities(walkers, encoder, vectors, tmp_path) -> None:
+    """As `index calibrate --verify` left it; a gallery of another encoder, or without one, is refused."""
+    own = Fusion(Logistic(0.0, 0.0), Logistic(3.0, 1.0), "9 of its own images")
+    with Gallery.build(walkers.root / "query", encoder, out=tmp_path / "g", device="cpu") as gallery:
+        with pytest.raises(InputError, match="keeps no calibration of lines"):
+            line_verification.fusion_of(gallery.folder, encoder)
+        gain = VerifyGain(own, 5, 9, 0.1, 0.2, 0.0, 0.1, gallery.manifest.generation)
+        gallery.keep_lines(LineScale("", (0.0,) * 64, USUAL_NULL, 30, (0.5, 0.1)), gain)
+    fusion = line_verification.fusion_of(tmp_path / "g", encoder)
+    assert (fusion.inliers, fusion.similarity) == (own.inliers, own.similarity)
+    found = assess(walkers, vectors, verified=partial(VerifiedDistances, encoder=encoder, verify=2, fusion=fusion))
+    assert "by calibration on 9 of its own images (g)" in found.about["verified"]
 
 
 @pytest.mark.parametrize(("verify", "says"), [("foo", "not understood"), ("1", "2 matches or more")])

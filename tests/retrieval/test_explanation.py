@@ -18,7 +18,7 @@ from distcam.encoders import Linear
 from distcam.encoders.readouts import read_out
 from distcam.errors import InputError
 from distcam.explain import WEIGHTINGS, Surroundings, dist_cam, fold, ratio_maps
-from distcam.images import Transform
+from distcam.images import Box, Transform
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import write_report
 
@@ -213,6 +213,53 @@ def test_a_report_dims_what_the_encoder_did_not_see(photos, tmp_path):
     left, _, right, _ = data["images"][data["queries"][0]["image"]]["view"]
     assert 0 < left < right < 1
     assert 'class: "unseen"' in text
+
+
+def test_elongated_images_are_looked_at_closer_on_both_sides_and_no_others(photos, tmp_path):
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(size=64, fit="pad"))
+    (tmp_path / "set").mkdir()
+    for place, file in enumerate(sorted(photos.rglob("*.jpg"))[::6]):
+        with Image.open(file) as image:
+            image.resize((128, 40) if place % 2 else (64, 64)).save(tmp_path / f"set/{place}.jpg")
+    gallery = Gallery.build(tmp_path / "set", encoder, out=tmp_path / "g", store_maps=True, precision="fp32")
+    retriever = Retriever(gallery, encoder)
+    wide = retriever.query(tmp_path / "set/1.jpg", k=4)
+    found, plain, finer = (
+        wide.explain(weighting="dot", **named) for named in ({}, {"detail": "plain"}, {"detail": "finer"})
+    )
+    torch.testing.assert_close(found.query_maps, finer.query_maps)
+    assert (found.query_maps.shape, plain.query_maps.shape) == ((4, 6, 6), (4, 4, 4))
+    for match, own, plainly, closer in zip(
+        wide, found.reference_maps, plain.reference_maps, finer.reference_maps, strict=True
+    ):
+        is_wide = match.path in ("1.jpg", "3.jpg")
+        torch.testing.assert_close(own if is_wide else own.sum(), closer if is_wide else plainly.sum())
+    assert (
+        "Looked at closer, without margins, which take much of what the network sees: the query and 2 matches."
+        in str(found.words)
+    )
+    assert "takes 31% of what the network sees, the rest is margin; detail finer looks closer" in str(plain.words)
+    square = retriever.query(tmp_path / "set/0.jpg", k=4)
+    assert square.explain().query_maps.shape == (4, 4, 4)
+    region = retriever.query(tmp_path / "set/1.jpg", k=1, region=Box(0, 0, 60, 40)).explain()
+    assert region.query_maps.shape == (1, 4, 4)
+    (tmp_path / "set/3.jpg").unlink()  # its stored map is what is left
+    assert "the query and 1 match." in str(retriever.query(tmp_path / "set/1.jpg", k=4).explain().words)
+
+
+def test_a_network_that_takes_one_size_explains_the_pass_that_ranks_and_says_so(photos, tmp_path):
+    class OneSize(nn.Conv2d):
+        def forward(self, images):
+            assert images.shape[2:] == (64, 64), "only 64×64"
+            return super().forward(images)
+
+    encoder = Encoder(OneSize(3, 8, 16, 16), transform=Transform(size=64, fit="pad"))
+    with Image.open(next(photos.rglob("*.jpg"))) as image:
+        image.resize((128, 40)).save(tmp_path / "wide.jpg")
+    retriever = Retriever(Gallery.build(photos, encoder, out=tmp_path / "g", precision="fp32"), encoder)
+    found = retriever.query(tmp_path / "wide.jpg", k=2).explain()
+    assert found.query_maps.shape == (2, 4, 4)
+    assert "the rest is margin; no closer look at it is possible here" in str(found.words)
 
 
 def test_a_prototype_is_shown_by_its_nearest_member(matches):

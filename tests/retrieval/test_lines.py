@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from distcam.errors import InputError
-from distcam.explain.verification import KorniaMatcher, loftr, matcher_of
+from distcam.explain.verification import count_inliers, loftr, matcher_of
 from distcam.index import Gallery
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import Retriever
@@ -211,10 +211,10 @@ def test_a_gallery_without_classes_cannot_be_calibrated(own_photos, small_encode
 def test_kornias_matchers_count_alike(own_photos):
     features = pytest.importorskip("kornia.feature", reason="kornia is an extra")
     image = Image.open(query_of(own_photos))
-    same = KorniaMatcher("loftr", lambda one, other: (*[100 * torch.rand(2, 50, 2)[0]] * 2, torch.ones(50)))
-    assert same(image, image) == 50
+    points = 100 * torch.rand(50, 2)
+    assert count_inliers(lambda *_images: (points, points, torch.ones(50)), image, image) == 50
     network = loftr(features.LoFTR(pretrained=None).eval())
-    assert KorniaMatcher("loftr", network)(image, image) >= 0
+    assert count_inliers(network, image, image) >= 0
 
 
 def test_weights_that_cannot_be_had_end_in_one_line(monkeypatch):

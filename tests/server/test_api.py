@@ -266,6 +266,19 @@ def test_explanations_are_those_of_the_library(client, retriever, against, weigh
         assert answer["references"][0]["match_view"] == [0, 0, 64, 64]
 
 
+def test_an_elongated_upload_is_looked_at_closer_as_by_the_library(photos, tmp_path):
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(size=64, fit="pad"))
+    gallery = Gallery.build(photos, encoder, out=tmp_path / "g", precision="fp32")
+    data = image_bytes((96, 32), seed=6)
+    with served(gallery.folder) as client:
+        asked = {"token": search(client, data, k=3)["query"]["token"], "k": 3}
+        answers = [client.post("/api/v1/explain", json=asked | more).json() for more in ({}, {"detail": "plain"})]
+    expected = [Retriever(gallery).query(data, k=3).explain(detail=detail) for detail in ("auto", "plain")]
+    for answer, own in zip(answers, expected, strict=True):
+        torch.testing.assert_close(maps_of(answer, "query_map"), own.query_maps, atol=1e-4, rtol=1e-3)
+    assert [own.query_maps.shape[1:] for own in expected] == [(6, 6), (4, 4)]
+
+
 def test_an_explanation_of_more_images_than_may_wait_does_not_fill_the_queue(small_gallery):
     with served(small_gallery.folder, queue=2, max_batch=3) as client:
         assert client.post("/api/v1/explain", json={"id": 4, "k": 7}).status_code == 200

@@ -48,6 +48,33 @@ def test_every_line_is_what_the_definition_says():
     assert found.strength.tolist() == pytest.approx([line[2] for line in expected], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "boxes", [(Box(0, 0.3, 1, 0.7), None), (None, Box(0.2, 0, 0.8, 1)), (Box(0, 0.3, 1, 0.7),) * 2]
+)
+def test_margins_answer_nothing_and_keep_their_part_in_what_others_get(boxes):
+    """By the definition on all cells, those of margins 0; what they answer is left out."""
+    maps = drawn(6, 8, 10), drawn(6, 9, 7, seed=1), drawn(5, 3, 4, seed=2).relu(), drawn(5, 2, 3, seed=3).relu()
+    one, other = (Places.of(maps[i], maps[i + 2], image=boxes[i]) for i in range(2))
+    fine = [side.cells.T.reshape(6, *side.shape) for side in (one, other)]
+    expected = [
+        line
+        for line in slow(*fine, *maps[2:])
+        if one.is_seen[line[0][0] * 10 + line[0][1]] and other.is_seen[line[1][0] * 7 + line[1][1]]
+    ]
+    found = find_lines(one, other)
+    assert [tuple(cell) for cell in found.query.tolist()] == [line[0] for line in expected]
+    assert [tuple(cell) for cell in found.match.tolist()] == [line[1] for line in expected]
+    assert found.strength.tolist() == pytest.approx([line[2] for line in expected], rel=1e-5)
+    assert 0 < len(found) < len(find_lines(Places.of(maps[0], maps[2]), Places.of(maps[1], maps[3])))
+
+
+def test_an_image_so_thin_that_no_place_is_on_it_has_no_lines():
+    query, match = Places.of(drawn(6, 8, 8), drawn(5, 2, 2).relu()), Places.of(drawn(6, 8, 8), drawn(5, 2, 2).relu())
+    thin = Places.of(drawn(6, 8, 8), drawn(5, 2, 2).relu(), image=Box(0, 0.49, 1, 0.51))
+    assert [len(found) for found in lines_to_each(query, [thin, match])] == [0, len(find_lines(query, match))]
+    assert len(find_lines(thin, match)) == 0
+
+
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
 def test_many_matches_at_once_are_one_after_the_other(metric):
     fine, response = drawn(6, 12, 8, 10), drawn(6, 5, 3, 4, seed=1).relu()
