@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -239,7 +239,7 @@ class References:
             class_means=torch.from_numpy(store.all_pooled()),
             prototypes=torch.from_numpy(store.all_embeddings()),
             surroundings=surroundings_of(store, border),
-            metric=cast("Metric", store.metric),
+            metric=store.metric,
             skipped=tuple(skipped),
         )
 

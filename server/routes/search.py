@@ -71,8 +71,11 @@ async def search(
     upload: EncodedUpload | None = None
     if image is not None and asked.url is not None:
         raise ApiError(422, "send an image or its `url`, not both", reason="input")
+    if asked.url is not None:
+        data = await unless_gone(request, service.fetch(asked.url))
+    elif image is not None:
+        data = await image.read()
     if image is not None or asked.url is not None:
-        data = await (unless_gone(request, service.fetch(asked.url)) if asked.url else image.read())
         upload_suffix(data)
         upload = await unless_gone(request, service.encode(data))
 
