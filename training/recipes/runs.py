@@ -97,9 +97,8 @@ def run_recipe(
     else in `folder`, else for this run only. `reading` makes a context that gives the progress of reading images.
     """
     started = time.perf_counter()
+    recipe = recipe if seed is None else recipe.model_copy(update={"run": recipe.run.changed(seed=seed)})
     world = current_world()
-    if seed is not None:
-        recipe = recipe.model_copy(update={"run": recipe.run.changed(seed=seed)})
     out = None if folder is None else Path(folder)
     encoder = encoder or recipe.encoder.build(recipe.data, folder=recipe.folder, seed=recipe.seed)
     with ExitStack() as stack:
