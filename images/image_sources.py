@@ -18,6 +18,7 @@ from .loading import IMAGE_SUFFIXES
 from .tables import TABLE_SUFFIXES, RowTable, TableFormat, header_of, remark_on_left_out, rows_of
 
 _NO_COLUMNS: Mapping[str, str] = {}  # one for all records; not a MappingProxyType, which cannot be pickled
+RUN = 4096  # images that are looked at together
 _WILDCARDS = frozenset("*?[")
 Report = Callable[[str, str], None]  # path, reason
 
@@ -100,17 +101,25 @@ class FolderSource:
 
     def scan(self, report: Report) -> Iterator[ImageRecord]:
         """The images in the order of their sorted paths."""
+        return (ImageRecord(place + name) for place, names in self.runs(report) for name in names)
+
+    def runs(self, report: Report) -> Iterator[tuple[str, list[str]]]:
+        """The images as `scan`, some of one folder at a time: what their paths begin with, and the rest of each."""
         suffix = Path(self.pattern[-1]).suffix
         takes_any_suffix = bool(suffix) and _WILDCARDS.isdisjoint(suffix)
         seen: dict[tuple[int, int], str] = {}
         pending = [""]  # folders relative to the root, each ending in a slash; the next one last
         while pending:
-            place = pending.pop()
+            place, names = pending.pop(), [""]
             if place.endswith("/") or not place:
                 names = self._entries(place, seen, report, takes_any_suffix)
-                pending.extend(place + name for name in reversed(names))
-            elif self.pattern == ("**",) or _matches(place.split("/"), self.pattern):
-                yield ImageRecord(place)
+                if any(name[-1] == "/" for name in names):
+                    pending.extend(place + name for name in reversed(names))
+                    continue
+            if self.pattern != ("**",):
+                names = [name for name in names if _matches((place + name).split("/"), self.pattern)]
+            for start in range(0, len(names), RUN):
+                yield place, names[start : start + RUN]
 
     def _entries(
         self, place: str, seen: dict[tuple[int, int], str], report: Report, takes_any_suffix: bool
@@ -140,6 +149,8 @@ class FolderSource:
         if name.startswith("."):
             return None
         is_image = takes_any_suffix or name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
+        if is_image and name.isascii() and entry.is_file():  # as nearly all are
+            return name
         is_folder = entry.is_dir()
         if not (self.can_hold([*place.split("/")[:-1], name]) if is_folder else is_image):
             return None

@@ -16,6 +16,7 @@ from .geometry import Box
 MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
 KEPT_NAME = "images"  # of the folder in a gallery with its images that were no files when they were handed over
 _KEPT = re.compile(r"[0-9a-f]{32}(-\d+)?\.[a-z0-9]{3,4}")
+BOX_MARK: Final = "#xywh="  # in the name of every item that is a box
 _FRAGMENT = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DOTALL)
 
 
@@ -28,7 +29,7 @@ def split_item(path: str | os.PathLike[str]) -> tuple[str, Box | None]:
     ('cats/two.jpg', None)
     """
     text = os.fspath(path)
-    found = _FRAGMENT.fullmatch(text) if "#xywh=" in text else None
+    found = _FRAGMENT.fullmatch(text) if BOX_MARK in text else None
     if found is None:
         return text, None
     left, top, width, height = map(int, found.groups()[1:])

@@ -146,19 +146,19 @@ class Tally:
         self.unlabelled: str | None = None
         self.first: list[str] = []
 
-    def add(self, path: str, label: str | None, columns: Mapping[str, str]) -> None:
-        """One image."""
-        self.count += 1
-        if self.count <= _LOOKED_UP:
-            self.first.append(path)
-        if label is None:
-            self.unlabelled = self.unlabelled or path
-        else:
-            self.labelled += 1
+    def add(self, paths: Sequence[str], labels: Sequence[str | None], columns: Iterable[Mapping[str, str]]) -> None:
+        """Some images."""
+        self.count += len(paths)
+        self.first += paths[: max(0, _LOOKED_UP - len(self.first))]
+        counts = Counter(label for label in labels if label is not None)
+        if counts.total() < len(labels):
+            self.unlabelled = self.unlabelled or paths[labels.index(None)]
+        self.labelled += counts.total()
+        for label, number in counts.items():
             if label in self.labels or len(self.labels) < _MOST_LABELS or is_placeholder(label):
-                self.labels[label] += 1
+                self.labels[label] += number
         if self.box_columns:
-            self.boxed += all(columns.get(name) for name in self.box_columns)
+            self.boxed += sum(all(map(cells.get, self.box_columns)) for cells in columns)
 
     def tell_missing(self, table: str, root: Path, *, strict: bool = False) -> None:
         """Say which file a path of a table probably means that is nowhere; only the first paths are looked up."""

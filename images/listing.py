@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..remarks import remark
 from .given.inputs import given_source
-from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable
+from .image_sources import RUN, FolderSource, ImageRecord, Source, TableSource, printable
 from .joining import FactsByName, Join, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins, uncut_boxes
 from .loading import IMAGE_SUFFIXES
@@ -52,7 +53,7 @@ class Listing:
         return cls(source, _Labels("column"))
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        return self._scan(lambda _path, _reason: None)
+        return chain.from_iterable(self._blocks(lambda _path, _reason: None, 1))
 
     def __len__(self) -> int:
         return self._survey[0]
@@ -76,6 +77,11 @@ class Listing:
         return "" if self._labels.splits is None else self._labels.splits.doubt
 
     @property
+    def is_walked(self) -> bool:
+        """True if the paths come from walking the root, so that each lies under it and none holds `..`."""
+        return isinstance(self._source, FolderSource)
+
+    @property
     def header(self) -> tuple[str, ...]:
         """All columns of a table as they stand there; of anything else those of its records."""
         if isinstance(self._source, TableSource):
@@ -91,33 +97,43 @@ class Listing:
         """Path of a record's image."""
         return self.root / record.path
 
-    def _scan(self, report: Callable[[str, str], None]) -> Iterator[ImageRecord]:
-        label_of, splits = self._labels.of, self.splits
-        for record in self._source.scan(report):
-            label, columns = label_of(record), record.columns
-            if splits is not None:
-                columns = {SPLIT_COLUMN: splits.split_of(record.path) or ""}
-            yield record if splits is None and label == record.label else ImageRecord(record.path, label, columns)
+    def _blocks(self, report: Callable[[str, str], None], most: int) -> Iterator[Sequence[ImageRecord]]:
+        """The images, up to `most` at a time; of a folder those that share label and columns, asked for once."""
+        labels, splits = self._labels, self.splits
+
+        def said(record: ImageRecord) -> tuple[str | None, Mapping[str, str]]:
+            columns = record.columns if splits is None else {SPLIT_COLUMN: splits.split_of(record.path) or ""}
+            return labels.of(record), columns
+
+        if labels.table is None and isinstance(self._source, FolderSource):
+            for place, names in self._source.runs(report):
+                label, columns = said(ImageRecord(place + names[0]))
+                yield list(map(ImageRecord, [place + name for name in names], repeat(label), repeat(columns)))
+            return
+        records = self._source.scan(report)
+        while block := list(islice(records, most)):
+            yield [ImageRecord(record.path, *said(record), record.box) for record in block]
 
     def survey(self) -> list[ImageRecord]:
         """All images, of one pass that `len()` and `problems` need not make again."""
         records: list[ImageRecord] = []
-        self.__dict__["_survey"] = self._surveyed(records.append)
+        self.__dict__["_survey"] = self._surveyed(records.extend)
         return records
 
     @cached_property
     def _survey(self) -> tuple[int, tuple[str, ...]]:
-        return self._surveyed(lambda _record: None)
+        return self._surveyed(lambda _records: None)
 
-    def _surveyed(self, take: Callable[[ImageRecord], None]) -> tuple[int, tuple[str, ...]]:
+    def _surveyed(self, take: Callable[[Sequence[ImageRecord]], None]) -> tuple[int, tuple[str, ...]]:
         problems: list[str] = []
         tally, join = Tally(self.column_names), Join()
-        for record in self._scan(lambda path, reason: problems.append(f"{printable(path)}: {reason}")):
-            take(record)
-            tally.add(record.path, record.label, record.columns)
-            if self._labels.table is not None:
-                join.add(record.path, self._labels.key_of(record), is_empty=record.label is None)
         labels, strict = self._labels, self._strict
+        for block in self._blocks(lambda path, reason: problems.append(f"{printable(path)}: {reason}"), RUN):
+            take(block)
+            paths, said, columns, _ = zip(*block, strict=True)
+            tally.add(paths, said, columns)
+            for record in block if labels.table is not None else ():
+                join.add(record.path, labels.key_of(record), is_empty=record.label is None)
         table = self._source.table if isinstance(self._source, TableSource) else None
         if table is not None:
             if tally.boxed and not self._needs_no_cut:

@@ -184,9 +184,7 @@ def describe(snapshot: Snapshot, *, root: Path, classes: int) -> dict[str, Any]:
     masked = 0  # images with a mask file; one without a pixel counts, though it pools the whole image
     if masks is not None and MASK_COLUMN in snapshot.column_names:
         masked = sum(value not in (None, NO_MASK) for value in snapshot.column(MASK_COLUMN).strings())
-    boxed = [
-        file for file, box in map(split_item, () if snapshot.is_remote else snapshot.all_paths()) if box is not None
-    ]
+    boxed = [] if snapshot.is_remote else [split_item(path)[0] for path in snapshot.box_paths()]
     boxes = {"count": len(boxed), "files": len(set(boxed)), "margin": manifest.box_margin} if boxed else None
     is_current = rejection is not None and rejection.generation == manifest.generation
     return {

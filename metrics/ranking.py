@@ -219,14 +219,14 @@ class _Scores:
         is_double = spec.metric == "l1" or reach.max(initial=0.0) > _OVERFLOW
         self.dtype = np.dtype(np.float64 if is_double else np.float32)
         self._halves = [(length**2 / 2).astype(self.dtype) for length in lengths]
-        # a sum of d products in any order is off by at most about d·eps/2·|x||y|, and 4|x||y| ≤ (|x| + |y|)²
-        self.slack = (spec.dim / 4 + 16) * (2.0**-52 if is_double else 2.0**-23) * reach + _TINY
+        # a sum of d products in any order is off by at most about d·eps/2·|x||y|, and 4|x||y| ≤ (|x| + |y|)²; exact
+        # distances are as far off as double precision is
+        self.slack = ((spec.dim / 4 + 16) * 2.0**-52 if is_double else (spec.dim / 8 + 8) * 2.0**-23) * reach + _TINY
 
     def block(self, asked: Rows) -> NDArray[Any]:
         """The scores of some queries, (q, g)."""
         if self.spec.metric == "l1":
-            every = np.arange(len(self.gallery))
-            return np.stack([self.distances(query, every) for query in asked.tolist()])
+            return np.stack([distances_to(self.spec, self.queries[query], self.gallery) for query in asked.tolist()])
         queries = -self.queries[asked].astype(self.dtype)
         scores = np.empty((len(asked), len(self.gallery)), self.dtype)
         for first in range(0, len(self.gallery), _TILE):
@@ -237,37 +237,47 @@ class _Scores:
             scores += self._halves[1]
         return scores
 
-    def distances(self, queries: Rows | int, columns: Rows) -> Distances:
-        """The exact distances of pairs, or of one query's, each of which hangs on its two vectors alone."""
+    def distances(self, queries: Rows, columns: Rows) -> Distances:
+        """The exact distances of pairs, each of which hangs on its two vectors alone."""
         parts = [np.empty(0)]
         for first in range(0, len(columns), _TILE):
             part = slice(first, first + _TILE)
-            asked, which = (self.queries[queries], None) if isinstance(queries, int) else (self.queries, queries[part])
-            parts.append(distances_to(self.spec, asked, self.gallery[columns[part]], which=which))
+            parts.append(distances_to(self.spec, self.queries, self.gallery[columns[part]], which=queries[part]))
         return np.concatenate(parts)
 
     def count(self, block: NDArray[Any], asked: Rows, counts: Rows, distances: Distances) -> Rows:
         """The number in each query's row of scores that are not farther than each of its `counts` rising distances."""
         wanted = distances**2 / 2 if self.spec.metric == "l2" else distances
-        slack = np.repeat(self.slack[asked], counts)
+        number = np.repeat(np.arange(len(asked)), counts)
+        slack = self.slack[asked][number]
         low = np.nextafter((wanted - slack).astype(self.dtype), self.dtype.type(-np.inf))
         high = np.nextafter((wanted + slack).astype(self.dtype), self.dtype.type(np.inf))
         nearer, not_farther = np.empty(len(distances), np.intp), np.empty(len(distances), np.intp)
         stops = np.cumsum(counts)
         spans = [slice(start, stop) for start, stop in zip((stops - counts).tolist(), stops.tolist(), strict=True)]
         for row, span in zip(np.sort(block, axis=1), spans, strict=True):
-            nearer[span] = np.searchsorted(row, low[span], "left")
-            not_farther[span] = np.searchsorted(row, high[span], "right")
-        is_close = not_farther - nearer > 1  # every other one is alone within its slack
-        for number in np.unique(np.repeat(np.arange(len(asked)), counts)[is_close]).tolist():
-            at = spans[number].start + np.flatnonzero(is_close[spans[number]])
-            starts = np.flatnonzero(np.append(True, low[at[1:]] > high[at[:-1]]))  # of ranges that overlap
-            ends = np.append(starts[1:], len(at))
-            columns = _columns_between(block[number], low[at[starts]], high[at[ends - 1]])
-            close = np.sort(self.distances(int(asked[number]), columns))
-            sizes = not_farther[at[ends - 1]] - nearer[at[starts]]
-            surely = nearer[at[starts]] - (np.cumsum(sizes) - sizes)  # nearer, and not among the close
-            not_farther[at] = np.repeat(surely, ends - starts) + np.searchsorted(close, distances[at], "right")
+            nearer[span] = row.searchsorted(low[span], "left")
+            not_farther[span] = row.searchsorted(high[span], "right")
+        at = np.flatnonzero(not_farther - nearer > 1)  # every other one is alone within its slack
+        if not len(at):
+            return not_farther
+        number, low, high = number[at], low[at], high[at]
+        is_new = (low[1:] > high[:-1]) | (number[1:] != number[:-1])
+        starts = np.flatnonzero(np.append(True, is_new))  # of ranges that overlap
+        ends = np.append(starts[1:], len(at))
+        low, high, sizes = low[starts], high[ends - 1], not_farther[at[ends - 1]] - nearer[at[starts]]
+        rows, first = np.unique(number[starts], return_index=True)
+        last, before = np.append(first[1:], len(starts)), np.cumsum(sizes) - sizes
+        # nearer, and not among the close
+        surely = np.repeat(nearer[at[starts]] - before + np.repeat(before[first], last - first), ends - starts)
+        totals = np.add.reduceat(sizes, first)
+        for part, _ in together(totals, _AT_ONCE):
+            ranges = list(zip(rows[part].tolist(), first[part].tolist(), last[part].tolist(), strict=True))
+            columns = [_columns_between(block[row], low[a:b], high[a:b]) for row, a, b in ranges]
+            exact = self.distances(np.repeat(asked[rows[part]], totals[part]), np.concatenate(columns))
+            for (_, a, b), close in zip(ranges, np.split(exact, np.cumsum(totals[part])[:-1]), strict=True):
+                these = slice(starts[a], ends[b - 1])
+                not_farther[at[these]] = surely[these] + np.sort(close).searchsorted(distances[at[these]], "right")
         return not_farther
 
 

@@ -8,6 +8,7 @@ from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
+from zlib import Z_RLE
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ def save_drawing(
         if kind == ".npz":
             np.savez_compressed(aside, allow_pickle=False, **arrays())
         else:
-            draw().save(aside, compress_level=1)  # photographs: 9 % larger, a third of the time
+            draw().save(aside, compress_level=1, compress_type=Z_RLE)  # 14 % larger, two fifths of the time
     return path
 
 

@@ -303,7 +303,7 @@ def _reduced(tile: Tile, view: Seen, tile_size: int) -> tuple[Tile, Seen]:
     if width >= tile.image.width:
         return tile, view
     scale = width / tile.image.width, height / tile.image.height
-    small = tile.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    small = tile.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
     return replace(tile, image=small), view and view.scaled(*scale)
 
 

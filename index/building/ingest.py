@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 from ...errors import GalleryError, ImageError, InputError, is_out_of_descriptors, too_many_files
 from ...images.geometry import Box
 from ...images.image_sources import ImageRecord
-from ...images.items import item_of, split_item
+from ...images.items import item_of
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
 from ...metrics import Metric
@@ -148,12 +149,13 @@ def ingest(
     if masks is not None and is_boxed:
         raise InputError("a gallery pools either boxes or under masks; leave out one of both")
     snapshot = open_snapshot(writer.folder, writer.manifest)
-    if not snapshot.is_remote and any((split_item(path)[1] is None) == is_boxed for path in snapshot.all_paths()):
+    boxes = 0 if snapshot.is_remote else len(snapshot.box_paths())
+    if not snapshot.is_remote and (boxes < len(snapshot) if is_boxed else boxes):
         new, old = ("boxes", "whole images")[:: 1 if is_boxed else -1]
         hint = "; --boxes none takes whole images of a table" if is_boxed else ""
         remark(f"{new} are added beside the {old} of this gallery{hint}", strict=strict)
     intake = _Intake(writer, 0 if progress is None else len(images), strict=strict, progress=progress)
-    return intake.carry_through(stream, intake.offers_of(images, masks), images)
+    return intake.carry_through(stream, intake.offers_of(images, masks, snapshot), images)
 
 
 def ingest_offers(
@@ -206,13 +208,11 @@ class _Intake:
             done = self.added + self.replaced + self.unchanged + len(self.skipped)
             self._progress(min(done, self._total), self._total)
 
-    def offers_of(self, images: Listing, masks: MaskFolder | None) -> Iterator[Offer]:
+    def offers_of(self, images: Listing, masks: MaskFolder | None, snapshot: Snapshot) -> Iterator[Offer]:
         """The offers of a listing, without files whose size and time of change say that they are known."""
-        manifest = self.writer.manifest
-        root = Path(manifest.root)
-        snapshot = open_snapshot(self.writer.folder, manifest)
         snapshot.preload()  # the commits to come may merge its files away
-        stored = stored_names(images.root, root)
+        stored = stored_names(images.root, Path(self.writer.manifest.root), are_walked=images.is_walked)
+        prefix = f"{images.root}/"
         records: dict[str, ImageRecord] = {}
         for record in images.survey():
             path = item_of(stored(record.path), record.box)
@@ -220,7 +220,10 @@ class _Intake:
                 self.unchanged += 1
         known = snapshot.places_by_path(among=records)
         names = snapshot.column_names
-        for path, record in records.items():
+        paths = (record.path for record in records.values())
+        files = map(prefix.__add__ if images.is_walked else partial(os.path.join, images.root), paths)
+        are_as_before = snapshot.are_as_before(files, map(known.get, records))
+        for (path, record), is_as_before in zip(records.items(), are_as_before, strict=True):
             columns, place = record.columns, known.get(path)
             if masks is not None:
                 try:
@@ -235,8 +238,7 @@ class _Intake:
             is_said = place is not None and all(
                 name in names and snapshot.value(name, place) == value for name, value in said.items()
             )
-            file = os.path.join(images.root, record.path)  # noqa: PTH118 (one for each file)
-            if place is not None and is_said and _is_as_before(file, snapshot, place):
+            if is_said and is_as_before:
                 self.unchanged += 1
                 continue
             offer = Offer(images.file(record), path, record.label, columns, box=record.box)
@@ -269,15 +271,6 @@ class _Intake:
         )
         self.added += len(taken) - len(replaced)
         self.replaced += len(replaced)
-
-
-def _is_as_before(file: str, snapshot: Snapshot, place: int) -> bool:
-    """True if size and time of change of a known file say that it need not be read."""
-    try:
-        status = os.stat(file)  # noqa: PTH116 (one call, no object)
-    except OSError:
-        return False  # reading it will say why
-    return (status.st_size, status.st_mtime_ns) == snapshot.file_state(place)[1:]
 
 
 def unusable(vectors: RowVectors, metric: Metric) -> dict[int, str]:

@@ -54,7 +54,7 @@ class Categorical:
         return len(self.codes)
 
     def __getitem__(self, index: int) -> str | None:
-        code = self.codes[index]
+        code = self.codes.item(index)
         return None if code < 0 else self.values[code]
 
     def strings(self) -> list[str | None]:

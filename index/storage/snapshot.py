@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import CorruptGalleryError, InputError
 from ...files import REMEDY, file_sha256, read_file
-from ...images.items import split_item
+from ...images.items import BOX_MARK, split_item
 from ...metrics.distances import SearchSpec
 from ...remarks import counted
 from ..filters.matching import Categorical, Verdicts, matching
@@ -157,6 +157,11 @@ class Snapshot:
         stored = [path for segment in self.segments for path in segment.paths]
         return [stored[position] for position in self._positions.tolist()]
 
+    def box_paths(self) -> list[str]:
+        """The stored paths of the images that are boxes of a file, in the order of ids."""
+        has_any = any(BOX_MARK.encode() in segment.paths.blob.read().tobytes() for segment in self.segments)
+        return [path for path in (self.all_paths() if has_any else ()) if split_item(path)[1] is not None]
+
     def stored_rows(self, places: Array) -> Iterator[tuple[Segment, int]]:
         """The segment of each image given by place, and its row there."""
         positions = self._positions[places]
@@ -254,9 +259,10 @@ class Snapshot:
 
     def places_by_path(self, among: Iterable[str] | None = None) -> dict[str, int]:
         """The place of each image, or of those under the paths `among`, by its path."""
-        if among is None:
-            return {path: place for place, path in enumerate(self.all_paths())}
-        wanted = set(among)
+        wanted = None if among is None else set(among)
+        if wanted is None or 2 * len(wanted) > len(self):
+            every = zip(self.all_paths(), range(len(self)), strict=True)
+            return dict(every if wanted is None else (each for each in every if each[0] in wanted))
         starts = zip(self._starts.tolist(), self.segments, strict=False)
         found = {start + row: path for start, segment in starts for row, path in segment.paths.find(wanted)}
         places = np.flatnonzero(np.isin(self._positions, list(found)))
@@ -292,13 +298,25 @@ class Snapshot:
     def file_state(self, place: int) -> tuple[bytes, int, int]:
         """SHA-256, size in bytes, and time of change in ns of the file an image was read from."""
         sha256, size, mtime_ns = self._file_states
-        return sha256[place].tobytes(), int(size[place]), int(mtime_ns[place])
+        return sha256[32 * place : 32 * place + 32], size[place], mtime_ns[place]
+
+    def are_as_before(self, files: Iterable[str], places: Iterable[int | None]) -> Iterator[bool]:
+        """True for each file with the size and the time of change that the image at its place was read with."""
+        for file, place in zip(files, places, strict=True):
+            try:
+                status = None if place is None else os.stat(file)  # noqa: PTH116 (one call, no object)
+            except OSError:  # whoever reads it will say why
+                status = None
+            if place is None or status is None:
+                yield False
+            else:
+                yield self.file_state(place)[1:] == (status.st_size, status.st_mtime_ns)
 
     @cached_property
-    def _file_states(self) -> tuple[Array, Array, Array]:
+    def _file_states(self) -> tuple[bytes, memoryview, memoryview]:
         parts = [segment.file_states.values() for segment in self.segments]
         sha256, size, mtime_ns = (np.concatenate(column)[self._positions] for column in zip(*parts, strict=True))
-        return sha256, size, mtime_ns
+        return sha256.tobytes(), size.data, mtime_ns.data  # whose items are plain numbers
 
 
 def check_file(folder: Path, entry: FileEntry, *, checksum: bool) -> None:

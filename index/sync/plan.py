@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -172,41 +172,48 @@ class SyncPlan:
         self._place = str(folder.folder)
         self._keeps_labels = settings.labels is None
         self._has_labels = self._keeps_labels and bool((snapshot.column("label").codes >= 0).any())
-        self._inside = {path for path in self.known if folder.holds(path)}
-        self._has_only_boxes = bool(self.known) and all(split_item(path)[1] is not None for path in self.known)
-        self.inside = len(self._inside)  # images of the gallery under the folder, before
-        self._seen: set[str] = set()
+        boxes = snapshot.box_paths()
+        self._has_only_boxes = 0 < len(self.known) == len(boxes)
         self._wanted: list[Offer] = []
         self._gone: dict[bytes, list[str]] = defaultdict(list)  # by content
         self._items: dict[str, list[str]] = defaultdict(list)  # boxes by their file
         self._boxes: dict[bytes, list[Box]] = defaultdict(list)  # by the file's checksum
-        for path in self.known:
+        for path in boxes:
             file, box = split_item(path)
-            if box is not None:
-                self._items[file].append(path)
-                self._boxes[self._sha256_of(path)].append(box)
-        self._look(list_folder(folder.folder, settings.labels, settings.boxes), progress)
-        self._find_gone()
+            assert box is not None
+            self._items[file].append(path)
+            self._boxes[self._sha256_of(path)].append(box)
+        unseen = self.known.keys() - self._look(list_folder(folder.folder, settings.labels, settings.boxes), progress)
+        elsewhere = {path for path in unseen if not folder.holds(path)}
+        self.inside = len(self.known) - len(elsewhere)  # images of the gallery under the folder, before
+        self._find_gone(unseen - elsewhere)
         self._resolve(doubtful)
 
-    def _look(self, listing: Listing | None, progress: Progress | None) -> None:
-        """Sort the files into unchanged ones and wanted ones."""
+    def _look(self, listing: Listing | None, progress: Progress | None) -> Collection[str]:
+        """Sort the files into unchanged ones and wanted ones; the paths under which the gallery would know them."""
         records = [] if listing is None else listing.survey()
         for problem in () if listing is None else listing.problems:
             path, _, reason = problem.partition(": ")
             self.skipped.append(Skipped(self.folder.stored(path), reason))
-        for number, record in enumerate(records, 1):
+        items: dict[str, ImageRecord] = {}
+        for record in records:
             file = self.folder.stored(record.path)
             for path in [item_of(file, record.box)] if record.box is not None else self._items.get(file, [file]):
-                if path in self._seen:  # one file under two names
-                    continue
-                self._seen.add(path)
-                try:
+                items.setdefault(path, record)  # one file may have two names
+        is_trusted = self._keeps_labels and not self.settings.checksum
+        files = (f"{self._place}/{record.path}" for record in items.values())
+        are_as_before = self.snapshot.are_as_before(files, map(self.known.get, items))
+        for number, ((path, record), is_as_before) in enumerate(zip(items.items(), are_as_before, strict=True), 1):
+            try:
+                if is_as_before and is_trusted:
+                    self.unchanged += 1
+                else:
                     self._compare(path, record)
-                except ImageError as error:
-                    self.skipped.append(Skipped(path, error.reason))
+            except ImageError as error:
+                self.skipped.append(Skipped(path, error.reason))
             if progress is not None:
-                progress(number, max(number, len(self._inside)))
+                progress(number, len(items))
+        return items.keys()
 
     def _sha256_of(self, path: str) -> bytes:
         """The checksum that the gallery has of an image's file."""
@@ -222,9 +229,6 @@ class SyncPlan:
         place = self.known.get(path)
         sha256, *state = (b"",) if place is None else self.snapshot.file_state(place)
         is_as_before = state == [status.st_size, status.st_mtime_ns]
-        if is_as_before and self._keeps_labels and not self.settings.checksum:
-            self.unchanged += 1
-            return
         if not is_as_before and abs(time.time() - status.st_mtime) < self.settings.settle:
             self.busy += 1
             return
@@ -258,9 +262,9 @@ class SyncPlan:
             raise ImageError(offer.file, "the gallery is of boxes, and none is known of it; sync with --boxes FILE")
         return [replace(offer, path=item_of(offer.path, box), box=box) for box in boxes] or [offer]
 
-    def _find_gone(self) -> None:
+    def _find_gone(self, unseen: Iterable[str]) -> None:
         """Images whose files are really not there any more; what cannot be looked at stays as it is."""
-        for path in sorted(self._inside - self._seen):
+        for path in sorted(unseen):
             name, box = split_item(path)
             file = self.folder.root / name
             content = content_of(self._sha256_of(path), path)

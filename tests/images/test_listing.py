@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distcam.errors import InputError
-from distcam.images import ImageRecord, list_images
+from distcam.images import ImageRecord, image_sources, list_images
 from distcam.images.image_sources import _matches
 from distcam.remarks import DistcamWarning
 
@@ -50,9 +50,16 @@ def test_a_folder_is_walked_in_the_order_of_the_sorted_paths(tmp_path: Path) -> 
     assert paths(str(tmp_path)) == sorted(names)
 
 
-def test_labels_are_the_first_sub_folders(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [1, 2, image_sources.RUN])
+def test_labels_are_the_first_sub_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    monkeypatch.setattr(image_sources, "RUN", together)  # images of a folder that come at a time
     touch(tmp_path, "cat/1.jpg", "cat/young/2.jpg", "dog/1.jpg", "top.jpg")
+    touch(tmp_path / "dog", *(files := ["2.jpg", "3.jpg", "4.jpg"]))
+    assert labels(tmp_path / "dog") == [None] * 4
+    for file in files:
+        (tmp_path / "dog" / file).unlink()
     listing = list_images(tmp_path)
+    assert listing.survey() == list(listing)
     assert [(r.path, r.label) for r in listing] == [
         ("cat/1.jpg", "cat"),
         ("cat/young/2.jpg", "cat"),

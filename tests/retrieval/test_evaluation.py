@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, normalized_mutual_info_scor
 from distcam.errors import FingerprintMismatchError, InputError, ShapeError
 from distcam.images import load_dataset
 from distcam.index import Gallery, encode_to_file, read_encodings
-from distcam.metrics import METRICS
+from distcam.metrics import METRICS, ranking
 from distcam.metrics.distances import (
     SearchSpec,
     check_vectors,
@@ -122,8 +122,9 @@ def test_a_querys_own_image_is_no_answer_and_takes_no_rank():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("block_bytes", [1, 5_000, 1 << 20])
-def test_measures_equal_those_of_a_full_sort(metric, block_bytes):
+@pytest.mark.parametrize(("block_bytes", "at_once"), [(1, 1 << 18), (5_000, 7), (1 << 20, 100), (1 << 20, 1 << 18)])
+def test_measures_equal_those_of_a_full_sort(metric, block_bytes, at_once, monkeypatch):
+    monkeypatch.setattr(ranking, "_AT_ONCE", at_once)  # right answers, and close ones, that are measured together
     vectors, labels = clustered(120, seed=1)
     vectors[40:60] = vectors[:20]  # copies tie exactly
     vectors[60:70] = 2 * vectors[:10]  # and with the cosine, so do multiples
