@@ -203,7 +203,7 @@ class QueryAnswer(AnswerModel):
     box: Box4 | None
 
 
-class Photograph(AnswerModel):
+class WholeImageAnswer(AnswerModel):
     """The photograph that a box was cut from, in pixels of the upright file; `cut` is the box with its margin."""
 
     size: tuple[int, int]
@@ -219,7 +219,7 @@ class MatchAnswer(ImageAnswer):
     similarity: float
     is_accepted: bool | None
     inliers: int | None
-    photograph: Photograph | None
+    photograph: WholeImageAnswer | None
 
 
 class NearestPrototype(AnswerModel):
