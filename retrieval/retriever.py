@@ -190,8 +190,7 @@ class Retriever:
         """The class of each image, with a confidence that is calibrated on the gallery's own images, and its map.
 
         Args:
-            images: what `query` takes, or a folder, pattern, table or data set, see `list_items`; each image or box
-                has an answer, the unusable without a class.
+            images: what `query` or `list_items` takes; each image or box has an answer, an unusable one no class.
             options: `k`, `by`, `weighting`, `reject`, `max_distance`, `strict` and `progress`, see `Classed`.
 
         Raises:
