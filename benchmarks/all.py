@@ -27,6 +27,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     "explain.py": ([], []),
     "build.py": ([], []),
     "fewshot.py": ([], []),
+    "peers.py": (["--n", "20000", "--rounds", "3"], []),
 }
 SECONDS = 600  # of all quick runs together
 
