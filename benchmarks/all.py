@@ -25,6 +25,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     "speed/explain": ([], []),
     "speed/build": ([], []),
     "speed/fewshot": ([], []),
+    "speed/peers": (["--n", "20000", "--rounds", "3"], []),
 }
 SECONDS = 600  # of all quick runs together
 

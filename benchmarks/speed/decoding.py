@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from machine import describe_machine, interleave
+from machine import REACH_HEAD, describe_machine, interleave, reach_row
 from PIL import Image
 
 from distcam.images.geometry import Fitting
@@ -59,6 +59,7 @@ def main() -> None:
     }
 
     print(describe_machine("pillow", "numpy"))
+    shares: dict[str, list[float]] = {}
     print("| image | fit | decoded at | full, ms | scaled, ms | quicker | difference: mean, most |")
     print("|---|---|---|---:|---:|---:|---:|")
     for name, data in files.items():
@@ -68,6 +69,7 @@ def main() -> None:
             seconds = interleave(methods, rounds=options.rounds)
             milliseconds = {way: [1000 * value for value in values] for way, values in seconds.items()}
             ratios = [a / b for a, b in zip(seconds["full"], seconds["scaled"], strict=True)]
+            shares[f"{name}, {fit}: scaled decoding, × in full"] = [1 / ratio for ratio in ratios]
             full, scaled = (read_levels(data, way)[0].astype(int) for way in ways.values())
             off = np.abs(full - scaled)
             print(
@@ -75,3 +77,7 @@ def main() -> None:
                 f"{spread(milliseconds['full'])} | {spread(milliseconds['scaled'])} | {spread(ratios)} | "
                 f"{off.mean():.2f}, {off.max()} |"
             )
+    print(f"\n{REACH_HEAD}")
+    for name, values in shares.items():
+        if "4032" in name:
+            print(reach_row(name, values, 0.215))

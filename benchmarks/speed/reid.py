@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from machine import command_of, describe_machine
+from machine import REACH_HEAD, command_of, describe_machine, reach_row
 
 from distcam.reid import Labels, evaluate_distances, evaluate_features, rerank_features
 from distcam.reid.distances import FeatureDistances
@@ -258,6 +258,8 @@ def report(size: str, dimension: int, parts: tuple[str, ...]) -> None:
         found = in_own_process(part, size, dimension)
         base = base or found
         print(line(part, found, base), flush=True)
+        if part == "rerank_dense" and "skipped" not in base and "skipped" not in found:
+            print(f"\n{REACH_HEAD}\n{reach_row('re-ranking, × the dense way', [base['cpu'] / found['cpu']], 0.1)}")
 
 
 def main() -> None:
