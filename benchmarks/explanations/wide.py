@@ -31,7 +31,7 @@ from distcam.explain import fold, ratio_maps
 from distcam.images import list_images
 from distcam.index import Gallery
 from distcam.retrieval import References, Retriever
-from distcam.retrieval.localisation.composites import TWO, Photograph, draw_composites, pointing, split_off
+from distcam.retrieval.localisation.composites import TWO, ObjectImage, draw_composites, pointing, split_off
 from distcam.retrieval.localisation.references import photographs
 
 SIDE = 224  # of a photograph
@@ -62,7 +62,7 @@ def halves(encoder: Encoder) -> Tensor:
     return cells
 
 
-def gallery_of(photographs: Sequence[Photograph], encoder: Encoder, folder: Path) -> Retriever:
+def gallery_of(photographs: Sequence[ObjectImage], encoder: Encoder, folder: Path) -> Retriever:
     """A gallery of these photographs, with its retriever."""
     for photograph in photographs:
         file = folder / "set" / photograph.label / photograph.file.name

@@ -261,8 +261,7 @@ class Snapshot:
         """The place of each image, or of those under the paths `among`, by its path."""
         wanted = None if among is None else set(among)
         if wanted is None or 2 * len(wanted) > len(self):
-            every = zip(self.all_paths(), range(len(self)), strict=True)
-            return dict(every if wanted is None else (each for each in every if each[0] in wanted))
+            return {path: place for place, path in enumerate(self.all_paths()) if wanted is None or path in wanted}
         starts = zip(self._starts.tolist(), self.segments, strict=False)
         found = {start + row: path for start, segment in starts for row, path in segment.paths.find(wanted)}
         places = np.flatnonzero(np.isin(self._positions, list(found)))
@@ -307,10 +306,8 @@ class Snapshot:
                 status = None if place is None else os.stat(file)  # noqa: PTH116 (one call, no object)
             except OSError:  # whoever reads it will say why
                 status = None
-            if place is None or status is None:
-                yield False
-            else:
-                yield self.file_state(place)[1:] == (status.st_size, status.st_mtime_ns)
+            read = None if status is None else (status.st_size, status.st_mtime_ns)
+            yield place is not None and self.file_state(place)[1:] == read
 
     @cached_property
     def _file_states(self) -> tuple[bytes, memoryview, memoryview]:
