@@ -303,11 +303,10 @@ class Snapshot:
         """True for each file with the size and the time of change that the image at its place was read with."""
         for file, place in zip(files, places, strict=True):
             try:
-                status = None if place is None else os.stat(file)  # noqa: PTH116 (one call, no object)
+                status = os.stat(file)  # noqa: PTH116 (one call, no object)
+                yield place is not None and self.file_state(place)[1:] == (status.st_size, status.st_mtime_ns)
             except OSError:  # whoever reads it will say why
-                status = None
-            read = None if status is None else (status.st_size, status.st_mtime_ns)
-            yield place is not None and self.file_state(place)[1:] == read
+                yield False
 
     @cached_property
     def _file_states(self) -> tuple[bytes, memoryview, memoryview]:
