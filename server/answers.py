@@ -103,12 +103,12 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
     )
 
 
-def _photograph(match: Match) -> schemas.Photograph | None:
+def _photograph(match: Match) -> schemas.WholeImageAnswer | None:
     cut = split_item(match.item)[1]
     size = None if cut is None else upright_size(match.file)
     if cut is None or match.box is None or size is None:
         return None
-    return schemas.Photograph(size=size, box=match.box, cut=whole_pixels(cut.clipped(*size)))
+    return schemas.WholeImageAnswer(size=size, box=match.box, cut=whole_pixels(cut.clipped(*size)))
 
 
 def explanation_answer(explanation: Explanation, *, both_sides: bool) -> schemas.ExplanationAnswer:
