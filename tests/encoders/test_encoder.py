@@ -228,7 +228,7 @@ def test_a_network_of_ones_own_is_read_at_a_layer_and_left_as_it_was() -> None:
         toy.train()
     assert [module.training for module in toy.modules()] == modes
     assert not any(module._forward_hooks for module in toy.modules())
-    assert repr(encoder) == "Encoder(Toy at body, GAP, Identity, 64×64)"
+    assert repr(encoder) == "Encoder(Toy at body, GAP, IdentityHead, 64×64)"
 
 
 def test_the_hook_is_gone_even_when_the_network_fails() -> None:

@@ -392,7 +392,7 @@ from distcam.images.listing import list_images
 from distcam.files import Storage, WriterLock
 from distcam.index.building.ingest import Encoded, ingest, read_offer
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.segments import Vectors
+from distcam.index.storage.segments import RowVectors
 from distcam.index.storage.snapshot import Snapshot
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
@@ -417,7 +417,7 @@ def stream(offers):
 
 def encoded(batch):
     pooled = np.stack([vector for _, vector in batch])
-    return Encoded([offer for offer, _ in batch], Vectors(pooled, pooled), [])
+    return Encoded([offer for offer, _ in batch], RowVectors(pooled, pooled), [])
 
 def held(manifest):
     return Snapshot(folder, manifest, verify=False).all_paths()

@@ -53,7 +53,7 @@ import numpy as np
 import distcam.index.sync.sync as sync
 from distcam.index import Gallery
 from distcam.index.building.ingest import Encoded, read_offer
-from distcam.index.storage.segments import Vectors
+from distcam.index.storage.segments import RowVectors
 import distcam.index.storage.writer as writer
 
 folder, images = map(Path, sys.argv[1:])
@@ -66,11 +66,11 @@ def stream(writer, encoder, inference):
             for offer in batch:
                 read_offer(offer)
             vectors = np.stack([np.frombuffer(offer.sha256, np.uint8).astype(np.float32) for offer in batch])
-            yield Encoded(batch, Vectors(vectors, vectors), [])
+            yield Encoded(batch, RowVectors(vectors, vectors), [])
     return encoded
 
 build = types.ModuleType("distcam.index.building.build")  # the real one loads torch, which takes seconds
-build.encoding_stream, build.InferenceSettings = stream, lambda *_: None
+build.encoding_stream, build.InferenceOptions = stream, lambda *_: None
 sys.modules[build.__name__] = build
 sync.LazyEncoder.__call__ = lambda self: None
 gallery = Gallery.open(folder)

@@ -23,7 +23,7 @@ socket.getaddrinfo = socket.create_connection = refuse
 
 from distcam import Encoder, Gallery, Retriever
 from distcam.index.building import ray
-from distcam.index.building.build import InferenceSettings
+from distcam.index.building.build import InferenceOptions
 from foreign import photograph
 
 for folder in map(Path, sys.argv[2:]):
@@ -35,7 +35,7 @@ for folder in map(Path, sys.argv[2:]):
     assert matches[0].path.endswith("a/0.jpg") and matches[0].similarity > 0.999
     explanation = matches.explain()
     explanation.save(folder.with_suffix(".html"))
-    settings = ray._settled(InferenceSettings(batch_size=4))
+    settings = ray._settled(InferenceOptions(batch_size=4))
     work = ray._Work(settings, gallery.manifest.spec, maps=False)
     assert ray._Worker(ray._checkpoint(retriever.encoder), work)
     from commands import distcam

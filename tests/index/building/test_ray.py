@@ -144,7 +144,7 @@ import torch
 torch.set_num_threads(1)
 from distcam.encoders import Encoder
 from distcam.images import list_images
-from distcam.index.building.build import InferenceSettings, add_images, opened_for_building
+from distcam.index.building.build import InferenceOptions, add_images, opened_for_building
 from distcam.index.building.ray import RayEngine
 from distcam.index.storage.writer import CommitLimits
 
@@ -174,7 +174,7 @@ with opened_for_building(
     Path(out), listing, encoder, metric="cosine", store_maps=True, limits=CommitLimits(images=8)
 ) as writer:
     report = add_images(
-        writer, listing, encoder, encode=RayEngine(workers=2).stream, settings=InferenceSettings(batch_size=1),
+        writer, listing, encoder, encode=RayEngine(workers=2).stream, settings=InferenceOptions(batch_size=1),
         store_maps=True, complete=True, progress=progress,
     )
 print(report, len(killed), flush=True)
