@@ -164,6 +164,15 @@ def located(path: str, root: Path) -> Path:
     return root / path
 
 
+def is_as_before(file: str, size: int, mtime_ns: int) -> bool:
+    """True for a file of this size and time of change; of one that is gone, whoever reads it will say so."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 (one call, no object)
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (size, mtime_ns)
+
+
 def write_segment(
     path: Path, entries: Entries, vectors: Iterable[RowVectors], *, spec: Spec, about: str | None = None
 ) -> None:

@@ -25,7 +25,7 @@ from ..filters.tree import Filter
 from ..search import Searcher, check_ids
 from .hdf5 import Array, StoredArray
 from .manifest import FileEntry, Manifest, Spec
-from .segments import BLOCK_BYTES, Record, RowVectors, Segment, stored_path
+from .segments import BLOCK_BYTES, Record, RowVectors, Segment, is_as_before, stored_path
 
 AUTO_VERIFY_BYTES = 1 << 30
 _FEW_ROWS = 256
@@ -301,12 +301,8 @@ class Snapshot:
 
     def are_as_before(self, files: Iterable[str], places: Iterable[int | None]) -> Iterator[bool]:
         """True for each file with the size and the time of change that the image at its place was read with."""
-        for file, place in zip(files, places, strict=True):
-            try:
-                status = os.stat(file)  # noqa: PTH116 (one call, no object)
-                yield place is not None and self.file_state(place)[1:] == (status.st_size, status.st_mtime_ns)
-            except OSError:  # whoever reads it will say why
-                yield False
+        asked = zip(files, places, strict=True)
+        return (place is not None and is_as_before(file, *self.file_state(place)[1:]) for file, place in asked)
 
     @cached_property
     def _file_states(self) -> tuple[bytes, memoryview, memoryview]:
