@@ -138,10 +138,11 @@ class Evidence:
     @cached_property
     def closer_ranks(self) -> frozenset[int]:
         """The matches whose maps `auto` takes from a closer look."""
-        source, found = self.ranking.retriever, []
-        for match in self.ranking.matches if self.detail == "auto" else ():
+        source, transform, found = self.ranking.retriever, self.ranking.retriever.encoder.transform, []
+        has_margins = self.detail == "auto" and transform.fit == "pad"  # else no file need be looked into
+        for match in self.ranking.matches if has_margins else ():
             with suppress(ImageError):  # the file is gone
-                found += [match.rank] * (share_of_view(source.encoder.transform, image_size(match.item)) < LITTLE)
+                found += [match.rank] * (share_of_view(transform, image_size(match.item)) < LITTLE)
         return frozenset(found if found and source.detailed.leaves_margins_out else ())
 
     @cached_property
